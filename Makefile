@@ -1,0 +1,49 @@
+# Every command makes its own virtual environment from requirements.lock when it is not there yet.
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= python3
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu test-system lint types format bench docs clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## train ALI-G beside its rivals on real data; prints the table, writes runs/demo/report.html
+	@$(BIN)/polyak run recipes/demo.toml --out runs/demo --report
+
+test: $(READY) lint types ## everything that must hold, in under 8 minutes
+	@$(BIN)/pytest -n auto --cov --cov-report=term
+
+test-slow: $(READY) ## the longer checks
+	@$(BIN)/pytest -m slow
+
+test-gpu: $(READY) ## what only a CUDA device can prove
+	@$(BIN)/pytest -m gpu
+
+test-system: $(READY) ## checks on Debian's data sets and in a real browser (installs them: scripts/system-packages)
+	@scripts/system-packages dataset-fashion-mnist chromium
+	@$(BIN)/pytest -m system
+
+lint: $(READY) ## ruff
+	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
+
+types: $(READY) ## mypy --strict on the library
+	@$(BIN)/mypy
+
+format: $(READY) ## let ruff rewrite what it can
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+
+bench: $(READY) ## the paired benchmarks; prints ratios
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(READY) ## list the pages; every example in them runs in the tests
+	@ls docs/*.md
+
+clean: ## remove the environment and every cache, never runs/ or results/
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+
+$(READY): requirements.lock pyproject.toml
+	@PYTHON=$(PYTHON) scripts/make-venv $(VENV)
+	@touch $@

@@ -1,0 +1,86 @@
+"""The three doors through which the loss reaches a step: `loss=`, a closure, and a watched loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+THREE_WAYS = (
+    "write optimizer.step(loss=loss), pass a closure that returns the loss, "
+    "or watch it before backward with loss = optimizer.watch(loss)"
+)
+
+
+class WatchedLoss:
+    """The value of the objective whose gradient backward is accumulating: Σ ∂objective/∂loss · loss.
+
+    The hook on the loss runs inside backward, so every division for accumulation is in it, whoever made it.
+    """
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
+        """Hook the loss; the same tensor is returned."""
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"watch() takes the loss tensor before backward, but a {type(loss).__name__} was given.")
+        check_single(loss)
+        if loss.requires_grad:
+            value = loss.detach()
+            loss.register_hook(lambda grad: self._add(grad * value, scaler))  # type: ignore[no-untyped-call]
+        return loss
+
+    def _add(self, part: Tensor, scaler: Any) -> None:
+        part = part.detach().double() if part.dtype == torch.float64 else part.detach().float()
+        if scaler is not None:  # scale() of a one is the current scale, still on the device
+            part = part / scaler.scale(torch.ones_like(part))
+        self.value = part if self.value is None else self.value + part
+
+    def take(self) -> Tensor | None:
+        """Return the value and forget it."""
+        value, self.value = self.value, None
+        return value
+
+
+def read_loss(
+    watched: WatchedLoss, closure: Callable[[], Any] | None, loss: Tensor | float | None
+) -> Tensor | float | None:
+    """Return the loss from whichever door it came through, or None if it came through none."""
+    if closure is not None and loss is not None:
+        raise TypeError("step() was given both a closure and loss=: give one of them.")
+    if closure is not None and not callable(closure):
+        raise TypeError(
+            f"step() takes a callable as closure, but a {type(closure).__name__} was given: write step(loss=loss)."
+        )
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+        seen = watched.take()  # a watched loss is exact under accumulation, a framework's return value may not be
+        return loss if seen is None else seen
+    seen = watched.take()
+    return seen if loss is None else loss
+
+
+def as_scalar(loss: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the loss as a detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
+    if isinstance(loss, Tensor):
+        check_single(loss)
+        return loss.detach().reshape(()).to(device=device, dtype=dtype, non_blocking=True)
+    if isinstance(loss, Real):
+        return torch.full((), float(loss), dtype=dtype, device=device)
+    raise TypeError(f"The loss must be a tensor with one element or a number, but a {type(loss).__name__} was given.")
+
+
+def check_single(loss: Tensor) -> None:
+    """Raise unless the loss is one real number."""
+    if loss.numel() != 1:
+        raise ValueError(
+            f"The loss must have one element, but its shape is {tuple(loss.shape)}: "
+            "call backward on loss.mean() and pass that very value."
+        )
+    if loss.is_complex():
+        raise TypeError("The loss must be real, but it is complex: pass loss.real or loss.abs().")

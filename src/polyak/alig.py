@@ -1,0 +1,94 @@
+"""ALI-G (Berrada, Zisserman and Kumar, ICML 2020)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from torch import Tensor
+
+from ._line import Group, Line
+from ._optimizer import PolyakOptimizer
+
+if TYPE_CHECKING:
+    from torch.optim.optimizer import ParamsT
+
+    from .constraints import Constraint
+
+
+@final
+class ALIG(PolyakOptimizer):
+    r"""Adaptive Learning-rates for Interpolation with Gradients: one constant cap to tune, no schedule.
+
+    .. code-block:: text
+
+        γ = min{ ℓ(x) / (‖∇ℓ(x)‖² + δ), η }          ‖·‖ over all parameters of all groups
+        x ← Π_Ω(x − γ∇ℓ(x))                          without momentum
+        v ← μv − γ∇ℓ(x),  x ← Π_Ω(x − γ∇ℓ(x) + μv)   standard momentum
+        v ← μv − ∇ℓ(x),   x ← Π_Ω(x − γ∇ℓ(x) + γμv)  adjusted momentum
+
+    Pass the mean loss of the mini-batch, the very value whose gradient was computed, without weight decay in it: the
+    method assumes that it can reach `lower_bound` (0 for cross-entropy without label smoothing).
+
+    Args:
+        params: parameters or parameter groups, as for every torch optimizer.
+        lr: the cap η on the step size, > 0; `math.inf` for none (a schedule would turn that into NaN). Default 0.1, the
+            value of the authors' CIFAR experiments. With momentum μ one gradient moves x by γ/(1 − μ) in all.
+        momentum: μ in [0, 1). Default 0; the authors use 0.9.
+        adjusted_momentum: keep γ outside the buffer, as torch.optim.SGD does. Default False, the authors' choice.
+        eps: δ ≥ 0, added to the squared norm. Default 1e-5, the authors' value.
+        lower_bound: a bound on the loss from below, any finite number. Default 0, as in the paper.
+        constraint: the feasible set Ω, such as `polyak.L2Ball(100.0)`; the parameters are projected at construction
+            and after every step. Default None. A group's own `constraint` holds for that group alone.
+        foreach: use multi-tensor kernels; None picks them on CUDA devices.
+
+    Raises:
+        ValueError: an option is outside its range, or a group has an option that does not exist.
+        TypeError: an argument does not exist, the constraint is none, or a parameter is not floating-point.
+
+    Example:
+        >>> import torch, polyak
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> optimizer = polyak.ALIG([w], lr=1.0, eps=0.0)
+        >>> for _ in range(100):
+        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     _ = optimizer.step(loss=loss)
+        >>> [round(value, 3) for value in w.tolist()]
+        [1.0, 2.0]
+
+    Differences from the authors' code: the loss below its bound gives no step instead of an ascent; a loss or gradient
+    that is not finite skips the step; the cap is called `lr`, so that schedulers find it; the host never waits for the
+    device.
+
+    Reference:
+        L. Berrada, A. Zisserman, M. P. Kumar, Training Neural Networks for and by Interpolation, ICML 2020,
+        arXiv:1906.05661, Algorithm 1; the update as one line: Comment on Stochastic Polyak Step-Size, 2021,
+        arXiv:2105.10011, equation (4).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.1,
+        *,
+        momentum: float = 0.0,
+        adjusted_momentum: bool = False,
+        eps: float = 1e-5,
+        lower_bound: float = 0.0,
+        constraint: Constraint | None = None,
+        foreach: bool | None = None,
+    ) -> None:
+        options = {
+            "lr": lr,
+            "momentum": momentum,
+            "adjusted_momentum": adjusted_momentum,
+            "eps": eps,
+            "lower_bound": lower_bound,
+            "foreach": foreach,
+        }
+        super().__init__(params, options, constraint)
+
+    def step_size(self, line: Line, group: Group) -> tuple[Tensor, Tensor | float]:
+        """γ = min{ ℓ / (‖∇ℓ‖² + δ), η }."""
+        return line.gap / (line.slope + group["eps"]), group["lr"]

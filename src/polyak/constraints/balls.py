@@ -1,0 +1,127 @@
+"""Norm balls and the simplex: bounds on the whole vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from .. import _vector
+from ._base import Constraint, check_size, real_only
+
+
+@final
+@dataclass(frozen=True)
+class L2Ball(Constraint):
+    """The ball ‖x‖₂ ≤ radius; a point outside is rescaled: x ← x · radius/‖x‖₂.
+
+    This is ALI-G's regularisation (Berrada et al. 2020, arXiv:1906.05661, section 3): a maximal norm instead of weight
+    decay. Complex parameters are allowed.
+
+    Args:
+        radius: the largest norm, a finite number > 0; the authors use 50 to 100 for networks on CIFAR.
+
+    Raises:
+        ValueError: the radius is not a finite number > 0.
+
+    Example:
+        >>> import torch, polyak
+        >>> x = torch.tensor([3.0, 4.0])
+        >>> polyak.L2Ball(1.0).project_([x])
+        >>> x
+        tensor([0.6000, 0.8000])
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        check_size("L2Ball", "radius", self.radius)
+
+    def project_(self, params: Sequence[Tensor]) -> None:
+        """x ← x · min{1, radius/‖x‖₂}."""
+        x = [_vector.real(p) for p in params]
+        norm = _vector.sum_squares(x).sqrt()
+        if not _vector.read_on_cpu(norm <= self.radius):
+            _vector.rescale_(x, (self.radius / norm).clamp(max=1.0))
+
+
+@final
+@dataclass(frozen=True)
+class L1Ball(Constraint):
+    """The ball ‖x‖₁ ≤ radius; a point outside is soft-thresholded, which makes it sparse.
+
+    The threshold comes from sorting the whole vector (Duchi et al., ICML 2008, figure 1), so a projection needs memory
+    for a few copies of it.
+
+    Args:
+        radius: the largest sum of absolute values, a finite number > 0.
+
+    Raises:
+        ValueError: the radius is not a finite number > 0.
+        TypeError: a parameter is complex.
+
+    Example:
+        >>> import torch, polyak
+        >>> x = torch.tensor([3.0, -1.0, 0.5])
+        >>> polyak.L1Ball(2.0).project_([x])
+        >>> x
+        tensor([2., 0., 0.])
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        check_size("L1Ball", "radius", self.radius)
+
+    def project_(self, params: Sequence[Tensor]) -> None:
+        """x ← sign(x)·(|x| − θ)₊ with the θ ≥ 0 that brings the norm down to the radius."""
+        x = real_only("L1Ball", params)
+        if x:
+            theta = _threshold(_vector.flatten(x).abs(), self.radius).clamp(min=0.0)
+            _vector.shrink_(x, theta)
+
+
+@final
+@dataclass(frozen=True)
+class Simplex(Constraint):
+    """The simplex x ≥ 0, Σx = total; found by sorting (Duchi et al., ICML 2008, figure 1).
+
+    Args:
+        total: the sum of the parameters, a finite number > 0. Default 1.
+
+    Raises:
+        ValueError: the total is not a finite number > 0.
+        TypeError: a parameter is complex.
+
+    Example:
+        >>> import torch, polyak
+        >>> x = torch.tensor([1.0, 0.5, -2.0])
+        >>> polyak.Simplex().project_([x])
+        >>> x
+        tensor([0.7500, 0.2500, 0.0000])
+    """
+
+    total: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_size("Simplex", "total", self.total)
+
+    def project_(self, params: Sequence[Tensor]) -> None:
+        """x ← (x − θ)₊ with the θ that makes the sum right."""
+        x = real_only("Simplex", params)
+        if x:
+            _vector.shift_(x, -_threshold(_vector.flatten(x), self.total))
+            _vector.clamp_(x, 0.0, math.inf)
+
+
+def _threshold(values: Tensor, total: float) -> Tensor:
+    """Return the θ with Σ(values − θ)₊ = total (Duchi et al., ICML 2008, figure 1)."""
+    falling = values.sort(descending=True).values
+    excess = falling.cumsum(0) - total
+    count = torch.arange(1, len(falling) + 1, device=values.device)
+    support = (falling * count > excess).sum()
+    return (excess.gather(0, support.reshape(1) - 1) / support).reshape(())

@@ -1,0 +1,187 @@
+"""What a run is: frozen dataclasses, read strictly from tables and stored as JSON.
+
+Importing this module does not import torch, so that `polyak --help` and `polyak table` answer at once.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from polyak_lab.errors import LabError
+
+T = TypeVar("T")
+
+EVAL_PROTOCOLS = ("clean", "sps-augmented-validation")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set by name, and whether its training images are cropped and flipped at random."""
+
+    name: str
+    augment: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network by name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer by name; `options` are the keyword arguments of its class."""
+
+    name: str
+    l2_ball: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How `lr` moves: constant, cosine (to zero), or step (times `factor` at every milestone, in epochs)."""
+
+    name: str = "constant"
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, in which batches, from which seeds, on what, and how the score is taken."""
+
+    epochs: int
+    batch_size: int = 128
+    seed: int = 0
+    shuffle_seed: int | None = None
+    device: str = "auto"
+    eval_protocol: str = "clean"
+    max_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LabError(f"training.{name} is {value}, but must be 1 or more.")
+        check_known(self.eval_protocol, EVAL_PROTOCOLS, "training.eval_protocol")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: everything that decides its numbers, and nothing else."""
+
+    data: Data
+    model: Model
+    optimizer: Optimizer
+    training: Training
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+def check_known(name: str, known: Iterable[str], where: str) -> None:
+    """Refuse a name that is not among `known`, and say which one is nearest."""
+    known = sorted(known)
+    if name in known:
+        return
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
+    raise LabError(f"{where}: {name!r} is not known; {hint}")
+
+
+def read(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass from a table, refusing unknown keys, missing keys and values of another type."""
+    hints = get_type_hints(kind)
+    for key in table:
+        check_known(key, hints, where)
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    for name in required:
+        if name not in table:
+            raise LabError(f"{where}: the key {name!r} is missing.")
+    return kind(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
+
+
+def read_optimizer(table: Mapping[str, Any], where: str) -> Optimizer:
+    """Make an `Optimizer` from a row's table: what is neither name nor ball is an option of the class."""
+    known = {key: table[key] for key in ("name", "l2_ball") if key in table}
+    options = {key: value for key, value in table.items() if key not in known}
+    return read(Optimizer, {**known, "options": options}, where)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if hint is Optimizer:
+        return read_optimizer(_as_table(value, where), where)
+    if is_dataclass(hint):
+        return read(hint, _as_table(value, where), where)
+    for accepted in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        kind = get_origin(accepted) or accepted
+        if _ACCEPTS[kind](value):
+            return _MAKES.get(kind, lambda same: same)(value)
+    wanted = getattr(hint, "__name__", str(hint)).replace(" | None", "")
+    raise LabError(f"{where} is {value!r}, but must be of type {wanted}.")
+
+
+def _as_table(value: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(value, str):  # data = "digits" is short for data = { name = "digits" }
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise LabError(f"{where} is {value!r}, but must be a name or a table.")
+    return value
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_ACCEPTS = {
+    bool: lambda value: isinstance(value, bool),
+    int: _is_integer,
+    float: lambda value: _is_integer(value) or isinstance(value, float),
+    str: lambda value: isinstance(value, str),
+    tuple: lambda value: isinstance(value, (list, tuple)) and all(map(_is_integer, value)),
+    Mapping: lambda value: isinstance(value, Mapping),
+    types.NoneType: lambda value: value is None,
+}
+_MAKES = {float: float, tuple: tuple}
+_ACCEPTS[get_origin(Mapping[str, Any])] = _ACCEPTS[Mapping]
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """Turn a run into what config.json holds."""
+    return plain(asdict(run))
+
+
+def plain(value: Any) -> Any:
+    """Make a value fit for strict JSON: infinities and NaN become the strings 'inf', '-inf' and 'nan'."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def content_hash(config: Mapping[str, Any]) -> str:
+    """Name a stored configuration by its content."""
+    canonical = json.dumps(config, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def first_difference(here: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Find the first key, in dotted form, whose values differ."""
+    flat_here, flat_asked = dict(_flatten(here)), dict(_flatten(asked))
+    for key in dict.fromkeys([*flat_asked, *flat_here]):
+        if flat_here.get(key, MISSING) != flat_asked.get(key, MISSING):
+            return key, flat_here.get(key, "not set"), flat_asked.get(key, "not set")
+    return None
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

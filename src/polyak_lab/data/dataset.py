@@ -1,0 +1,52 @@
+"""What every reader returns: tensors of a train and a test split, and what a model needs to know about them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs and targets of one part of a data set."""
+
+    inputs: Tensor
+    """Images: uint8 (n, C, H, W). Vectors: float32 (n, d)."""
+    targets: Tensor
+    """int64 (n,) for classes, float32 (n,) of ±1 for "logistic", float32 (n, outputs) for regression."""
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the same split on another device."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as tensors, with the loss it asks for."""
+
+    name: str
+    train: Split
+    test: Split
+    outputs: int
+    """Number of classes, or the width of the output."""
+    loss: str
+    """"cross_entropy", "logistic" (targets ±1, one output) or "squared"."""
+    mean: Tensor | None = None
+    """Per-channel mean (C,) of the training images in 0..1; None for vectors."""
+    std: Tensor | None = None
+    """Per-channel standard deviation (C,) of the training images in 0..1; None for vectors."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: (C, H, W) or (d,)."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the inputs are uint8 images, which the runner normalises."""
+        return self.train.inputs.dtype == torch.uint8
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """Return the same data set on another device."""
+        mean, std = (None if x is None else x.to(device) for x in (self.mean, self.std))
+        return replace(self, train=self.train.to(device), test=self.test.to(device), mean=mean, std=std)

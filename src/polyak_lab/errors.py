@@ -1,0 +1,5 @@
+"""The one exception that the runner shows without a traceback."""
+
+
+class LabError(RuntimeError):
+    """One clear sentence for the person at the terminal."""

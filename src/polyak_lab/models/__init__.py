@@ -1,0 +1,5 @@
+"""Models by name: `build("resnet20", (3, 32, 32), 10)`."""
+
+from polyak_lab.models.catalogue import NAMES, build
+
+__all__ = ["NAMES", "build"]

@@ -1,0 +1,38 @@
+"""Losses by name, and how each counts a right answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A mean loss over a batch; `correct` counts right answers and is None where there is nothing to count."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    correct: Callable[[Tensor, Tensor], Tensor] | None
+
+
+def _logistic(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.softplus(-targets * outputs.squeeze(1)).mean()
+
+
+def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs, targets.view_as(outputs))
+
+
+def _same_class(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == targets).sum()
+
+
+def _same_sign(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.squeeze(1) * targets > 0).sum()
+
+
+OBJECTIVES = {
+    "cross_entropy": Objective(F.cross_entropy, _same_class),
+    "logistic": Objective(_logistic, _same_sign),
+    "squared": Objective(_squared, None),
+}

@@ -1,0 +1,122 @@
+"""Recipes: one TOML file per table of a paper, one row per line of the table.
+
+A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line; a row's sections are laid over
+those of `[defaults]`, key by key (an optimizer is taken whole). Unknown keys are refused.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from polyak_lab.config import Run, check_known, read
+from polyak_lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its name, what to run, and the paper's number if it has one."""
+
+    name: str
+    run: Run
+    paper: float | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return slug(self.name)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A table to be: its rows, and the seeds each is run with."""
+
+    name: str
+    title: str
+    note: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys a recipe file may have."""
+
+    row: Sequence[Mapping[str, Any]]
+    title: str = ""
+    note: str = ""
+    seeds: tuple[int, ...] = (0,)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def slug(name: str) -> str:
+    """Spell a name so that it can be a folder: 'ALI-G, momentum 0.9' becomes 'ali-g-momentum-0.9'."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe, refusing anything it does not know."""
+    content = read(_File, _parse(path), str(path))
+    rows = tuple(_row(table, content.defaults, f"{path}, row {i + 1}") for i, table in enumerate(content.row))
+    if not rows:
+        raise LabError(f"{path} has no [[row]]: a recipe needs at least one.")
+    _refuse_doubles(rows, path)
+    if not content.seeds:
+        raise LabError(f"{path}: seeds is empty; name at least one, such as seeds = [0].")
+    return Recipe(path.stem, content.title or path.stem, content.note, content.seeds, rows)
+
+
+def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
+    """Keep the rows named (by name or by folder name); all of them if none is."""
+    by_name = {row.name: row for row in rows} | {row.slug: row for row in rows}
+    for name in names:
+        check_known(name, by_name, "--row")
+    chosen = {by_name[name].name for name in names} or {row.name for row in rows}
+    return tuple(row for row in rows if row.name in chosen)
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """Give a run its seed."""
+    return replace(run, training=replace(run.training, seed=seed))
+
+
+def smoke(run: Run) -> Run:
+    """Cut a run down to two steps, to see that it works."""
+    return replace(run, training=replace(run.training, epochs=1, max_batches=2))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LabError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LabError(f"The recipe {path} is not valid TOML: {error}.") from error
+
+
+def _row(table: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Row:
+    own = dict(table)
+    name, paper = own.pop("name", None), own.pop("paper", None)
+    if not isinstance(name, str) or not slug(name):
+        raise LabError(f"{where} needs a name.")
+    if paper is not None and not isinstance(paper, (int, float)):
+        raise LabError(f"{where} ({name}): paper is {paper!r}, but must be a number.")
+    return Row(name, read(Run, _overlay(defaults, own), f"{where} ({name})"), paper)
+
+
+def _overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {**defaults, **own}
+    for key in defaults.keys() & own.keys() - {"optimizer"}:
+        if isinstance(defaults[key], Mapping) and isinstance(own[key], Mapping):
+            sections[key] = {**defaults[key], **own[key]}
+    return sections
+
+
+def _refuse_doubles(rows: Sequence[Row], path: Path) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if row.slug in seen:
+            raise LabError(f"{path}: the rows {seen[row.slug]!r} and {row.name!r} would share one folder.")
+        seen[row.slug] = row.name
