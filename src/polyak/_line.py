@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from ._loss import as_scalar
-from ._vector import Vector
+from ._vector import Vector, scalar_dtype
 
 Group = dict[str, Any]
 
@@ -24,20 +25,33 @@ class Line(NamedTuple):
         """(value − lower_bound)₊, how far the loss can still fall."""
         return (self.value - self.lower_bound).clamp(min=0.0)
 
-    def of(self, group: Group, lower_bound: Tensor | float | None) -> Line:
+    def of(self, group: Group, lower_bound: Tensor | None) -> Line:
         """Return the line as one group sees it: on its device, above the call's bound or else the group's own."""
-        scalar, bound = group["step_size"], group["lower_bound"] if lower_bound is None else lower_bound
-        value, slope = (t.to(scalar.device, non_blocking=True) for t in (self.value, self.slope))
-        return Line(value, slope, as_scalar(bound, scalar.dtype, scalar.device) if isinstance(bound, Tensor) else bound)
+        device = group["step_size"].device
+        value, slope = (t.to(device, non_blocking=True) for t in (self.value, self.slope))
+        return Line(value, slope, group["lower_bound"] if lower_bound is None else lower_bound.to(device))
 
 
 class Block(NamedTuple):
-    """The parameters of one group that have a gradient, as vectors of real tensors."""
+    """The parameters of one group that have a gradient, and their local pieces as vectors of real tensors."""
 
     group: Group
+    params: list[Tensor]
     x: Vector
     g: Vector
     v: Vector
+
+
+def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
+    """Keep every group's scalars on the device of its parameters, in one type that is float32 or wider."""
+    dtype = scalar_dtype([p for group in groups for p in group["params"]])
+    for group in groups:
+        device = group["params"][0].device if group["params"] else None
+        for name, first in scalars(group).items():
+            kind = torch.int64 if name == "skipped_steps" else dtype
+            group[name] = torch.as_tensor(group.get(name, first), dtype=kind, device=device)
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].reshape(())
 
 
 class LastStep(NamedTuple):

@@ -65,22 +65,24 @@ def read_loss(
     return seen if loss is None else loss
 
 
-def as_scalar(loss: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the loss as a detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
-    if isinstance(loss, Tensor):
-        check_single(loss)
-        return loss.detach().reshape(()).to(device=device, dtype=dtype, non_blocking=True)
-    if isinstance(loss, Real):
-        return torch.full((), float(loss), dtype=dtype, device=device)
-    raise TypeError(f"The loss must be a tensor with one element or a number, but a {type(loss).__name__} was given.")
+def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
+    """Return a number as a new detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
+    if isinstance(number, Tensor):
+        check_single(number, name)
+        number = number.detach().reshape(())
+        return number.clone().to(like.device, like.dtype, non_blocking=True)
+    if isinstance(number, Real):
+        return torch.full_like(like, float(number))
+    given = type(number).__name__
+    raise TypeError(f"The {name} must be a tensor with one element or a number, but a {given} was given.")
 
 
-def check_single(loss: Tensor) -> None:
-    """Raise unless the loss is one real number."""
-    if loss.numel() != 1:
+def check_single(number: Tensor, name: str = "loss") -> None:
+    """Raise unless a tensor is one real number."""
+    if number.numel() != 1:
         raise ValueError(
-            f"The loss must have one element, but its shape is {tuple(loss.shape)}: "
-            "call backward on loss.mean() and pass that very value."
+            f"The {name} must have one element, but its shape is {tuple(number.shape)}: "
+            "take the mean, call backward on that, and pass that very value."
         )
-    if loss.is_complex():
-        raise TypeError("The loss must be real, but it is complex: pass loss.real or loss.abs().")
+    if number.is_complex():
+        raise TypeError(f"The {name} must be real, but it is complex: pass its .real or .abs().")

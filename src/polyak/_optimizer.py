@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _options
-from ._line import Block, Group, LastStep, Line
+from ._distributed import aligned, check_agreement, mean, spans_processes
+from ._line import Block, Group, LastStep, Line, place_scalars
 from ._loss import THREE_WAYS, WatchedLoss, as_scalar, read_loss
 from ._moves import move
-from ._vector import Vector, read_on_cpu, real, scalar_dtype, sum_squares
+from ._safety import fits, usable_cap
+from ._vector import Vector, read_on_cpu, real, sum_squares
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.optim.optimizer import ParamsT
 
     from .constraints import Constraint
@@ -31,6 +34,8 @@ class PolyakOptimizer(Optimizer):
         params: parameters or parameter groups, as for every torch optimizer.
         options: the value of each option for groups that name none; the key of the cap is `lr`.
         constraint: the set the parameters stay in, or None.
+        sync_loss: average the loss over processes when torch.distributed is initialised.
+        process_group: the processes that share the loss; None for all.
 
     Raises:
         ValueError: an option of a group does not exist or has a value that is not allowed.
@@ -41,16 +46,28 @@ class PolyakOptimizer(Optimizer):
         _options.check_names(cls, kwargs)
         return super().__new__(cls)
 
-    def __init__(self, params: ParamsT, options: Mapping[str, Any], constraint: Constraint | None) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        options: Mapping[str, Any],
+        constraint: Constraint | None,
+        sync_loss: bool = True,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
         self._constraint = _options.check_constraint(type(self).__name__, constraint)
         self._group_constraints: list[Constraint | None] = []
-        self._watched = WatchedLoss()
-        self._last: list[tuple[Line, Tensor, Tensor | float, Tensor, Tensor]] = []
-        self._ready = False
+        self._sync_loss = sync_loss
+        self.__dict__.update(_fresh(), _process_group=process_group, _ready=False)
         _options.check(type(self).__name__, options, options)
         super().__init__(params, dict(options))
         self._ready = True
         self._project()
+
+    _watched: WatchedLoss
+    _last: list[tuple[Line, Tensor, Tensor | float, Tensor, Tensor]]
+    _process_group: ProcessGroup | None
+    _agreed: bool
+    _ready: bool
 
     # What a method defines
 
@@ -63,10 +80,10 @@ class PolyakOptimizer(Optimizer):
         return {}
 
     def linearize(self, value: Tensor, blocks: list[Block]) -> tuple[Line, list[Vector]]:
-        """Measure the loss along the direction of each group: here the gradient, whose slope is ‖g‖² over all groups."""
-        norms = [sum_squares(block.g, foreach=block.group["foreach"]) for block in blocks if block.g]
-        slope = torch.stack([norm.to(value) for norm in norms]).sum() if norms else torch.zeros_like(value)
-        return Line(value, slope), [block.g for block in blocks]
+        """Measure the loss along a direction: here the gradient, whose slope is ‖g‖² over all groups."""
+        scalar = self.param_groups[0]["step_size"]
+        norms = [sum_squares(block.g, block.params, foreach=block.group["foreach"]).to(scalar) for block in blocks]
+        return Line(value, torch.stack(norms).sum()), [block.g for block in blocks]
 
     # The step
 
@@ -78,6 +95,7 @@ class PolyakOptimizer(Optimizer):
         *,
         loss: Tensor | float | None = None,
         lower_bound: Tensor | float | None = None,
+        grad_sq_norm: Tensor | float | None = None,
     ) -> Tensor | None:
         """Make one step from the loss whose gradient the parameters hold.
 
@@ -85,6 +103,8 @@ class PolyakOptimizer(Optimizer):
             closure: a callable that returns the loss, with or without computing the gradients.
             loss: the loss, unscaled, with one element, exactly the value whose gradient was computed.
             lower_bound: a bound on this call's loss from below, instead of each group's own.
+            grad_sq_norm: ‖g‖² of the whole gradient, where this optimizer holds only a part of the parameters
+                (ZeroRedundancyOptimizer, pipeline stages).
 
         Returns:
             The loss as a detached 0-dim tensor; None if there was none and every `lr` is 0 (nothing moves then).
@@ -95,13 +115,20 @@ class PolyakOptimizer(Optimizer):
             RuntimeError: there is no loss, or a gradient is sparse.
         """
         given = read_loss(self._watched, closure, loss)
-        blocks = [self._init_group(group) for group in self.param_groups]
+        for group in self.param_groups:
+            _options.check_cap(type(self).__name__, group["lr"])
+            self._init_group(group)
+        blocks = [self._block(group) for group in self.param_groups]
         if given is None:
             self._refuse_without_loss()
             return None
         scalar = self.param_groups[0]["step_size"]
-        value = as_scalar(given, scalar.dtype, scalar.device)
+        value = self._mean_over_processes(as_scalar(given, scalar), grad_sq_norm is not None)
+        if lower_bound is not None:
+            lower_bound = as_scalar(lower_bound, scalar, "lower_bound")
         line, directions = self.linearize(value, blocks)
+        if grad_sq_norm is not None:
+            line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
         self._last = []
         for block, u in zip(blocks, directions, strict=True):
             gamma, skip = self._decide(line, block, lower_bound)
@@ -154,16 +181,15 @@ class PolyakOptimizer(Optimizer):
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _decide(self, line: Line, block: Block, lower_bound: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    def _decide(self, line: Line, block: Block, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return γ and whether the step is skipped; the group's memory follows only a step that moves."""
         group = block.group
         line = line.of(group, lower_bound)
         memory = {name: group[name] for name in self.memory(group)}
         ratio, cap = self.step_size(line, group)
-        cap = _usable_cap(cap, ratio)
+        cap = usable_cap(cap, ratio)
         gamma = torch.where(line.slope > 0, ratio.clamp(max=cap), 0.0)
-        # ‖γu‖² must be finite in the parameters' own type; the comparison is false for NaN as well.
-        sane = (gamma * (gamma * line.slope) <= _largest(block.x)) & ((line.value - line.value) == 0)
+        sane = fits(gamma, line.slope, block) & ((line.value - line.value) == 0)
         gamma, skip = torch.where(sane, gamma, 0.0), ~sane
         for name, before in memory.items():
             group[name] = before.copy_(torch.where(gamma > 0, group[name], before))
@@ -172,27 +198,37 @@ class PolyakOptimizer(Optimizer):
         self._last.append((line, ratio, cap, gamma, skip))
         return gamma, skip
 
+    def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
+        """Average the loss over the data-parallel processes, as their gradients are."""
+        if not (self._sync_loss and spans_processes(self._process_group)):
+            return value
+        if not (self._agreed or partial or torch.compiler.is_compiling()):
+            check_agreement(type(self).__name__, self.param_groups, self._process_group)
+            self._agreed = True
+        return mean(value, self._process_group)
+
     def _refuse_without_loss(self) -> None:
         """Accept a call that is only meant to create the state; distributed checkpointing makes it with lr = 0."""
         if any(group["lr"] != 0 for group in self.param_groups):
             raise RuntimeError(f"{type(self).__name__}.step() needs the loss: {THREE_WAYS}.")
 
-    def _init_group(self, group: Group) -> Block:
-        block = Block(group, [], [], [])
+    def _init_group(self, group: Group) -> None:
+        """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
+        for p in group["params"]:
+            if group["momentum"] and p.grad is not None and "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+    def _block(self, group: Group) -> Block:
+        block = Block(group, [], [], [], [])
         for p in group["params"]:
             if p.grad is not None:
-                _check_dense(p)
+                _options.check_dense(p.grad)
+                block.params.append(p)
                 block.x.append(real(p))
-                block.g.append(real(p.grad))
+                block.g.append(real(aligned(p.grad, p)))
                 if group["momentum"]:
-                    block.v.append(real(self._momentum_buffer(p)))
+                    block.v.append(real(self.state[p]["momentum_buffer"]))
         return block
-
-    def _momentum_buffer(self, p: Tensor) -> Tensor:
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        return state["momentum_buffer"]  # type: ignore[no-any-return]
 
     # Constraints: over all groups that name none, or over one group
 
@@ -211,68 +247,53 @@ class PolyakOptimizer(Optimizer):
     # Groups and state
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; its options are checked, and its constraint holds at once."""
+        """Add a group; its options are checked, its constraint holds at once, and a refused group leaves no trace.
+
+        Args:
+            param_group: `params` and the options that differ from the optimizer's; a `constraint` holds for it alone.
+
+        Raises:
+            ValueError: an option does not exist or has a value that is not allowed.
+            TypeError: a parameter is an integer tensor, or the constraint is none.
+        """
         owner = type(self).__name__
-        group = dict(param_group)
-        _options.check(owner, group, self.defaults, self._scalars(self.defaults | group))
+        scalars = self._scalars(self.defaults | param_group)
+        group = {name: value for name, value in param_group.items() if name not in scalars}
+        _options.check(owner, group, self.defaults)
         constraint = _options.check_constraint(owner, group.pop("constraint", self._constraint))
         group.pop("weight_decay", None)
         super().add_param_group(group)
-        if not all(p.is_floating_point() or p.is_complex() for p in group["params"]):
-            self.param_groups.pop()
-            raise TypeError(
-                f"{owner} moves floating-point or complex parameters: leave integer tensors out of the group."
-            )
         self._group_constraints.append(constraint)
-        self._place_scalars()
-        if self._ready:
-            self._project()
+        try:
+            _options.check_params(owner, group["params"])
+            place_scalars(self.param_groups, self._scalars)
+            if self._ready:
+                self._project()
+        except (ValueError, TypeError):
+            self.param_groups.pop()
+            self._group_constraints.pop()
+            raise
+        self._agreed = False
 
     def _scalars(self, group: Group) -> dict[str, float]:
         return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group)}
 
-    def _place_scalars(self) -> None:
-        """Keep every group's scalars on the device of its parameters, in one type that is float32 or wider."""
-        dtype = scalar_dtype([p for group in self.param_groups for p in group["params"]])
-        for group in self.param_groups:
-            device = group["params"][0].device if group["params"] else None
-            for name, first in self._scalars(group).items():
-                kind = torch.int64 if name == "skipped_steps" else dtype
-                group[name] = torch.as_tensor(group.get(name, first), dtype=kind, device=device)
-
     def __getstate__(self) -> dict[str, Any]:
-        """Keep what torch's own __getstate__ leaves out."""
-        own = {"_constraint": self._constraint, "_group_constraints": self._group_constraints}
+        """Keep what torch's own __getstate__ leaves out; a process group belongs to a process and is left behind."""
+        own = {name: self.__dict__[name] for name in ("_constraint", "_group_constraints", "_sync_loss")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
         super().__setstate__(state)
-        for name, value in (("_watched", WatchedLoss()), ("_last", []), ("_ready", True)):
-            self.__dict__.setdefault(name, value)
+        self.__dict__.update({**_fresh(), **self.__dict__})
+        self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
-        self._place_scalars()
+        place_scalars(self.param_groups, self._scalars)
 
 
-def _usable_cap(cap: Tensor | float, ratio: Tensor) -> Tensor | float:
-    if isinstance(cap, Tensor):
-        return cap.reshape(()).to(ratio, non_blocking=True)
-    if not cap >= 0:
-        raise ValueError(
-            f"lr={cap!r} is no cap on a step size: a schedule needs a finite lr > 0, since inf · 0 is NaN."
-        )
-    return cap
-
-
-def _largest(x: Vector) -> float:
-    return min((torch.finfo(dtype).max for dtype in {tensor.dtype for tensor in x}), default=0.0)
-
-
-def _check_dense(p: Tensor) -> None:
-    if p.grad is not None and p.grad.layout != torch.strided:
-        raise RuntimeError(
-            f"A parameter of shape {tuple(p.shape)} has a sparse gradient, but a Polyak step needs dense ones: "
-            "build the layer with sparse=False."
-        )
+def _fresh() -> dict[str, Any]:
+    """Return what an optimizer holds besides its state, as it is before the first step."""
+    return {"_watched": WatchedLoss(), "_last": [], "_process_group": None, "_agreed": False, "_ready": True}

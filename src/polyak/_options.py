@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -63,12 +64,12 @@ INSTEAD: dict[str, str] = {
 FOREIGN = frozenset({"params", "param_names", "initial_lr", "constraint"})
 
 
-def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any], known: Collection[str] = ()) -> None:
-    """Raise ValueError unless every key of the group is an option, or known otherwise, and every value allowed."""
+def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every key of the group is an option, or torch's own, and every value allowed."""
     for name, value in group.items():
         if name in options:
             check_value(owner, name, value)
-        elif not (name in FOREIGN or name in known or (name == "weight_decay" and value == 0)):
+        elif not (name in FOREIGN or (name == "weight_decay" and not isinstance(value, Tensor) and value == 0)):
             raise ValueError(unknown(owner, name, options))
 
 
@@ -76,7 +77,22 @@ def check_value(owner: str, name: str, value: Any) -> None:
     """Raise ValueError unless the option may have this value."""
     allowed = ALLOWED.get(name)
     if allowed is not None and not allowed.test(value):
-        raise ValueError(f"{owner}: {name}={value!r} is not allowed, it must be {allowed.words}.")
+        raise ValueError(f"{owner}: {name}={_said(value)} is not allowed, it must be {allowed.words}.")
+
+
+def check_cap(owner: str, lr: Tensor | float) -> None:
+    """Raise ValueError if a schedule has made the cap NaN or negative; a tensor is left to the device."""
+    if not isinstance(lr, Tensor) and not lr >= 0:
+        raise ValueError(
+            f"{owner}: lr={lr!r} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
+        )
+
+
+def check_params(owner: str, params: Iterable[Tensor]) -> None:
+    """Raise TypeError unless all parameters can be moved."""
+    for p in params:
+        if not (p.is_floating_point() or p.is_complex()):
+            raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
 
 
 def unknown(owner: str, name: str, options: Mapping[str, Any]) -> str:
@@ -96,11 +112,24 @@ def check_names(cls: type[Any], given: Mapping[str, Any]) -> None:
             raise TypeError(unknown(cls.__name__, name, {k: None for k in parameters if k not in ("self", "params")}))
 
 
+def check_dense(grad: Tensor) -> None:
+    """Raise RuntimeError for a sparse gradient."""
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"A gradient of shape {tuple(grad.shape)} is sparse, but a Polyak step needs dense ones: "
+            "build the layer with sparse=False."
+        )
+
+
 def check_constraint(owner: str, constraint: Any) -> Any:
     """Return the constraint; raise TypeError unless it is one."""
-    if constraint is not None and not callable(getattr(constraint, "project_", None)):
-        given = type(constraint).__name__
-        raise TypeError(
-            f"{owner}: a constraint has a method project_, but a {given} was given: write polyak.L2Ball(radius)."
-        )
+    if isinstance(constraint, type) or not (constraint is None or callable(getattr(constraint, "project_", None))):
+        given = f"the class {constraint.__name__}" if isinstance(constraint, type) else f"a {type(constraint).__name__}"
+        raise TypeError(f"{owner}: constraint is {given}, but must be an object such as polyak.L2Ball(100.0), or None.")
     return constraint
+
+
+def _said(value: Any) -> str:
+    return (
+        f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.numel() != 1 else repr(value)
+    )

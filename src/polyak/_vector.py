@@ -7,10 +7,13 @@ Scalars that come from the loss are 0-dim tensors on the device and are never re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._distributed import by_layout, full, local, piece_of, total
 
 Vector = list[Tensor]
 Scalar = Tensor | float
@@ -19,7 +22,8 @@ MULTI_TENSOR_DEVICES = frozenset({"cuda", "xpu"})
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return the tensor itself, or a real view of a complex one."""
+    """Return the tensor itself, its local piece if it is sharded, or a real view if it is complex."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -46,13 +50,17 @@ def chunks(x: Vector, *others: Vector, foreach: bool | None) -> Iterator[tuple[V
     yield from kinds.values()
 
 
-def sum_squares(x: Vector, *, foreach: bool | None = None) -> Tensor:
-    """Return ‖x‖² as a 0-dim tensor, summed in float32 or wider."""
+def sum_squares(x: Vector, owners: Sequence[Tensor] | None = None, *, foreach: bool | None = None) -> Tensor:
+    """Return ‖x‖² as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part of the owners."""
     if not x:
         return torch.zeros(())
     dtype, device = scalar_dtype(x), x[0].device
-    parts = [part for (chunk,) in chunks(x, foreach=foreach) for part in _squared_norms(chunk, dtype)]
-    return torch.stack([part.to(device, non_blocking=True) for part in parts]).sum()
+
+    def here(part: Vector) -> Tensor:
+        norms = [norm for (chunk,) in chunks(part, foreach=foreach) for norm in _squared_norms(chunk, dtype)]
+        return torch.stack([norm.to(device, non_blocking=True) for norm in norms]).sum()
+
+    return _over_processes(here, owners or x, x)
 
 
 def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
@@ -94,11 +102,14 @@ def add_(x: Vector, y: Vector, a: Scalar, *, foreach: bool | None = None) -> Non
         axpy_(x_chunk, y_chunk, a)
 
 
-def dot(x: Vector, y: Vector) -> Tensor:
-    """Return ⟨x, y⟩ as a 0-dim tensor, summed in float32 or wider."""
+def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Tensor:
+    """Return ⟨x, y⟩ as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part."""
     dtype, device = scalar_dtype([*x, *y]), y[0].device
-    parts = [torch.sum(a.to(b.device) * b, dtype=dtype).to(device) for a, b in zip(x, y, strict=True)]
-    return torch.stack(parts).sum()
+
+    def here(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.stack([torch.sum(a.to(b.device) * b, dtype=dtype).to(device) for a, b in pairs]).sum()
+
+    return _over_processes(here, owners or y, zip(x, y, strict=True))
 
 
 def clamp_(x: Vector, low: float, high: float) -> None:
@@ -120,15 +131,15 @@ def shrink_(x: Vector, theta: Tensor) -> None:
         tensor.sub_(tensor.clamp(-limit, limit))
 
 
-def flatten(x: Vector) -> Tensor:
-    """Return a copy of the whole vector in one float64 tensor, in which long sums stay exact."""
-    return torch.cat([tensor.reshape(-1).to(device=x[0].device, dtype=torch.float64) for tensor in x])
+def flatten(owners: Sequence[Tensor]) -> Tensor:
+    """Return a copy of whole tensors in one long float64 tensor, in which sums stay exact."""
+    return torch.cat([full(p).reshape(-1).to(device=owners[0].device, dtype=torch.float64) for p in owners])
 
 
-def split_like(flat: Tensor, x: Vector) -> Vector:
-    """Cut one long tensor into the shapes and devices of a vector."""
-    parts = torch.split(flat, [tensor.numel() for tensor in x])
-    return [part.view(tensor.shape).to(tensor.device) for part, tensor in zip(parts, x, strict=True)]
+def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:
+    """Cut one long tensor into the shapes, devices and local pieces of its owners."""
+    parts = torch.split(flat, [p.numel() for p in owners])
+    return [piece_of(part.view(p.shape), p) for part, p in zip(parts, owners, strict=True)]
 
 
 def read_on_cpu(mask: Tensor) -> bool | None:
@@ -138,12 +149,15 @@ def read_on_cpu(mask: Tensor) -> bool | None:
     return bool(mask)
 
 
+def _over_processes(here: Callable[[list[Any]], Tensor], owners: Sequence[Tensor], rows: Iterable[Any]) -> Tensor:
+    parts = [total(here(some), layout) for layout, some in by_layout(owners, rows).items()]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
 def _squared_norms(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
     if len(x) == 1:
         return [torch.linalg.vector_norm(x[0], dtype=dtype).square()]
-    if hasattr(torch, "_foreach_powsum"):  # torch 2.12 and newer: no root that is squared again
-        return torch._foreach_powsum(x, 2, dtype=dtype)
-    return [norm.square() for norm in torch._foreach_norm(x, 2, dtype=dtype)]
+    return torch._foreach_powsum(x, 2, dtype=dtype)
 
 
 def _scaled(y: Vector, a: Scalar, skip: Tensor | None = None) -> Vector:

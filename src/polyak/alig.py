@@ -10,6 +10,7 @@ from ._line import Group, Line
 from ._optimizer import PolyakOptimizer
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.optim.optimizer import ParamsT
 
     from .constraints import Constraint
@@ -40,6 +41,9 @@ class ALIG(PolyakOptimizer):
         constraint: the feasible set Ω, such as `polyak.L2Ball(100.0)`; the parameters are projected at construction
             and after every step. Default None. A group's own `constraint` holds for that group alone.
         foreach: use multi-tensor kernels; None picks them on CUDA devices.
+        sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
+            gradients. Default True; with False every process steps on its own loss.
+        process_group: the processes that share the loss; None for all.
 
     Raises:
         ValueError: an option is outside its range, or a group has an option that does not exist.
@@ -78,6 +82,8 @@ class ALIG(PolyakOptimizer):
         lower_bound: float = 0.0,
         constraint: Constraint | None = None,
         foreach: bool | None = None,
+        sync_loss: bool = True,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         options = {
             "lr": lr,
@@ -87,7 +93,7 @@ class ALIG(PolyakOptimizer):
             "lower_bound": lower_bound,
             "foreach": foreach,
         }
-        super().__init__(params, options, constraint)
+        super().__init__(params, options, constraint, sync_loss, process_group)
 
     def step_size(self, line: Line, group: Group) -> tuple[Tensor, Tensor | float]:
         """γ = min{ ℓ / (‖∇ℓ‖² + δ), η }."""

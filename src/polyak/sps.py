@@ -11,6 +11,7 @@ from ._line import Group, Line
 from ._optimizer import PolyakOptimizer
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.optim.optimizer import ParamsT
 
     from .constraints import Constraint
@@ -38,6 +39,9 @@ class SPS(PolyakOptimizer):
         momentum: μ in [0, 1) of ALI-G's standard momentum (not part of the paper). Default 0.
         constraint: a convex set such as `polyak.L2Ball(100.0)`, projected on at construction and after every step.
         foreach: use multi-tensor kernels; None picks them on CUDA devices.
+        sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
+            gradients. Default True; with False every process steps on its own loss.
+        process_group: the processes that share the loss; None for all.
 
     Raises:
         ValueError: an option is outside its range, or a group has an option that does not exist.
@@ -74,6 +78,8 @@ class SPS(PolyakOptimizer):
         momentum: float = 0.0,
         constraint: Constraint | None = None,
         foreach: bool | None = None,
+        sync_loss: bool = True,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         options = {
             "lr": lr,
@@ -83,7 +89,7 @@ class SPS(PolyakOptimizer):
             "momentum": momentum,
             "foreach": foreach,
         }
-        super().__init__(params, options, constraint)
+        super().__init__(params, options, constraint, sync_loss, process_group)
 
     def step_size(self, line: Line, group: Group) -> tuple[Tensor, Tensor | float]:
         """γ = min{ (f − f*)₊ / (c‖∇f‖² + ε), γ_b }."""

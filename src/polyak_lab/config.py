@@ -63,9 +63,10 @@ class Training:
     device: str = "auto"
     eval_protocol: str = "clean"
     max_batches: int | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_batches"):
+        for name in ("epochs", "batch_size", "max_batches", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LabError(f"training.{name} is {value}, but must be 1 or more.")
@@ -143,11 +144,11 @@ _ACCEPTS = {
     float: lambda value: _is_integer(value) or isinstance(value, float),
     str: lambda value: isinstance(value, str),
     tuple: lambda value: isinstance(value, (list, tuple)) and all(map(_is_integer, value)),
+    list: lambda value: isinstance(value, list) and all(isinstance(item, Mapping) for item in value),
     Mapping: lambda value: isinstance(value, Mapping),
     types.NoneType: lambda value: value is None,
 }
 _MAKES = {float: float, tuple: tuple}
-_ACCEPTS[get_origin(Mapping[str, Any])] = _ACCEPTS[Mapping]
 
 
 def as_json(run: Run) -> dict[str, Any]:

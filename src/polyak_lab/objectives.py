@@ -14,6 +14,10 @@ class Objective:
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor] | None
 
+    def right_answers(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Count right answers on the device, if this objective has any."""
+        return None if self.correct is None else self.correct(outputs, targets)
+
 
 def _logistic(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.softplus(-targets * outputs.squeeze(1)).mean()

@@ -48,9 +48,7 @@ def resolve(choice: config.Optimizer) -> config.Optimizer:
     return resolved
 
 
-def build(
-    choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoch: int
-) -> torch.optim.Optimizer:
+def build(choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoch: int) -> torch.optim.Optimizer:
     """Make the optimizer; one that counts epochs learns their length unless the row says it."""
     cls = OPTIMIZERS[choice.name]
     options: dict[str, Any] = dict(choice.options)
@@ -79,7 +77,6 @@ def build_schedule(
     choice: config.Schedule, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
 ) -> LRScheduler | None:
     """Make the schedule of `lr`, counted in steps; None where it is constant."""
-    config.check_known(choice.name, SCHEDULES, "schedule")
     return SCHEDULES[choice.name](choice, optimizer, epochs, steps_per_epoch)
 
 

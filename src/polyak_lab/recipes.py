@@ -1,7 +1,7 @@
 """Recipes: one TOML file per table of a paper, one row per line of the table.
 
-A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line; a row's sections are laid over
-those of `[defaults]`, key by key (an optimizer is taken whole). Unknown keys are refused.
+A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A row's sections are laid
+over those of `[defaults]`, key by key (an optimizer is taken whole). Unknown keys are refused.
 """
 
 import re
@@ -44,7 +44,7 @@ class Recipe:
 class _File:
     """The keys a recipe file may have."""
 
-    row: Sequence[Mapping[str, Any]]
+    row: list[Mapping[str, Any]]
     title: str = ""
     note: str = ""
     seeds: tuple[int, ...] = (0,)
@@ -80,6 +80,11 @@ def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
 def with_seed(run: Run, seed: int) -> Run:
     """Give a run its seed."""
     return replace(run, training=replace(run.training, seed=seed))
+
+
+def on_device(run: Run, device: str) -> Run:
+    """Send a run to a device."""
+    return replace(run, training=replace(run.training, device=device))
 
 
 def smoke(run: Run) -> Run:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Real
 
 from torch import Tensor
 
-from .._vector import Vector
+from .._vector import Vector, real
 
 
 class Constraint(ABC):
@@ -20,11 +21,18 @@ class Constraint(ABC):
 
 
 def check_size(owner: str, name: str, value: float) -> None:
-    if not 0 < value < math.inf:
+    """Raise ValueError unless a radius is a finite number > 0."""
+    if not (is_number(value) and 0 < value < math.inf):
         raise ValueError(f"{owner}: {name}={value!r} is not allowed, it must be a finite number > 0.")
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number, which True is not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def real_only(owner: str, params: Sequence[Tensor]) -> Vector:
+    """Return the local pieces of the parameters; raise TypeError if one is complex."""
     if any(p.is_complex() for p in params):
         raise TypeError(f"{owner} constrains real parameters, but one is complex: use L2Ball, or torch.view_as_real.")
-    return list(params)
+    return [real(p) for p in params]

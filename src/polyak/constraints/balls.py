@@ -44,7 +44,7 @@ class L2Ball(Constraint):
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x · min{1, radius/‖x‖₂}."""
         x = [_vector.real(p) for p in params]
-        norm = _vector.sum_squares(x).sqrt()
+        norm = _vector.sum_squares(x, params).sqrt()
         if not _vector.read_on_cpu(norm <= self.radius):
             _vector.rescale_(x, (self.radius / norm).clamp(max=1.0))
 
@@ -80,8 +80,8 @@ class L1Ball(Constraint):
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← sign(x)·(|x| − θ)₊ with the θ ≥ 0 that brings the norm down to the radius."""
         x = real_only("L1Ball", params)
-        if x:
-            theta = _threshold(_vector.flatten(x).abs(), self.radius).clamp(min=0.0)
+        if any(p.numel() for p in params):
+            theta = _threshold(_vector.flatten(params).abs(), self.radius).clamp(min=0.0)
             _vector.shrink_(x, theta)
 
 
@@ -113,15 +113,17 @@ class Simplex(Constraint):
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← (x − θ)₊ with the θ that makes the sum right."""
         x = real_only("Simplex", params)
-        if x:
-            _vector.shift_(x, -_threshold(_vector.flatten(x), self.total))
+        if any(p.numel() for p in params):
+            _vector.shift_(x, -_threshold(_vector.flatten(params), self.total))
             _vector.clamp_(x, 0.0, math.inf)
 
 
 def _threshold(values: Tensor, total: float) -> Tensor:
     """Return the θ with Σ(values − θ)₊ = total (Duchi et al., ICML 2008, figure 1)."""
     falling = values.sort(descending=True).values
+    top = falling[0].clone()
+    falling -= top  # large numbers would swallow the total
     excess = falling.cumsum(0) - total
     count = torch.arange(1, len(falling) + 1, device=values.device)
-    support = (falling * count > excess).sum()
-    return (excess.gather(0, support.reshape(1) - 1) / support).reshape(())
+    support = (falling * count > excess).sum().clamp(min=1)
+    return top + (excess.gather(0, support.reshape(1) - 1) / support).reshape(())

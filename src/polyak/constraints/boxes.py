@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor
 
 from .. import _vector
-from ._base import Constraint, check_size, real_only
+from ._base import Constraint, check_size, is_number, real_only
 
 
 @final
@@ -38,7 +38,7 @@ class Box(Constraint):
     high: float
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
+        if not (is_number(self.low) and is_number(self.high) and self.low < self.high):
             raise ValueError(f"Box({self.low!r}, {self.high!r}) is not allowed, low must be a number below high.")
 
     def project_(self, params: Sequence[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _vector
-from .._vector import Vector
-from ._base import Constraint, real_only
+from ._base import Constraint, is_number, real_only
 
 
 @final
@@ -39,17 +39,20 @@ class Halfspace(Constraint):
     offset: float
 
     def __post_init__(self) -> None:
-        if self.normal.dim() != 1 or not bool((self.normal != 0).any()):
+        normal = self.normal
+        if not (_is_finite(normal) and normal.dim() == 1 and bool(normal.any())):
             raise ValueError(
-                f"Halfspace needs a normal that is a non-zero 1-dim tensor, but {self.normal!r} was given."
+                f"Halfspace: normal={_said(normal)} is not allowed, it must be a finite 1-dim tensor, not 0."
             )
+        if not (is_number(self.offset) and math.isfinite(self.offset)):
+            raise ValueError(f"Halfspace: offset={self.offset!r} is not allowed, it must be a finite number.")
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x − (⟨a, x⟩ − b)₊ a/‖a‖²."""
         x = real_only("Halfspace", params)
-        a = _vector.split_like(_matching("Halfspace", self.normal, x), x)
-        excess = (_vector.dot(a, x) - self.offset).clamp(min=0.0)
-        _vector.add_(x, a, -excess / _vector.sum_squares(a))
+        a = _vector.split_like(_matching("Halfspace", self.normal, params), params)
+        excess = (_vector.dot(a, x, params) - self.offset).clamp(min=0.0)
+        _vector.add_(x, a, -excess / _vector.sum_squares(a, params))
 
 
 @final
@@ -79,10 +82,11 @@ class Affine(Constraint):
     _inverse: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        matrix, offset = self.matrix.double(), self.offset.double()
-        if matrix.dim() != 2 or offset.shape != matrix.shape[:1]:
-            shapes = f"{tuple(self.matrix.shape)} and {tuple(self.offset.shape)}"
-            raise ValueError(f"Affine needs a matrix (m, n) and an offset (m,), but the shapes {shapes} were given.")
+        matrix, offset = self.matrix, self.offset
+        if not (_is_finite(matrix) and _is_finite(offset) and matrix.dim() == 2 and offset.shape == matrix.shape[:1]):
+            given = f"{_said(matrix)} and {_said(offset)}"
+            raise ValueError(f"Affine needs finite floating-point tensors of shapes (m, n) and (m,), but got {given}.")
+        matrix, offset = matrix.double(), offset.double()
         inverse = torch.linalg.pinv(matrix)
         if not torch.allclose(matrix @ (inverse @ offset), offset, rtol=1e-8, atol=1e-8):
             raise ValueError("Affine: no point satisfies all the equations, remove those that contradict the others.")
@@ -94,13 +98,21 @@ class Affine(Constraint):
         x = real_only("Affine", params)
         if not x:
             return
-        matrix, flat = _matching("Affine", self.matrix, x), _vector.flatten(x)
+        matrix, flat = _matching("Affine", self.matrix, params), _vector.flatten(params)
         residual = matrix.to(flat) @ flat - self.offset.to(flat)
-        _vector.add_(x, _vector.split_like(self._inverse.to(flat) @ residual, x), -1.0)
+        _vector.add_(x, _vector.split_like(self._inverse.to(flat) @ residual, params), -1.0)
 
 
-def _matching(owner: str, constant: Tensor, x: Vector) -> Tensor:
-    count = sum(tensor.numel() for tensor in x)
+def _matching(owner: str, constant: Tensor, params: Sequence[Tensor]) -> Tensor:
+    count = sum(p.numel() for p in params)
     if constant.shape[-1] != count:
         raise ValueError(f"{owner} was made for {constant.shape[-1]} coordinates, but the parameters have {count}.")
     return constant
+
+
+def _is_finite(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isfinite().all())
+
+
+def _said(given: object) -> str:
+    return f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)

@@ -19,15 +19,14 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> T
     Returns:
         A new uint8 tensor of the same shape.
     """
-    n, _, height, width = images.shape
+    n, channels, height, width = images.shape
     top, left, mirrored = draw(n, generator, padding)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(n, width)
     columns = left[:, None] + torch.where(mirrored[:, None], width - 1 - columns, columns)
-    padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1)
-    which = torch.arange(n, device=images.device)
-    # Three index tensors, broadcast to (n, H, W): channels stay the fastest axis of the gather.
-    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    pixels = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    padded = F.pad(images, [padding] * 4).flatten(2)
+    return padded.gather(2, pixels.view(n, 1, -1).expand(-1, channels, -1)).view(images.shape)
 
 
 def draw(n: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor, Tensor]:

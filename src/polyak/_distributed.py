@@ -1,0 +1,104 @@
+"""Parameters and losses that are spread over processes.
+
+A sharded parameter (a DTensor: FSDP2, tensor parallel) is moved as the local tensor of this process; only sums over the
+model have to cross processes, and they do so here. Replicated data is counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+Layout = tuple[Any, tuple[int, ...]] | None  # a device mesh and the mesh dimensions that hold different pieces
+
+PLAIN = frozenset({Tensor, Parameter})
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether the tensor is a DTensor; asks no module, so that a plain import stays light."""
+    return type(tensor) not in PLAIN and getattr(tensor, "device_mesh", None) is not None
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the piece of a tensor that this process holds."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Return the whole tensor on every process."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def aligned(grad: Tensor, p: Tensor) -> Tensor:
+    """Return the gradient in the layout of its parameter; tensor parallel may leave it as partial sums."""
+    if is_sharded(grad) and grad.placements != p.placements:  # type: ignore[attr-defined]
+        return grad.redistribute(placements=p.placements)  # type: ignore[attr-defined, no-any-return]
+    return grad
+
+
+def piece_of(whole: Tensor, owner: Tensor) -> Tensor:
+    """Cut this process's piece out of a tensor that every process holds whole; nothing is sent."""
+    if not is_sharded(owner):
+        return whole.to(owner.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = owner.device_mesh, owner.placements  # type: ignore[attr-defined]
+    return distribute_tensor(whole.to(owner.device), mesh, placements, src_data_rank=None).to_local()
+
+
+def by_layout(owners: Sequence[Tensor], rows: Iterable[Any]) -> dict[Layout, list[Any]]:
+    """Sort rows by how their owners are spread."""
+    kinds: dict[Layout, list[Any]] = {}
+    for owner, row in zip(owners, rows, strict=True):
+        kinds.setdefault(_layout(owner), []).append(row)
+    return kinds
+
+
+def total(part: Tensor, layout: Layout) -> Tensor:
+    """Add up the parts of a sum that the processes of a layout hold."""
+    if layout is None:
+        return part
+    from torch.distributed import _functional_collectives as collectives
+
+    mesh, dims = layout
+    for dim in dims:
+        part = collectives.all_reduce(part, "sum", (mesh, dim))
+    return part
+
+
+def mean(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return the mean over the processes; it is on its way until the first use, so that the norm overlaps with it."""
+    if not spans_processes(group):
+        return value
+    from torch.distributed import _functional_collectives as collectives
+
+    total: Tensor = collectives.all_reduce(value, "sum", dist.group.WORLD if group is None else group)  # type: ignore[arg-type]
+    return total / dist.get_world_size(group)
+
+
+def spans_processes(group: dist.ProcessGroup | None) -> bool:
+    """Return whether there is more than one process to agree with."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def check_agreement(owner: str, groups: Sequence[dict[str, Any]], process_group: dist.ProcessGroup | None) -> None:
+    """Raise RuntimeError unless all processes hold the same parameter groups."""
+    mine = [[tuple(p.shape) for p in group["params"]] for group in groups]
+    everyone: list[Any] = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(everyone, mine, group=process_group)
+    if any(other != mine for other in everyone):
+        raise RuntimeError(
+            f"{owner}: the processes hold different parameters, so none of them knows the norm of the whole gradient: "
+            "build the same groups everywhere, or write step(loss=loss, grad_sq_norm=n) with n = ‖g‖² over all of them."
+        )
+
+
+def _layout(tensor: Tensor) -> Layout:
+    if not is_sharded(tensor):
+        return None
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    return mesh, tuple(dim for dim, placement in enumerate(placements) if not placement.is_replicate())

@@ -1,0 +1,216 @@
+"""The command line: `polyak train`, `run`, `table` and `data`. It parses, then calls one function.
+
+Nothing here imports torch before a verb needs it, so that `polyak --help` answers at once.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+import tyro
+from rich.console import Console
+
+from polyak_lab import arguments
+from polyak_lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one run. The same command goes on with a run that was stopped."""
+
+    data: str
+    """Data set; `polyak data list` names them."""
+    model: str
+    """Network: mlp, logistic, resnet8, resnet20, resnet34, ..."""
+    optimizer: str
+    """alig, sps, smooth-sps, sgd, adam or adamw."""
+    lr: float | None = None
+    """Learning rate; for methods that read the loss, the cap on the step size. Default: the method's own."""
+    momentum: float | None = None
+    """Momentum. Default: the method's own."""
+    l2_ball: Annotated[float | None, tyro.conf.arg(aliases=["--radius"])] = None
+    """Radius of the l2 ball the weights stay in."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Any other keyword argument of the optimizer, as KEY=VALUE: --set c=0.2 --set weight_decay=5e-4."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """How lr moves: constant, cosine to zero, or by steps."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the step schedule changes lr."""
+    factor: float = 0.1
+    """What the step schedule multiplies lr by."""
+    epochs: int = 10
+    """Passes over the training data."""
+    batch_size: int = 128
+    """Samples per step; the last batch of an epoch may be smaller."""
+    seed: int = 0
+    """Seed of the weights, and of the order of the batches."""
+    shuffle_seed: int | None = None
+    """Another seed for the order of the batches and the augmentation."""
+    augment: bool = False
+    """Crop (padding 4) and flip the training images at random."""
+    eval_protocol: Literal["clean", "sps-augmented-validation"] = "clean"
+    """sps-augmented-validation also scores on cropped and flipped test images, as the SPS authors' runner does."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """CPU threads. Default: torch's choice; 1 is faster for small models on a busy machine."""
+    out: Path | None = None
+    """The folder of the run. Default: a name made of the run's content, below runs/."""
+
+    def execute(self, console: Console) -> None:
+        """Train."""
+        from polyak_lab.commands import train_one
+
+        train_one(arguments.as_run(self), self.out, console)
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """Train the rows of a recipe that are not finished yet, and print their table."""
+
+    recipe: tyro.conf.Positional[Path]
+    """A TOML file: recipes/demo.toml."""
+    row: tuple[str, ...] = ()
+    """Only these rows."""
+    seeds: tuple[int, ...] = ()
+    """Only these seeds. Default: those of the recipe."""
+    out: Path | None = None
+    """Where the run folders go. Default: runs/ and the recipe's name."""
+    device: str | None = None
+    """auto, cpu, cuda, ... Default: what the recipe says."""
+    report: bool = False
+    """Also write report.html, one page with the table and the curves."""
+    smoke: bool = False
+    """Two steps of each run, to see that it works."""
+
+    def execute(self, console: Console) -> None:
+        """Train and show."""
+        from polyak_lab.commands import run_recipe
+
+        run_recipe(
+            self.recipe,
+            self.row,
+            self.seeds,
+            self.out,
+            console,
+            device=self.device,
+            smoke=self.smoke,
+            with_report=self.report,
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Print the table of the finished runs in folders: mean ± standard deviation over the seeds."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that hold runs, at any depth: runs/demo."""
+    format: Literal["terminal", "markdown", "csv"] = "terminal"
+    """How to write it."""
+    report: Path | None = None
+    """Also write a page with the table and the curves to this file."""
+
+    def execute(self, console: Console) -> None:
+        """Read and print."""
+        arguments.print_table(self.runs, self.format, self.report, console)
+
+
+@dataclass(frozen=True)
+class List:
+    """List the data sets, and where each was found."""
+
+    def execute(self, console: Console) -> None:
+        """Print the list."""
+        arguments.print_data(console)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download a data set and check what came."""
+
+    name: tyro.conf.Positional[str]
+    """Its name."""
+
+    def execute(self, console: Console) -> None:
+        """Fetch."""
+        from polyak_lab import data
+
+        arguments.say(console, f"{self.name} is in {data.fetch(self.name)}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Check that a data set is what it says."""
+
+    name: tyro.conf.Positional[str]
+    """Its name."""
+
+    def execute(self, console: Console) -> None:
+        """Check."""
+        from polyak_lab import data
+
+        arguments.say(console, data.check(self.name))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data sets: list, fetch, check. They live in $POLYAK_DATA, or in ~/.cache/polyak/data."""
+
+    verb: (
+        Annotated[List, tyro.conf.subcommand("list")]
+        | Annotated[Fetch, tyro.conf.subcommand("fetch")]
+        | Annotated[Check, tyro.conf.subcommand("check")]
+    )
+
+    def execute(self, console: Console) -> None:
+        """Do what the verb says."""
+        self.verb.execute(console)
+
+
+Verb = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[RunRecipe, tyro.conf.subcommand("run")]
+    | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a run just as Ctrl-C does."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    errors = Console(stderr=True)
+    try:
+        verb: Any = tyro.cli(Verb, args=argv, prog="polyak", description=DESCRIPTION, config=CONFIG)
+        verb.execute(Console())
+    except LabError as error:
+        arguments.say(errors, f"polyak: {error}")
+        return 1
+    except KeyboardInterrupt as stop:
+        arguments.say(errors, "polyak: stopped; the same command goes on.")
+        return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:  # polyak table ... | head
+        return 0
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+DESCRIPTION = "Train, compare and report optimizers that set their step size from the loss."
+CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+
+if __name__ == "__main__":
+    main()

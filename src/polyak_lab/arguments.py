@@ -1,0 +1,97 @@
+"""From arguments to what they mean, for the verbs of the command line that need little or no torch."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from polyak_lab import config
+from polyak_lab.errors import LabError
+
+
+class TrainArguments(Protocol):
+    """The flags of `polyak train`."""
+
+    data: str
+    model: str
+    optimizer: str
+    lr: float | None
+    momentum: float | None
+    l2_ball: float | None
+    set: tuple[str, ...]
+    schedule: str
+    milestones: tuple[int, ...]
+    factor: float
+    epochs: int
+    batch_size: int
+    seed: int
+    shuffle_seed: int | None
+    augment: bool
+    eval_protocol: str
+    device: str
+    threads: int | None
+
+
+def as_run(flags: TrainArguments) -> config.Run:
+    """Make the run that the flags ask for."""
+    named = {"lr": flags.lr, "momentum": flags.momentum}
+    options = {key: value for key, value in named.items() if value is not None} | _options(flags.set)
+    return config.Run(
+        config.Data(flags.data, flags.augment),
+        config.Model(flags.model),
+        config.Optimizer(flags.optimizer, flags.l2_ball, options),
+        config.Training(
+            epochs=flags.epochs,
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+            shuffle_seed=flags.shuffle_seed,
+            device=flags.device,
+            eval_protocol=flags.eval_protocol,
+            threads=flags.threads,
+        ),
+        config.Schedule(flags.schedule, flags.milestones, flags.factor),
+    )
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE as a recipe would."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        try:
+            options |= tomllib.loads(pair)
+        except tomllib.TOMLDecodeError as error:
+            raise LabError(f"--set {pair}: write KEY=VALUE, such as c=0.2 or nesterov=true.") from error
+    return options
+
+
+def print_table(paths: Sequence[Path], form: str, page: Path | None, console: Console) -> None:
+    """Print the table of run folders, and write the page if a file for it is named."""
+    from polyak_lab import stored, table
+
+    rows = table.groups(stored.find(paths))
+    if form == "terminal":
+        console.print(table.as_rich(rows))
+    else:
+        say(console, {"markdown": table.as_markdown, "csv": table.as_csv}[form](rows))
+    if page is not None:
+        from polyak_lab import report
+
+        report.write(page, rows, "Runs in " + ", ".join(map(str, paths)), "")
+
+
+def print_data(console: Console) -> None:
+    """Print the data sets."""
+    from polyak_lab import data
+
+    table = Table("name", "kind", "where", "how to get it", header_style="bold")
+    for row in data.describe():
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+def say(console: Console, text: str) -> None:
+    """Print text as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

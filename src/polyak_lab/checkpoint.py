@@ -1,0 +1,39 @@
+"""A run's state in one file, written atomically and read without unpickling arbitrary objects."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyak_lab.errors import LabError
+from polyak_lab.files import write_atomic
+from polyak_lab.session import Session
+
+FORMAT = 1
+
+
+def save(path: Path, this: Session, epochs: int, config_hash: str) -> None:
+    """Store the state after so many epochs."""
+    content = {"format": FORMAT, "config": config_hash, "epochs": epochs, "state": this.state_dict()}
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: Path, this: Session, config_hash: str) -> int:
+    """Put a session into the stored state and return the number of epochs it has done."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=this.run.training.device, weights_only=True)
+        if content["format"] != FORMAT or content["config"] != config_hash:
+            raise LabError(_refusal(path, "belongs to another run"))
+        this.load_state_dict(content["state"])
+        return int(content["epochs"])
+    except LabError:
+        raise
+    except Exception as error:  # zip, pickle, key, shape and type errors: all say that this is not what we wrote
+        raise LabError(_refusal(path, f"is damaged ({type(error).__name__})")) from error
+
+
+def _refusal(path: Path, what: str) -> str:
+    return f"The checkpoint {path} {what}: delete it to start this run over, or put a good copy back."

@@ -1,0 +1,92 @@
+"""What the verbs do, once their arguments are read."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from polyak_lab import progress, recipes, stored, table
+from polyak_lab.arguments import say
+from polyak_lab.config import Run, as_json, content_hash
+from polyak_lab.errors import LabError
+from polyak_lab.recipes import Recipe, Row
+from polyak_lab.record import RunFolder
+from polyak_lab.resolve import resolve
+from polyak_lab.stored import Label
+from polyak_lab.train import train
+
+
+def train_one(run: Run, out: Path | None, console: Console) -> None:
+    """Train one run in its own folder."""
+    resolved = resolve(run)
+    name = f"{run.data.name}-{run.model.name}-{run.optimizer.name}"
+    path = out or Path("runs") / f"{name}-{content_hash(as_json(resolved))[:8]}"
+    folder = RunFolder(path, resolved, Label(name))
+    with progress.showing(console, epochs=True) as shown:
+        shown.run_named(name)
+        train(resolved, folder, shown)
+    say(console, f"{path}: {progress.sentence(stored.load(path).records[-1])}")
+
+
+def run_recipe(
+    path: Path,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    out: Path | None,
+    console: Console,
+    *,
+    device: str | None,
+    smoke: bool,
+    with_report: bool,
+) -> None:
+    """Train the rows of a recipe that are not finished yet, then show the table."""
+    recipe = recipes.load(path)
+    folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
+    chosen = [_cut(row, device, smoke) for row in recipes.select(recipe.rows, rows)]
+    jobs = [job for row in chosen for job in _jobs(recipe, row, seeds or recipe.seeds, folder)]
+    if before := sum(job.finished for _, job in jobs):
+        say(console, f"{before} of {len(jobs)} runs were finished before.")
+    with progress.showing(console, epochs=False) as shown:
+        for number, (run, job) in enumerate(jobs, 1):
+            shown.run_named(f"[{number}/{len(jobs)}] {job.label.row}, seed {run.training.seed}")
+            train(run, job, shown)
+    show(recipe, folder, console, with_report)
+
+
+def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> None:
+    """Print the table of a recipe's folder, and write its page if asked to."""
+    rows = table.groups(stored.find([folder]))
+    console.print(table.as_rich(rows, recipe.title))
+    if with_report:
+        from polyak_lab import report  # matplotlib takes a while
+
+        page = folder / "report.html"
+        report.write(page, rows, recipe.title, recipe.note)
+        say(console, f"Curves: {page}")
+
+
+def _cut(row: Row, device: str | None, smoke: bool) -> Row:
+    run = recipes.smoke(row.run) if smoke else row.run
+    return replace(row, run=run if device is None else recipes.on_device(run, device))
+
+
+def _jobs(recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:
+    """Resolve a row for every seed, and refuse a folder of another run before anything trains."""
+    position = [known.name for known in recipe.rows].index(row.name)
+    label = Label(row.name, recipe.name, position, row.paper)
+    for seed in seeds:
+        with _told_where(row):
+            run = resolve(recipes.with_seed(row.run, seed))
+        folder = RunFolder(out / row.slug / f"seed-{seed}", run, label)
+        folder.check()
+        yield run, folder
+
+
+@contextmanager
+def _told_where(row: Row) -> Iterator[None]:
+    try:
+        yield
+    except LabError as error:
+        raise LabError(f"Row {row.name!r}: {error}") from error

@@ -1,0 +1,133 @@
+"""The table of data sets and the four things one does with them."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from polyak_lab.config import check_known
+from polyak_lab.data.cifar import CIFAR10, CIFAR100
+from polyak_lab.data.dataset import Dataset
+from polyak_lab.data.digits import DIGITS
+from polyak_lab.data.fetch import OnProgress, download
+from polyak_lab.data.idx import FASHION_MNIST, MNIST
+from polyak_lab.data.libsvm import MUSHROOMS
+from polyak_lab.data.source import Source
+from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
+from polyak_lab.errors import LabError
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        DIGITS,
+        MNIST,
+        FASHION_MNIST,
+        CIFAR10,
+        CIFAR100,
+        MUSHROOMS,
+        SEPARABLE_LOGISTIC,
+        MATRIX_FACTORISATION,
+    )
+}
+NAMES = tuple(SOURCES)
+
+
+class Row(NamedTuple):
+    """One line of the list of data sets."""
+
+    name: str
+    kind: str
+    where: str
+    how: str
+
+
+def default_root() -> Path:
+    """Return $POLYAK_DATA, or ~/.cache/polyak/data."""
+    return Path(os.environ.get("POLYAK_DATA") or Path.home() / ".cache" / "polyak" / "data")
+
+
+def load(name: str, root: Path | None = None) -> Dataset:
+    """Read a data set into tensors.
+
+    Args:
+        name: One of `NAMES`.
+        root: Folder in which the data sets lie, `default_root()` when None.
+
+    Raises:
+        LabError: The name is unknown, or the data is missing, damaged or not what it says.
+    """
+    source = _source(name)
+    return source.load(_place(source, root))
+
+
+def fetch(name: str, root: Path | None = None, on_progress: OnProgress = lambda done, total: None) -> Path:
+    """Download a data set from its official address and check it, unless it is there already.
+
+    Returns:
+        The file or folder that holds it.
+    """
+    source = _source(name)
+    if not source.downloads:
+        raise LabError(f"Data set {name!r} needs no download: it is {source.how}.")
+    try:
+        return _readable_place(source, root)
+    except LabError:
+        for item in source.downloads:
+            download(item, (root or default_root()) / name, on_progress)
+        return _readable_place(source, root)
+
+
+def check(name: str, root: Path | None = None) -> str:
+    """Read a data set and compare its files with the official ones; return one sentence on what is there."""
+    source = _source(name)
+    place = _place(source, root)
+    contents = source.open(place)
+    data = source.parse(contents, place)
+    shape = "×".join(map(str, data.shape))
+    counts = f"{len(data.train.inputs):,} + {len(data.test.inputs):,}"
+    where = f"in {place}" if source.downloads else source.how
+    return f"{name}, {where}: {counts} examples of shape {shape}; {_verdict(source, source.differing(contents))}."
+
+
+def describe(root: Path | None = None) -> list[Row]:
+    """Return name, kind, place and origin of every data set."""
+    return [Row(s.name, s.kind, _where(s, root or default_root()), s.how) for s in SOURCES.values()]
+
+
+def _source(name: str) -> Source:
+    check_known(name, NAMES, "data set")
+    return SOURCES[name]
+
+
+def _place(source: Source, root: Path | None) -> Path:
+    root = root or default_root()
+    place = source.find(root)
+    if place is None:
+        files = ", ".join(item.name for item in source.downloads)
+        raise LabError(
+            f"Data set {source.name!r} is not in {root}: get it with {source.how}, or put {files} into "
+            f"{root / source.name}, or set POLYAK_DATA to another folder."
+        )
+    return place
+
+
+def _readable_place(source: Source, root: Path | None) -> Path:
+    place = _place(source, root)
+    source.load(place)
+    return place
+
+
+def _verdict(source: Source, differing: list[str]) -> str:
+    if not source.md5:
+        return "there is no official checksum to compare with"
+    if not differing:
+        return "every checksum is the official one"
+    return (
+        f"checksums of {', '.join(differing)} differ from the official files, so figures may differ from published ones"
+    )
+
+
+def _where(source: Source, root: Path) -> str:
+    if not source.downloads:
+        return "built in"
+    place = source.find(root)
+    return "not here" if place is None else str(place)

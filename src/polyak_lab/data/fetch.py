@@ -1,0 +1,101 @@
+"""Downloading a file so that it is either there and right, or not there."""
+
+import hashlib
+import os
+import ssl
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+from polyak_lab.errors import LabError
+from polyak_lab.files import said_clearly
+
+OnProgress = Callable[[int, int | None], None]
+"""Called with the bytes so far and in all (None when the server does not say)."""
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without a byte
+_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
+
+
+@dataclass(frozen=True)
+class Download:
+    """An official address, with the MD5 sum of the file where one is published."""
+
+    url: str
+    md5: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.url.rpartition("/")[2]
+
+
+def download(item: Download, folder: Path, on_progress: OnProgress = lambda done, total: None) -> Path:
+    """Download a file into a folder, going on where an interrupted download stopped.
+
+    The bytes are collected in NAME.part, which becomes NAME once its checksum is right. A file that is there already
+    is kept when it is the official one and never overwritten.
+
+    Raises:
+        LabError: No network, the server refuses, the checksum differs, or the disk is full.
+    """
+    target, part = folder / item.name, folder / f"{item.name}.part"
+    with said_clearly("write", part):
+        if target.exists():
+            return _accepted(target, item, "delete it to download it anew")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _receive(item.url, part, on_progress)
+        except _NETWORK_ERRORS as error:
+            raise _unreachable(item, target, error) from error
+        return _accepted(part, item, "it was deleted, try again", delete=True).replace(target)
+
+
+def _unreachable(item: Download, target: Path, error: Exception) -> LabError:
+    reason = getattr(error, "reason", None) or error
+    return LabError(
+        f"Cannot download {item.url} ({reason}): try again to go on, or save that file as {target} yourself."
+    )
+
+
+def _receive(url: str, part: Path, on_progress: OnProgress) -> None:
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "polyak", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+            resumes = getattr(response, "status", None) == 206
+            _append(response, part, start if resumes else 0, on_progress)
+    except HTTPError as error:
+        if error.code != 416:  # "range not satisfiable": all of it is there, and the checksum will judge it
+            raise
+
+
+def _append(response: Any, part: Path, start: int, on_progress: OnProgress) -> None:
+    length = response.headers.get("Content-Length")
+    total = None if length is None else start + int(length)
+    done = start
+    with part.open("ab" if start else "wb") as file:
+        while chunk := response.read(_CHUNK):
+            done += file.write(chunk)
+            on_progress(done, total)
+        file.flush()
+        os.fsync(file.fileno())
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _accepted(path: Path, item: Download, advice: str, delete: bool = False) -> Path:
+    if item.md5 is None:
+        return path
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found == item.md5:
+        return path
+    if delete:
+        path.unlink()
+    raise LabError(f"{path} is not the official file: its MD5 sum is {found} instead of {item.md5}; {advice}.")

@@ -1,0 +1,84 @@
+"""What a source of data is: where its files are, what they hold, and which files are the official ones."""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polyak_lab.data.dataset import Dataset
+from polyak_lab.data.fetch import Download
+from polyak_lab.errors import LabError
+from polyak_lab.files import said_clearly
+
+Contents = Mapping[str, bytes]
+"""The files of a data set by name, decompressed and taken out of their archive."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: three functions that lead from a root folder to tensors, and what is known of its files."""
+
+    name: str
+    kind: str
+    """Size and sort of the data, for the list of data sets."""
+    how: str
+    """How to get it, or where it comes from."""
+    find: Callable[[Path], Path | None]
+    """Root folder -> the file or folder that holds the data, None when there is none."""
+    open: Callable[[Path], Contents]
+    """That place -> contents; raises LabError when a file is missing or damaged."""
+    parse: Callable[[Contents, Path], Dataset]
+    """Contents and the place to name in errors -> tensors; raises LabError when they are not what they should be."""
+    md5: Mapping[str, str] = field(default_factory=dict)
+    """MD5 sums of the official contents."""
+    downloads: tuple[Download, ...] = ()
+
+    def load(self, place: Path) -> Dataset:
+        """Read the data set at a place that `find` returned."""
+        return self.parse(self.open(place), place)
+
+    def differing(self, contents: Contents) -> list[str]:
+        """Return the names of the contents that are not the official ones."""
+        return [name for name, md5 in self.md5.items() if md5_of(contents[name]) != md5]
+
+
+def md5_of(content: bytes) -> str:
+    """Return the MD5 sum, which tells copies apart; it is no protection against forgery."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def first_existing(places: Iterable[Path]) -> Path | None:
+    """Return the first place that is a file or a folder with something in it."""
+    return next((place for place in places if _holds_something(place)), None)
+
+
+def _holds_something(place: Path) -> bool:
+    with said_clearly("read", place):
+        return place.is_file() or (place.is_dir() and any(place.iterdir()))
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file whole, decompressing it when it is gzip."""
+    with said_clearly("read", path):
+        content = path.read_bytes()
+    try:
+        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise damaged(path, str(error)) from error
+
+
+def missing(place: Path, wanted: str) -> LabError:
+    """Return the error for a folder or archive that lacks a file, saying what is there instead."""
+    there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    found = f" but {', '.join(there[:5])}{' ...' if len(there) > 5 else ''}" if there else ""
+    return LabError(
+        f"{place} does not hold {wanted}{found}: empty it and fetch the data again, or name another folder."
+    )
+
+
+def damaged(path: Path, why: str) -> LabError:
+    """Return the error for a file that is not what its name says."""
+    one_line = " ".join(why.split())  # it may quote the file
+    return LabError(f"{path} is damaged or not what its name says ({one_line}): delete it and fetch it again.")

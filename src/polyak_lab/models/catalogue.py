@@ -1,0 +1,65 @@
+"""The table of models."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from polyak_lab.config import check_known
+from polyak_lab.errors import LabError
+from polyak_lab.models.dense import deep_linear, logistic, mlp
+from polyak_lab.models.resnet import ResNet, resnet34, small_resnet
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build a model, and the number of axes its input must have (None: any)."""
+
+    build: Callable[[Shape, int], nn.Module]
+    axes: int | None = None
+
+
+def _convolutional(build: Callable[[int, int], ResNet]) -> Architecture:
+    return Architecture(lambda shape, outputs: build(shape[0], outputs), axes=3)
+
+
+def _factorisation(rank: int) -> Architecture:
+    return Architecture(partial(deep_linear, rank=rank), axes=1)
+
+
+ARCHITECTURES = {
+    "mlp": Architecture(mlp),
+    "logistic": Architecture(logistic),
+    "resnet8": _convolutional(partial(small_resnet, blocks=1)),
+    "resnet20": _convolutional(partial(small_resnet, blocks=3)),
+    "resnet34": _convolutional(resnet34),
+    "deep-linear": _factorisation(rank=10),
+    "deep-linear-4": _factorisation(rank=4),
+    "deep-linear-1": _factorisation(rank=1),
+}
+
+NAMES = tuple(ARCHITECTURES)
+_INPUTS = {1: "vectors", 3: "images (channels, height, width)"}
+
+
+def build(name: str, shape: Shape, outputs: int) -> nn.Module:
+    """Build a model with weights drawn from torch's global generator.
+
+    Args:
+        name: One of `NAMES`.
+        shape: Shape of one input: (C, H, W) of an image or (d,) of a vector.
+        outputs: Number of outputs, at least 1.
+
+    Raises:
+        LabError: The name is unknown, or the model does not take such inputs.
+    """
+    check_known(name, NAMES, "model")
+    axes = ARCHITECTURES[name].axes
+    if axes is not None and len(shape) != axes:
+        raise LabError(f"Model {name!r} takes {_INPUTS[axes]}, not inputs of shape {shape}; try 'mlp' or 'logistic'.")
+    if outputs < 1 or min(shape, default=0) < 1:
+        raise LabError(f"Model {name!r} cannot be built for inputs of shape {shape} and {outputs} outputs.")
+    return ARCHITECTURES[name].build(shape, outputs)

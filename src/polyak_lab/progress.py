@@ -1,0 +1,126 @@
+"""What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+READ_EVERY = 0.25  # seconds; a number read from a GPU makes it wait
+
+Numbers = Mapping[str, Any]
+
+
+class Readable(Protocol):
+    """Something that can tell loss, accuracy and step size of the last step."""
+
+    def latest(self) -> tuple[float, float | None, float]:
+        """Read the three from the device."""
+        ...
+
+
+class Progress:
+    """Plain: a line per epoch or per run, and nothing in between."""
+
+    def __init__(self, console: Console, epochs: bool) -> None:
+        self.console = console
+        self.each_epoch = epochs
+        self.name = ""
+        self.total = 0
+
+    def run_named(self, name: str) -> None:
+        """Say which run comes next."""
+        self.name = name
+
+    def run_started(self, epochs: int, steps: int, done: int) -> None:
+        """Say how long the run is, and how many epochs it has done before."""
+        self.total = epochs
+        if done:
+            self.say(f"{self.name}: goes on after epoch {done} of {epochs}")
+
+    def step(self, epoch: int, meter: Readable) -> None:
+        """Take note of a step."""
+
+    def epoch_done(self, record: Numbers, timing: Numbers) -> None:
+        """Take note of an epoch."""
+        if self.each_epoch:
+            speed = f"{timing['images_per_second']:,.0f} images/s"
+            self.say(f"epoch {record['epoch']}/{self.total}: {sentence(record)}, {speed}")
+
+    def run_finished(self, record: Numbers, seconds: float) -> None:
+        """Take note of a run's end; after a line for every epoch there is nothing left to say."""
+        if not self.each_epoch:
+            self.say(f"{self.name}: {sentence(record)}, {seconds:.1f} s")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveProgress(Progress):
+    """Live: a bar that reads the last step a few times a second."""
+
+    def __init__(self, console: Console, epochs: bool, bars: RichProgress) -> None:
+        super().__init__(console, epochs)
+        self.bars = bars
+        self.task = bars.add_task("", numbers="", visible=False)
+        self.steps = 1
+        self.read_at = 0.0
+
+    def run_started(self, epochs: int, steps: int, done: int) -> None:
+        """Show the bar, at the epoch the run starts from."""
+        super().run_started(epochs, steps, done)
+        self.steps = steps
+        self.bars.reset(self.task, description=self.name, numbers="", visible=True, total=epochs * steps)
+        self.bars.update(self.task, completed=done * steps)
+
+    def step(self, epoch: int, meter: Readable) -> None:
+        """Move the bar, and read the numbers if that was long enough ago."""
+        self.bars.advance(self.task)
+        if (now := monotonic()) - self.read_at < READ_EVERY:
+            return
+        self.read_at = now
+        self.bars.update(self.task, numbers=numbers(*meter.latest()))
+
+    def run_finished(self, record: Numbers, seconds: float) -> None:
+        """Leave a line above the bar."""
+        self.bars.update(self.task, visible=False)
+        super().run_finished(record, seconds)
+
+
+@contextmanager
+def showing(console: Console, epochs: bool) -> Iterator[Progress]:
+    """Show progress in the way that fits the console; `epochs` asks for a line per epoch."""
+    if not console.is_terminal:
+        yield Progress(console, epochs)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=console, transient=True, refresh_per_second=4) as bars:
+        yield LiveProgress(console, epochs, bars)
+
+
+def numbers(loss: float, accuracy: float | None, step_size: float) -> str:
+    """Put the three numbers of a step side by side."""
+    right = "" if accuracy is None else f"  accuracy {100 * accuracy:5.1f} %"
+    return f"loss {loss:.2e}{right}  step size {step_size:.2e}"
+
+
+def sentence(record: Numbers) -> str:
+    """Say what an epoch came to."""
+    parts = [f"train loss {float(record['train_loss']):.2e}"]
+    if record["test_accuracy"] is None:
+        parts.append(f"test loss {float(record['test_loss']):.2e}")
+    else:
+        parts.append(f"test accuracy {100 * record['test_accuracy']:.2f} %")
+    if "test_accuracy_augmented" in record:
+        parts.append(f"on augmented images {100 * record['test_accuracy_augmented']:.2f} %")
+    return ", ".join([*parts, f"step size {float(record['step_size']):.2e}"])

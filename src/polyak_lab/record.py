@@ -1,0 +1,162 @@
+"""The folder of a run.
+
+    config.json        what ran, spelled out, with its content hash and its place in a table
+    environment.json   where it ran, once for every time it was started
+    metrics.jsonl      one line per epoch: the same bytes whenever the run is repeated or resumed
+    timings.jsonl      one line per epoch: what the clock said
+    checkpoint.pt      the state after the last epoch
+    summary.json       written last: a folder that has it is finished
+
+Every file is replaced as a whole. The checkpoint is written after the metrics, so that a killed run leaves at most one
+line more than its checkpoint has epochs; resuming drops it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polyak_lab import checkpoint, environment
+from polyak_lab.config import Run, as_json, content_hash, first_difference, plain
+from polyak_lab.errors import LabError
+from polyak_lab.files import said_clearly, write_atomic
+from polyak_lab.session import Session
+from polyak_lab.stored import Label, as_lines, pretty, read_json, read_lines
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: two processes on one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+
+FILES = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json")
+
+
+class RunFolder:
+    """One run on the disk: what it has done so far, and how it goes on."""
+
+    def __init__(self, path: Path, run: Run, label: Label) -> None:
+        self.path = path
+        self.label = label
+        self.device = run.training.device
+        self._threads = run.training.threads
+        self.config = as_json(run)
+        self.records: list[dict[str, Any]] = []
+        self.timings: list[dict[str, Any]] = []
+
+    @cached_property
+    def hash(self) -> str:
+        """The content hash of the configuration."""
+        return content_hash(self.config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def seconds(self) -> float:
+        """How long the epochs took, over all starts."""
+        return sum(timing["seconds"] + timing["evaluation_seconds"] for timing in self.timings)
+
+    @property
+    def threads(self) -> int | None:
+        """The threads asked for, else those of the first start: sums on a CPU depend on them."""
+        starts = self._starts()
+        return self._threads or (int(starts[0]["threads"]) if starts else None)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep a second process out; the system lifts the lock when this one ends, however it ends."""
+        with said_clearly("make the run folder", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            _lock(handle, self.path)
+            yield
+        finally:
+            os.close(handle)
+
+    def check(self) -> None:
+        """Refuse a folder that holds something else than this very run."""
+        stored = self.path / "config.json"
+        if stored.exists():
+            self._refuse_other(read_json(stored))
+        elif self.path.exists() and not self.path.is_dir():
+            raise LabError(f"{self.path} is a file: name a folder with --out.")
+        elif self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise LabError(f"{self.path} is not empty and not a run folder: name a new one with --out.")
+
+    def prepare(self) -> None:
+        """Store the configuration, unless it is there."""
+        self.check()
+        stored = self.path / "config.json"
+        self._sweep()
+        text = pretty(plain({"hash": self.hash, "label": vars(self.label), "run": self.config}))
+        if not stored.exists() or stored.read_text(encoding="utf-8") != text:
+            write_atomic(stored, text)
+
+    def resume(self, this: Session) -> None:
+        """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
+        starts = [*self._starts(), environment.describe(self.device)]
+        write_atomic(self.path / "environment.json", pretty({"starts": starts}))
+        stored = self.path / "checkpoint.pt"
+        if not stored.exists():
+            return
+        epochs = checkpoint.load(stored, this, self.hash)
+        self.records = self._lines("metrics.jsonl", epochs)
+        self.timings = self._lines("timings.jsonl", epochs)
+
+    def commit(self, this: Session, record: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Store an epoch: its lines first, the checkpoint that makes them count last."""
+        self.records.append(plain(record))
+        self.timings.append(plain(timing))
+        write_atomic(self.path / "metrics.jsonl", as_lines(self.records))
+        write_atomic(self.path / "timings.jsonl", as_lines(self.timings))
+        checkpoint.save(self.path / "checkpoint.pt", this, len(self.records), self.hash)
+
+    def finish(self) -> None:
+        """Write the file that says the run is finished."""
+        summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1]}
+        write_atomic(self.path / "summary.json", pretty(summary))
+
+    def _refuse_other(self, stored: Any) -> None:
+        difference = first_difference(stored["run"], self.config)
+        if difference is None:
+            return
+        key, here, asked = difference
+        raise LabError(
+            f"{self.path} holds another run: {key} is {here!r} there and {asked!r} here. "
+            "Choose another folder with --out, or delete this one."
+        )
+
+    def _lines(self, name: str, epochs: int) -> list[dict[str, Any]]:
+        lines = read_lines(self.path / name)
+        if len(lines) < epochs:
+            raise LabError(
+                f"{self.path / name} has {len(lines)} lines, but the checkpoint has {epochs} epochs: "
+                "delete the folder to start this run over."
+            )
+        return lines[:epochs]
+
+    def _starts(self) -> list[dict[str, Any]]:
+        stored = self.path / "environment.json"
+        return read_json(stored)["starts"] if stored.exists() else []
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left of a file it was writing."""
+        for name in FILES:
+            for leftover in self.path.glob(f".{name}.*"):
+                leftover.unlink(missing_ok=True)
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LabError(f"Another process is at work in {path}: wait for it, or choose another --out.") from None

@@ -1,0 +1,47 @@
+"""From what was asked to what will run: every name checked, every default spelled out, before anything trains."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from polyak_lab import data, models, optimizers
+from polyak_lab.config import Run, Training, check_known
+from polyak_lab.errors import LabError
+
+
+def resolve(run: Run) -> Run:
+    """Spell a run out, or say what is wrong with it."""
+    check_known(run.data.name, data.NAMES, "data")
+    check_known(run.model.name, models.NAMES, "model")
+    optimizer = optimizers.resolve(run.optimizer)
+    _check_schedule(run, optimizer.options.get("lr", 0.0))
+    return replace(run, optimizer=optimizer, training=_resolve_training(run.training))
+
+
+def _check_schedule(run: Run, lr: float) -> None:
+    name = run.schedule.name
+    check_known(name, optimizers.SCHEDULES, "schedule")
+    if name == "step" and not run.schedule.milestones:
+        raise LabError("schedule 'step' needs milestones, the epochs after which lr changes: [60, 120].")
+    if name != "constant" and math.isinf(lr):
+        raise LabError(f"schedule {name!r} needs a finite lr, but {run.optimizer.name} has lr = inf.")
+
+
+def _resolve_training(training: Training) -> Training:
+    shuffle_seed = training.seed if training.shuffle_seed is None else training.shuffle_seed
+    return replace(training, shuffle_seed=shuffle_seed, device=_resolve_device(training.device))
+
+
+def _resolve_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise LabError(f"The device {name!r} cannot be used ({reason}): try auto, cpu or cuda.") from error
+    if device.type == "meta":
+        raise LabError("The device 'meta' holds no numbers: try auto, cpu or cuda.")
+    return str(device)

@@ -1,0 +1,119 @@
+"""The objects of one run: data, model, optimizer, schedule."""
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils import deterministic
+
+from polyak_lab import batches, data, models, optimizers
+from polyak_lab.batches import Batch
+from polyak_lab.config import Run
+from polyak_lab.data import Dataset
+from polyak_lab.errors import LabError
+from polyak_lab.objectives import OBJECTIVES, Objective
+
+AUGMENTED_VALIDATION = "sps-augmented-validation"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run trains, and with what; a checkpoint is its state."""
+
+    run: Run
+    dataset: Dataset
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler | None
+    objective: Objective
+    steps_per_epoch: int
+
+    def training_batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        training = self.run.training
+        return islice(
+            batches.training_batches(
+                self.dataset, training.batch_size, training.shuffle_seed, epoch, self.run.data.augment
+            ),
+            self.steps_per_epoch,
+        )
+
+    def test_batches(self, epoch: int, augmented: bool = False) -> Iterator[Batch]:
+        """Yield the test split, as it is unless the SPS authors' protocol asks for crops and flips."""
+        training = self.run.training
+        device = torch.device(training.device)
+        shifts = batches.generator(device, "validation", training.shuffle_seed, epoch) if augmented else None
+        return islice(batches.evaluation_batches(self.dataset, self.dataset.test, shifts), training.max_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect everything that the next epoch depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a stored state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+
+
+def start(run: Run) -> Session:
+    """Build the objects of a resolved run."""
+    training = run.training
+    device = torch.device(training.device)
+    dataset = _dataset(run.data.name).to(device)
+    _check_images(run, dataset)
+    model = _model(run, dataset).to(device)
+    samples = len(dataset.train.targets)
+    steps = batches.steps_per_epoch(samples, training.batch_size, training.max_batches)
+    optimizer = optimizers.build(run.optimizer, model.parameters(), steps)
+    schedule = optimizers.build_schedule(run.schedule, optimizer, training.epochs, steps)
+    return Session(run, dataset, model, optimizer, schedule, OBJECTIVES[dataset.loss], steps)
+
+
+@functools.lru_cache(maxsize=1)
+def _dataset(name: str) -> Dataset:
+    return data.load(name)
+
+
+def _model(run: Run, dataset: Dataset) -> nn.Module:
+    """Draw the weights on the CPU, so that every device starts from the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(batches.stream_seed("weights", run.training.seed))
+        return models.build(run.model.name, dataset.shape, dataset.outputs)
+
+
+def _check_images(run: Run, dataset: Dataset) -> None:
+    protocol = run.training.eval_protocol
+    if dataset.is_image or not (run.data.augment or protocol == AUGMENTED_VALIDATION):
+        return
+    raise LabError(f"{run.data.name} holds vectors: crops and flips (augment, {AUGMENTED_VALIDATION}) need images.")
+
+
+@contextmanager
+def settled(device: str, threads: int | None) -> Iterator[None]:
+    """Make torch repeat itself bit by bit while a run trains, and leave it afterwards as it was."""
+    if device.startswith("cuda"):  # cuBLAS reads this when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    threads_before = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # a write per temporary, and it decides nothing
+    torch.set_num_threads(threads or threads_before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.use_deterministic_algorithms(before[0])
+        deterministic.fill_uninitialized_memory = before[1]

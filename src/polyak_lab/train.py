@@ -1,0 +1,95 @@
+"""One training run: epochs of steps, a score after each, a checkpoint after each."""
+
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.nn.utils import get_total_norm
+
+from polyak_lab import session
+from polyak_lab.batches import Batch, stream_seed
+from polyak_lab.config import Run
+from polyak_lab.metrics import Meter, Scores
+from polyak_lab.optimizers import advance
+from polyak_lab.progress import Progress
+from polyak_lab.record import RunFolder
+from polyak_lab.session import AUGMENTED_VALIDATION, Session
+
+Record = dict[str, Any]
+
+
+def train(run: Run, folder: RunFolder, progress: Progress) -> None:
+    """Train a resolved run to its end, from its checkpoint if it has one; a finished run is left as it is."""
+    with folder.claimed():
+        folder.prepare()
+        if folder.finished:
+            return
+        with session.settled(run.training.device, folder.threads):
+            _train(session.start(run), folder, progress)
+    progress.run_finished(folder.records[-1], folder.seconds)
+
+
+def _train(this: Session, folder: RunFolder, progress: Progress) -> None:
+    folder.resume(this)
+    done, epochs = len(folder.records), this.run.training.epochs
+    progress.run_started(epochs, this.steps_per_epoch, done)
+    for epoch in range(done, epochs):
+        record, timing = _epoch(this, epoch, progress)
+        folder.commit(this, record, timing)
+        progress.epoch_done(record, timing)
+    folder.finish()
+
+
+def _epoch(this: Session, epoch: int, progress: Progress) -> tuple[Record, Record]:
+    start = perf_counter()
+    meter = _steps(this, epoch, progress)
+    record = {"epoch": epoch + 1, "train_loss": meter.loss(), "train_accuracy": meter.accuracy()}
+    trained = perf_counter()
+    record |= _evaluate(this, epoch) | meter.means()
+    record["lr"] = float(this.optimizer.param_groups[0]["lr"])
+    record["weight_norm"] = float(get_total_norm(list(this.model.parameters())))
+    timing = {
+        "epoch": epoch + 1,
+        "seconds": trained - start,
+        "evaluation_seconds": perf_counter() - trained,
+        "images_per_second": sum(meter.sizes) / (trained - start),
+    }
+    return record, timing
+
+
+def _steps(this: Session, epoch: int, progress: Progress) -> Meter:
+    torch.manual_seed(stream_seed("layers", this.run.training.seed, epoch))  # for layers that draw, as dropout does
+    this.model.train()
+    meter = Meter()
+    for inputs, targets in this.training_batches(epoch):
+        outputs = this.model(inputs)
+        loss = this.objective.loss(outputs, targets)
+        this.optimizer.zero_grad()
+        loss.backward()
+        meter.add_step(advance(this.optimizer, loss))
+        meter.add(loss, this.objective.right_answers(outputs, targets), len(targets))
+        if this.schedule is not None:
+            this.schedule.step()
+        progress.step(epoch, meter)
+    return meter
+
+
+def _evaluate(this: Session, epoch: int) -> Record:
+    clean = _scores(this, this.test_batches(epoch))
+    record = {"test_loss": clean.loss(), "test_accuracy": clean.accuracy()}
+    if this.run.training.eval_protocol == AUGMENTED_VALIDATION:
+        augmented = _scores(this, this.test_batches(epoch, augmented=True))
+        record |= {"test_loss_augmented": augmented.loss(), "test_accuracy_augmented": augmented.accuracy()}
+    return record
+
+
+@torch.no_grad()
+def _scores(this: Session, batches: Iterable[Batch]) -> Scores:
+    this.model.eval()
+    scores = Scores()
+    for inputs, targets in batches:
+        outputs = this.model(inputs)
+        loss = this.objective.loss(outputs, targets)
+        scores.add(loss, this.objective.right_answers(outputs, targets), len(targets))
+    return scores

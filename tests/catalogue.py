@@ -1,0 +1,178 @@
+"""What the tests cross: methods, momentum forms, backends and a problem. A new method is one row of METHODS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+import polyak
+from papers import alig, smooth_sps, sps
+
+BACKENDS: dict[str, dict[str, Any]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}}
+
+# 0.9 multiplies a step by 10, so without a cap trajectories blow up and amplify rounding; the arithmetic is the same.
+MOMENTUM: dict[str, dict[str, Any]] = {
+    "none": {},
+    "nesterov": {"momentum": 0.4},
+    "adjusted": {"momentum": 0.4, "adjusted_momentum": True},
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One class of the library and what is known about it.
+
+    `required` are the arguments it cannot do without, `momenta` the keys of MOMENTUM it supports, `paper` the
+    transcription of its paper, `symbols` what the paper calls each option, `trials` settings under which 100 steps on
+    `Problem.make()` do not amplify rounding, `step_sizes` the options that are step sizes, so that they become s times
+    smaller when the loss becomes s times larger.
+    """
+
+    name: str
+    cls: type[polyak.PolyakOptimizer]
+    paper: Callable[..., ndarray]
+    symbols: Mapping[str, str]
+    trials: tuple[Mapping[str, Any], ...]
+    momenta: tuple[str, ...] = ("none", "nesterov")
+    required: Mapping[str, Any] = field(default_factory=dict)
+    step_sizes: tuple[str, ...] = ("lr",)
+
+    def build(self, params: Iterable[Any], form: str = "none", **options: Any) -> polyak.PolyakOptimizer:
+        """Return the optimizer with one of the MOMENTUM forms."""
+        return self.cls(params, **{**self.required, **MOMENTUM[form], **options})
+
+    def transcribed(self, x: ndarray, f: Callable[..., Any], steps: int, **options: Any) -> ndarray:
+        """Run the paper's pseudo-code with the library's names for the options."""
+        given = {**self.required, **options}
+        return self.paper(x, f, steps, **{self.symbols[name]: value for name, value in given.items()})
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The default of every option."""
+        return dict(self.build([torch.nn.Parameter(torch.zeros(1))]).defaults)
+
+
+_SPS_SYMBOLS = {"lr": "γ_b", "c": "c", "lower_bound": "f_star", "eps": "ε", "momentum": "μ", "radius": "r"}
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "ALIG",
+        polyak.ALIG,
+        alig,
+        symbols={"lr": "η", "eps": "δ", "momentum": "μ", "adjusted_momentum": "adjusted", "radius": "r"},
+        trials=({}, {"lr": 2.0}, {"lr": math.inf, "eps": 0.01}),
+        momenta=("none", "nesterov", "adjusted"),
+    ),
+    Method(
+        "SPS",
+        polyak.SPS,
+        sps,
+        symbols=_SPS_SYMBOLS,
+        trials=({"c": 1.0}, {"lr": 2.0, "c": 1.2}, {"lr": 2.5, "c": 1.2, "eps": 1e-3, "lower_bound": -1e-3}),
+    ),
+    Method(
+        "SmoothSPS",
+        polyak.SmoothSPS,
+        smooth_sps,
+        symbols=_SPS_SYMBOLS | {"steps_per_epoch": "n_over_b", "gamma": "τ", "init_step_size": "γ_0"},
+        trials=(
+            {"c": 1.2, "init_step_size": 0.1},
+            {"c": 1.2, "lr": 2.0, "steps_per_epoch": 5, "gamma": 1.5},
+            {"c": 1.0, "lr": 3.0, "gamma": 4.0, "eps": 1e-3, "lower_bound": -1e-3},
+        ),
+        required={"steps_per_epoch": 3},
+        step_sizes=("lr", "init_step_size"),
+    ),
+)
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+each_form = pytest.mark.parametrize(
+    ("method", "form"),
+    [pytest.param(method, form, id=f"{method.name}-{form}") for method in METHODS for form in method.momenta],
+)
+each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+
+
+SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (), (0,), (4,), (2, 1, 3))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Mini-batches of linear regression with a pseudo-Huber loss, mean_j √(1 + r_j²) − 1 with r = A_t x − b_t.
+
+    It is convex, not quadratic, not symmetric, and without noise one point has loss 0 for every mini-batch.
+    """
+
+    A: ndarray
+    b: ndarray
+    start: ndarray
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def make(
+        cls,
+        seed: int = 1,
+        shapes: Sequence[tuple[int, ...]] = SHAPES,
+        batches: int = 3,
+        rows: int = 8,
+        noise: float = 0.0,
+    ) -> Problem:
+        """Draw a problem for parameters of the given shapes."""
+        rng = np.random.default_rng(seed)
+        size = sum(int(np.prod(shape)) for shape in shapes)
+        A = rng.normal(size=(batches, rows, size)) * np.geomspace(0.1, 1.0, size)
+        b = A @ rng.normal(size=size) + noise * rng.normal(size=(batches, rows))
+        return cls(A, b, rng.normal(size=size), tuple(shapes))
+
+    def params(
+        self, dtype: torch.dtype = torch.float64, device: str = "cpu", start: ndarray | None = None
+    ) -> list[torch.nn.Parameter]:
+        """Return fresh parameters at the start."""
+        flat = torch.tensor(self.start if start is None else start)
+        parts = flat.split([int(np.prod(shape)) for shape in self.shapes])
+        pairs = zip(parts, self.shapes, strict=True)
+        return [torch.nn.Parameter(part.reshape(shape).clone().to(device, dtype)) for part, shape in pairs]
+
+    def loss(self, params: Sequence[Tensor], t: int = 0) -> Tensor:
+        """Return the loss of the mini-batch of step t."""
+        x = torch.cat([p.reshape(-1) for p in params])
+        batch = t % len(self.A)
+        residual = torch.as_tensor(self.A[batch]).to(x) @ x - torch.as_tensor(self.b[batch]).to(x)
+        return (residual.square() / (1 + (1 + residual.square()).sqrt())).mean()  # without cancellation near 0
+
+    def oracle(self, x: ndarray, t: int) -> tuple[float, ndarray]:
+        """Return the same loss and its gradient in NumPy, for the transcriptions."""
+        batch = t % len(self.A)
+        residual = self.A[batch] @ x - self.b[batch]
+        root = np.sqrt(1 + residual**2)
+        return float(np.mean(residual**2 / (1 + root))), self.A[batch].T @ (residual / root) / len(root)
+
+    def steps(
+        self, optimizer: polyak.PolyakOptimizer, params: Sequence[Tensor], steps: int, first: int = 0, **given: Any
+    ) -> ndarray:
+        """Make some steps, the first of them with mini-batch `first`, and return the point after the last."""
+        self.steps_without_reading(optimizer, params, steps, first, **given)
+        return flat(params)
+
+    def steps_without_reading(
+        self, optimizer: polyak.PolyakOptimizer, params: Sequence[Tensor], steps: int, first: int = 0, **given: Any
+    ) -> None:
+        """Make some steps, on any device."""
+        for t in range(first, first + steps):
+            optimizer.zero_grad()
+            loss = self.loss(params, t)
+            loss.backward()
+            optimizer.step(loss=loss, **given)
+
+
+def flat(params: Sequence[Tensor]) -> ndarray:
+    """Return all parameters as one float64 array."""
+    return torch.cat([p.detach().reshape(-1).double() for p in params]).numpy()

@@ -1,0 +1,54 @@
+"""Small real runs on digits, for the tests of the runner."""
+
+import multiprocessing
+import signal
+from pathlib import Path
+
+from rich.console import Console
+
+from polyak_lab import config, progress
+from polyak_lab.__main__ import main
+from polyak_lab.record import RunFolder
+from polyak_lab.resolve import resolve
+from polyak_lab.stored import Label
+from polyak_lab.train import train
+
+ALIG = config.Optimizer("alig", l2_ball=20.0, options={"lr": 1.0, "momentum": 0.9})
+
+
+def run(optimizer=ALIG, schedule="constant", data="digits", model="mlp", augment=False, **training):
+    training = {"epochs": 3, "batch_size": 256, "threads": 1, "device": "cpu", **training}
+    return config.Run(
+        config.Data(data, augment),
+        config.Model(model),
+        optimizer,
+        config.Training(**training),
+        config.Schedule(schedule),
+    )
+
+
+def execute(path: Path, wanted: config.Run, label: Label = Label("row")) -> RunFolder:
+    resolved = resolve(wanted)
+    folder = RunFolder(path, resolved, label)
+    train(resolved, folder, progress.Progress(Console(quiet=True), epochs=False))
+    return folder
+
+
+def in_child(path: Path, wanted: config.Run) -> multiprocessing.Process:
+    """Start the run in a process of its own that need not import torch again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["polyak_lab.train", "polyak_lab.resolve"])
+    child = context.Process(target=execute, args=(path, wanted))
+    child.start()
+    return child
+
+
+def call(*arguments: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,57 @@
+"""What a step may change, copied so that it can be compared bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+import polyak
+
+Snapshot = dict[str, Tensor]
+
+# A step that is skipped counts itself and reports γ = 0, and leaves everything else as it is.
+REPORTS = frozenset({"step_size", "skipped_steps"})
+
+
+def snapshot(optimizer: polyak.PolyakOptimizer) -> Snapshot:
+    """Copy every parameter, buffer and scalar of an optimizer."""
+    found: Snapshot = {}
+    for i, group in enumerate(optimizer.param_groups):
+        found |= {f"{name} {i}": value.clone() for name, value in group.items() if isinstance(value, Tensor)}
+        for j, p in enumerate(group["params"]):
+            found[f"parameter {i}.{j}"] = p.detach().clone()
+            found |= {f"{name} {i}.{j}": value.clone() for name, value in optimizer.state.get(p, {}).items()}
+    return found
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    """Name what is not the same, bit by bit, in two snapshots."""
+    both = before.keys() & after.keys()
+    return (before.keys() ^ after.keys()) | {name for name in both if bits(before[name]) != bits(after[name])}
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    """Name what changed beside the reports of a step."""
+    return {name for name in changed(before, after) if name.split()[0] not in REPORTS}
+
+
+def bits(tensor: Tensor) -> tuple[torch.dtype, bytes]:
+    """Return the type and the very bits of a tensor."""
+    flat = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return tensor.dtype, bytes(flat.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def give(params: Sequence[Tensor], *grads: Tensor | None) -> None:
+    """Hand every parameter its gradient."""
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = None if grad is None else grad.clone()
+
+
+def random_like(params: Sequence[Tensor], seed: int = 0, scale: float = 1.0) -> list[Tensor]:
+    """Draw a gradient for every parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = [torch.double if not p.is_complex() else torch.cdouble for p in params]
+    pairs = zip(params, wide, strict=True)
+    return [(scale * torch.randn(p.shape, dtype=dtype, generator=generator)).to(p.dtype) for p, dtype in pairs]

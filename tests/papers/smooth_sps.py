@@ -1,0 +1,34 @@
+"""Smooth SPS_max: Loizou, Vaswani, Laradji and Lacoste-Julien, AISTATS 2021, arXiv:2002.10542, section 4."""
+
+from collections.abc import Callable
+from math import inf
+
+import numpy as np
+from numpy import ndarray
+
+
+def smooth_sps(
+    x: ndarray,
+    f: Callable[[ndarray, int], tuple[float, ndarray]],
+    K: int,
+    n_over_b: float,
+    γ_b: float | ndarray = inf,
+    c: float = 0.5,
+    τ: float = 2.0,
+    γ_0: float = 1.0,
+    f_star: float = 0.0,
+    ε: float = 1e-8,
+    μ: float = 0.0,
+    r: float = inf,
+) -> ndarray:
+    """Return x^K; ε is the authors' code's, momentum μ and the ball of radius r are ALI-G's."""
+    x = x * min(1, r / np.linalg.norm(x))
+    v, γ = np.zeros_like(x), γ_0
+    for k in range(K):
+        f_i, g_i = f(x, k)
+        polyak = (f_i - f_star) / (c * np.sum(g_i**2) + ε)
+        γ = np.minimum(polyak, np.minimum(τ ** (1 / n_over_b) * γ, γ_b))
+        v = μ * v - γ * g_i
+        x = x - γ * g_i + μ * v
+        x = x * min(1, r / np.linalg.norm(x))
+    return x

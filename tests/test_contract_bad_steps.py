@@ -1,0 +1,221 @@
+"""Steps that must not move, or must not leave a trace: zeros, negative gaps, NaN, inf, overflow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polyak
+from catalogue import each_backend, each_form, each_method
+from observe import bits, changed, give, moved, random_like, snapshot
+
+BAD_LOSSES = {"NaN": math.nan, "inf": math.inf, "-inf": -math.inf}
+each_bad_loss = pytest.mark.parametrize("bad", BAD_LOSSES.values(), ids=BAD_LOSSES.keys())
+
+
+def fresh(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    return [nn.Parameter(value) for value in random_like([torch.empty(n, dtype=dtype) for n in (3, 2)], seed=7)]
+
+
+def good(optimizer: polyak.PolyakOptimizer, seed: int) -> None:
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    give(params, *random_like(params, seed=seed))
+    optimizer.step(loss=1.0 + seed)
+
+
+def one_bad_entry(params: list[nn.Parameter], bad: float) -> list[Tensor]:
+    grads = random_like(params)
+    grads[-1].view(-1)[-1] = bad
+    return grads
+
+
+@each_form
+@each_backend
+@each_bad_loss
+@pytest.mark.parametrize("seen", [0, 2], ids=["first", "later"])
+def test_a_loss_that_is_not_finite_moves_nothing(method, form, backend, bad, seen):
+    params = fresh()
+    optimizer = method.build(params, form, constraint=polyak.L2Ball(50.0), **backend)
+    for seed in range(seen):
+        good(optimizer, seed)
+    give(params, *random_like(params))
+    before, after = snapshot(optimizer), (optimizer.step(loss=torch.tensor(bad)), snapshot(optimizer))[1]
+    assert {name for name in moved(before, after) if name in before} == set()
+    last = optimizer.last_step()
+    assert (bool(last.skipped), int(last.skipped_steps), float(last.step_size)) == (True, 1, 0.0)
+
+
+@each_form
+@each_backend
+@each_bad_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64], ids=str)
+def test_a_gradient_that_is_not_finite_moves_nothing(method, form, backend, bad, dtype):
+    params = fresh(dtype)
+    optimizer = method.build([{"params": params[:1]}, {"params": params[1:]}], form, **backend)
+    good(optimizer, 0)
+    before = snapshot(optimizer)
+    give(params, *one_bad_entry(params, bad))
+    optimizer.step(loss=1.0)
+    assert moved(before, snapshot(optimizer)) == set()
+    assert [int(optimizer.last_step(i).skipped_steps) for i in (0, 1)] == [1, 1]
+
+
+@each_form
+@each_backend
+@each_bad_loss
+def test_the_next_good_step_is_as_if_the_bad_one_had_not_been(method, form, backend, bad):
+    plain, disturbed = (method.build(fresh(), form, **backend) for _ in range(2))
+    for seed in range(4):
+        good(plain, seed)
+        params = disturbed.param_groups[0]["params"]
+        give(params, *one_bad_entry(params, bad))
+        disturbed.step(loss=1.0)
+        give(params, *random_like(params))
+        disturbed.step(loss=bad)
+        good(disturbed, seed)
+    assert changed(snapshot(plain), snapshot(disturbed)) == {"skipped_steps 0"}
+    assert int(disturbed.last_step().skipped_steps) == 8
+
+
+@each_form
+@each_backend
+def test_a_step_that_would_overflow_is_skipped(method, form, backend):
+    params = fresh()
+    optimizer = method.build(params, form, lr=math.inf, **backend)
+    if_capped = optimizer.param_groups[0].get("init_step_size", math.inf)
+    give(params, *(1e-3 * grad for grad in random_like(params)))
+    before = snapshot(optimizer)
+    optimizer.step(loss=1e30)
+    last = optimizer.last_step()
+    assert bool(last.skipped) == math.isinf(if_capped)
+    assert all(bool(p.isfinite().all()) for p in params)
+    assert not last.skipped or {name for name in moved(before, snapshot(optimizer)) if name in before} == set()
+
+
+@each_form
+@each_backend
+def test_float16_buffers_do_not_overflow(method, form, backend):
+    """Gradients that float16 can hold, but not their sum over the steps, nor their product with a later, larger γ."""
+    w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float16))
+    optimizer = method.build([w], form, lr=math.inf, **backend)
+    for size in (5e4, 5e4, 5e4, 1e4, 1e-3, 1e-3):
+        give([w], torch.tensor([size, -size], dtype=torch.float16))
+        optimizer.step(loss=1.0)
+        assert all(bool(value.isfinite().all()) for value in snapshot(optimizer).values() if value.dtype == w.dtype)
+
+
+@each_form
+@each_backend
+def test_gradients_are_never_modified(method, form, backend):
+    params = fresh()
+    optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(1.0), **backend)
+    for loss, bad in ((1.0, 1.0), (0.0, 1.0), (math.nan, 1.0), (1.0, math.inf), (1.0, math.nan), (-1.0, 1.0)):
+        grads = one_bad_entry(params, bad)
+        give(params, *grads)
+        handed = [p.grad for p in params]
+        optimizer.step(loss=loss)
+        assert all(p.grad is grad for p, grad in zip(params, handed, strict=True))
+        assert [bits(p.grad) for p in params] == [bits(grad) for grad in grads]
+
+
+@each_method
+@each_backend
+@pytest.mark.parametrize("loss", [1.0, 0.0, -3.0], ids=["gap", "no gap", "negative gap"])
+@pytest.mark.parametrize("scale", [1.0, 0.0], ids=["gradient", "no gradient"])
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_a_zero_neither_moves_nor_poisons(method, backend, loss, scale, eps):
+    params = fresh()
+    optimizer = method.build(params, eps=eps, **backend)
+    good(optimizer, 0)
+    before = snapshot(optimizer)
+    give(params, *random_like(params, scale=scale))
+    optimizer.step(loss=loss)
+    last, moves = optimizer.last_step(), loss > 0 and scale > 0
+    assert (float(last.step_size) > 0, bool(last.skipped)) == (moves, False)
+    assert moves or moved(before, snapshot(optimizer)) == set()
+    undisturbed = method.build(fresh(), eps=eps, **backend)
+    good(undisturbed, 0)
+    for optimizer_ in (optimizer, undisturbed):
+        good(optimizer_, 1)
+    assert moves or changed(snapshot(optimizer), snapshot(undisturbed)) == set()
+
+
+@each_form
+@each_backend
+@pytest.mark.parametrize(("loss", "scale"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0)], ids=["loss", "gradient", "gap"])
+def test_zero_from_the_start_leaves_the_parameters_alone(method, form, backend, loss, scale):
+    """With momentum, too: the buffer of a first step of size 0 is used with γ = 0 or is 0 itself."""
+    params = fresh()
+    optimizer = method.build(params, form, **backend)
+    before = [p.detach().clone() for p in params]
+    give(params, *random_like(params, scale=scale))
+    optimizer.step(loss=loss)
+    assert all(torch.equal(p, x) for p, x in zip(params, before, strict=True))
+
+
+@each_form
+def test_only_momentum_moves_when_the_gap_is_negative(method, form):
+    params = fresh()
+    optimizer = method.build(params, form)
+    give(params, *random_like(params))
+    optimizer.step(loss=-5.0, lower_bound=-4.0)
+    assert float(optimizer.last_step().step_size) == 0.0
+    optimizer.step(loss=-5.0, lower_bound=-6.0)
+    assert float(optimizer.last_step().step_size) > 0.0
+
+
+@each_method
+@pytest.mark.parametrize("bound", [math.nan, torch.tensor(math.nan)], ids=["float", "tensor"])
+def test_a_bound_that_is_not_a_number_skips_the_step(method, bound):
+    params = fresh()
+    optimizer = method.build(params)
+    before = snapshot(optimizer)
+    give(params, *random_like(params))
+    optimizer.step(loss=1.0, lower_bound=bound)
+    assert moved(before, snapshot(optimizer)) == set()
+    assert bool(optimizer.last_step().skipped)
+
+
+@each_form
+def test_the_report_of_a_step_does_not_change_later(method, form):
+    params, lr, loss = fresh(), torch.tensor(0.01), torch.tensor(100.0)
+    optimizer = method.build(params, form, lr=lr)
+    give(params, *random_like(params))
+    returned, last = optimizer.step(loss=loss), optimizer.last_step()
+    before = [value.clone() for value in (*last, returned)]
+    loss.fill_(-1.0)
+    lr.fill_(1e9)
+    late = optimizer.last_step()
+    optimizer.step(loss=math.nan)
+    good(optimizer, 3)
+    assert [bits(value) for value in (*last, returned)] == [bits(value) for value in before]
+    assert [bits(value) for value in (*late, returned)] == [bits(value) for value in before]
+    assert bool(last.capped)
+
+
+@each_method
+def test_the_report_says_what_was_done(method):
+    params = fresh(torch.float64)
+    optimizer = method.build(params, lr=1e-4)
+    grads = random_like(params)
+    give(params, *grads)
+    optimizer.step(loss=torch.tensor(2.0, dtype=torch.float64))
+    last = optimizer.last_step()
+    assert float(last.loss) == 2.0
+    assert float(last.grad_sq_norm) == pytest.approx(float(sum(grad.square().sum() for grad in grads)))
+    assert float(last.step_size) == float(optimizer.param_groups[0]["step_size"]) == 1e-4
+    assert float(last.ratio) > 1e-4
+    assert bool(last.capped)
+    optimizer.step(loss=1e-9)
+    last = optimizer.last_step()
+    assert not last.capped
+    assert torch.equal(last.step_size, last.ratio)
+
+
+@each_method
+def test_before_the_first_step_there_is_nothing_to_report(method):
+    with pytest.raises(RuntimeError, match=r"before the first step\(loss=loss\)"):
+        method.build(fresh()).last_step()

@@ -1,0 +1,138 @@
+"""What torch does to every optimizer: hooks, printing, compiling, and methods that others write on the same base."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import polyak
+from catalogue import each_form, each_method
+from observe import changed, give, random_like, snapshot
+
+
+def fresh() -> list[nn.Parameter]:
+    return [nn.Parameter(value) for value in random_like([torch.empty(3), torch.empty(2)], seed=7)]
+
+
+@each_form
+def test_a_pre_hook_may_bring_the_loss(method, form):
+    plain, hooked = method.build(fresh(), form), method.build(fresh(), form)
+    hooked.register_step_pre_hook(lambda optimizer, args, kwargs: (args, {**kwargs, "loss": torch.tensor(0.7)}))
+    for optimizer, given in ((plain, {"loss": 0.7}), (hooked, {})):
+        params = optimizer.param_groups[0]["params"]
+        give(params, *random_like(params))
+        optimizer.step(**given)
+    assert changed(snapshot(plain), snapshot(hooked)) == set()
+
+
+@each_method
+def test_hooks_run_around_the_step_and_can_be_removed(method):
+    params, calls = fresh(), []
+    optimizer = method.build(params)
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before")),
+        optimizer.register_step_post_hook(lambda o, *_: calls.append(float(o.last_step().loss))),
+        register_optimizer_step_pre_hook(lambda *_: calls.append("before any")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("after any")),
+    ]
+    give(params, *random_like(params))
+    optimizer.step(loss=0.5)
+    for handle in handles:
+        handle.remove()
+    optimizer.step(loss=0.25)
+    assert sorted(map(str, calls)) == ["0.5", "after any", "before", "before any"]
+    assert calls.index("before") < calls.index(0.5)
+
+
+@each_method
+def test_hooks_on_the_state_dict_run(method):
+    optimizer = method.build(fresh())
+    optimizer.register_state_dict_post_hook(lambda o, state: {**state, "note": "mine"})
+    optimizer.register_load_state_dict_pre_hook(lambda o, state: {k: v for k, v in state.items() if k != "note"})
+    state = optimizer.state_dict()
+    assert state["note"] == "mine"
+    optimizer.load_state_dict(state)
+
+
+@each_method
+def test_an_optimizer_prints_its_options_and_its_step_size(method):
+    text = repr(method.build(fresh(), lr=0.25))
+    assert text.startswith(f"{method.cls.__name__} (")
+    assert all(name in text for name in (*method.defaults, "step_size", "skipped_steps", "0.25"))
+
+
+@each_form
+def test_a_compiled_step_is_the_same_step(method, form):
+    torch._dynamo.reset()
+    eager, compiled = (method.build(fresh(), form, constraint=polyak.L2Ball(2.5)) for _ in range(2))
+    with warnings.catch_warnings():  # torch's own, from inside Dynamo
+        warnings.simplefilter("ignore")
+        for t in range(3):
+            for optimizer, step in ((eager, eager.step), (compiled, torch.compile(compiled.step, backend="aot_eager"))):
+                params = optimizer.param_groups[0]["params"]
+                give(params, *random_like(params, seed=t))
+                step(loss=torch.tensor(1.0 / (1 + t)))
+    for name, value in snapshot(eager).items():
+        torch.testing.assert_close(snapshot(compiled)[name], value)
+
+
+class Constant(polyak.PolyakOptimizer):
+    """A method that others could write: the step size is its cap until memory says that it has waited enough."""
+
+    def __init__(self, params: Any, lr: float = 0.1, *, wait: int = 0, constraint: Any = None) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": 0.0, "lower_bound": 0.0, "foreach": None, "wait": wait}, constraint
+        )
+
+    def memory(self, group: Mapping[str, Any]) -> dict[str, float]:
+        return {"waited": group["wait"]}
+
+    def step_size(self, line: polyak.Line, group: dict[str, Any]) -> tuple[Tensor, float]:
+        group["waited"] = group["waited"] + 1
+        return torch.ones_like(line.value), group["lr"]
+
+
+class Loose(Constant):
+    """A constructor that takes any option, so that the names are only checked in the groups."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+
+
+def test_a_method_of_another_author_has_the_whole_contract():
+    params = fresh()
+    optimizer = Constant([{"params": params[:1], "wait": 4}, {"params": params[1:]}], constraint=polyak.L2Ball(9.0))
+    start = [p.detach().clone() for p in params]
+    give(params, *random_like(params))
+    optimizer.step(loss=float("nan"))
+    optimizer.step(loss=1.0)
+    for p, x in zip(params, start, strict=True):
+        torch.testing.assert_close(p.detach(), x - 0.1 * p.grad)
+    assert [float(group["waited"]) for group in optimizer.param_groups] == [5.0, 1.0]
+    twin = copy.deepcopy(optimizer)
+    assert changed(snapshot(optimizer), snapshot(twin)) == set()
+
+
+def test_unknown_options_of_another_authors_method_are_refused():
+    with pytest.raises(TypeError, match="Constant has no option 'weit': did you mean wait"):
+        Constant(fresh(), weit=3)
+    assert Loose(fresh(), wait=3).param_groups[0]["wait"] == 3
+    with pytest.raises(ValueError, match="Loose has no option 'weit': did you mean wait"):
+        Loose([{"params": fresh(), "weit": 3}])
+
+
+def test_a_method_without_a_formula_says_so():
+    class Empty(polyak.PolyakOptimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"lr": 1.0, "momentum": 0.0, "lower_bound": 0.0, "foreach": None}, None)
+
+    optimizer = Empty(fresh())
+    with pytest.raises(NotImplementedError, match=r"Empty must define step_size\(line, group\)"):
+        optimizer.step(loss=1.0)

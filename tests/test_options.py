@@ -1,0 +1,264 @@
+"""Options that do not exist or have a wrong value: the exception, and one sentence that says what to write instead."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import polyak
+from catalogue import METHODS, Method, each_method
+from observe import changed, give, snapshot
+
+NAN, INF = math.nan, math.inf
+
+# What an option must not be, and the words of the sentence that say what it may be.
+WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
+    "lr": ((0, 0.0, -1.0, -INF, NAN, "0.1", None, True, 1j, [0.1]), "a number > 0 or a tensor of one such number"),
+    "momentum": ((1, 1.0, -0.1, NAN, INF, "0.9", None, True, torch.tensor(0.9)), "a number in [0, 1)"),
+    "adjusted_momentum": ((1, 0.0, "yes", None), "True or False"),
+    "eps": ((-1e-8, NAN, INF, "0", None, True), "a finite number ≥ 0"),
+    "c": ((0, -0.5, NAN, INF, "0.5", None, True), "a finite number > 0"),
+    "gamma": ((0.5, 0, -2, NAN, INF, "2", None), "a finite number ≥ 1"),
+    "init_step_size": ((0, -1.0, NAN, "1", None), "a number > 0"),
+    "steps_per_epoch": ((0, 0.5, -3, NAN, INF, "10", None), "a number ≥ 1, usually len(data_loader)"),
+    "lower_bound": ((NAN, INF, -INF, "0", None, torch.tensor([0.0, 1.0])), "a finite number"),
+    "foreach": ((1, "auto", 0.0), "None, True or False"),
+}
+WRONG_TENSORS = (torch.zeros(()), torch.tensor(-1.0), torch.tensor(NAN), torch.ones(2), torch.ones(2, 2), torch.ones(0))
+
+# Options of other optimizers, and what to write instead.
+INSTEAD: dict[str, str] = {
+    "weight_decay": "polyak.L2Ball(radius)",
+    "maximize": "minimise the negated objective",
+    "max_lr": "the cap is called lr",
+    "eta_max": "the cap is called lr",
+    "nesterov": "momentum=0.9 is already Nesterov's",
+    "projection_fn": "constraint=polyak.L2Ball(radius)",
+    "differentiable": "torch.func",
+    "capturable": "every step is capturable",
+    "momentm": "did you mean momentum?",
+    "lower_bnd": "did you mean lower_bound?",
+    "xyz": "there are ",
+}
+
+
+def fresh(*sizes: int) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(size)) for size in sizes or (2,)]
+
+
+def cases() -> Iterator[Any]:
+    for method in METHODS:
+        for option in method.defaults:
+            for value in WRONG[option][0]:
+                yield pytest.param(method, option, value, id=f"{method.name}-{option}={value}")
+
+
+def refused(error: type[Exception], *parts: str) -> Any:
+    """Expect one sentence on one line that holds all the parts, in their order."""
+    return pytest.raises(
+        error, match=r"^[^\n]*" + r"[^\n]*".join(re.escape(part) for part in parts) + r"[^\n]*(?<=[.?])$"
+    )
+
+
+@pytest.mark.parametrize(("method", "option", "value"), list(cases()))
+def test_a_wrong_value_is_refused_for_all_groups_and_for_one(method, option, value):
+    sentence = (method.cls.__name__, f"{option}={value!r}", "is not allowed, it must be", WRONG[option][1])
+    with refused(ValueError, *sentence):
+        method.build(fresh(), **{option: value})
+    with refused(ValueError, *sentence):
+        method.build([{"params": fresh(), option: value}])
+
+
+@each_method
+@pytest.mark.parametrize("lr", WRONG_TENSORS, ids=lambda lr: f"{tuple(lr.shape)}")
+def test_a_tensor_that_is_no_cap_is_refused(method, lr):
+    with refused(ValueError, "lr=", "is not allowed, it must be a number > 0 or a tensor of one such number"):
+        method.build(fresh(), lr=lr)
+
+
+@each_method
+@pytest.mark.parametrize(("name", "hint"), INSTEAD.items())
+def test_an_option_that_does_not_exist_is_refused(method, name, hint):
+    sentence = (f"{method.cls.__name__} has no option {name!r}", hint)
+    with refused(TypeError, *sentence):
+        method.build(fresh(), **{name: 0.1})
+    with refused(ValueError, *sentence):
+        method.build([{"params": fresh(), name: 0.1}])
+
+
+@each_method
+def test_the_list_of_options_names_every_option(method):
+    with pytest.raises(TypeError, match="has no option 'xyz'") as caught:
+        method.build(fresh(), xyz=1)
+    assert all(name in str(caught.value) for name in (*method.defaults, "constraint"))
+    assert "params" not in str(caught.value)
+
+
+@each_method
+def test_options_are_given_by_name(method):
+    with pytest.raises(TypeError, match="positional argument"):
+        method.cls(fresh(), 0.1, 0.9)
+
+
+@each_method
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_frameworks_may_put_a_weight_decay_of_zero_into_a_group(method, zero):
+    """Trainers split every model into a group with and one without decay."""
+    optimizer = method.build([{"params": fresh(), "weight_decay": zero}, {"params": fresh()}])
+    give([p for group in optimizer.param_groups for p in group["params"]], torch.ones(2), torch.ones(2))
+    optimizer.step(loss=1.0)
+
+
+@each_method
+@pytest.mark.parametrize("decay", [1e-4, -1, NAN, "0", None, torch.ones(2)], ids=str)
+def test_any_other_weight_decay_is_refused(method, decay):
+    with refused(ValueError, "has no option 'weight_decay'", "constraint=polyak.L2Ball(radius)", "≈ 0"):
+        method.build([{"params": fresh(), "weight_decay": decay}])
+
+
+GROUPS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], tuple[str, ...]]] = {
+    "unknown": (lambda: {"params": fresh(), "betas": (0.9, 0.99)}, ValueError, ("has no option 'betas'",)),
+    "value": (lambda: {"params": fresh(), "lr": -1.0}, ValueError, ("lr=-1.0", "a number > 0")),
+    "decay": (lambda: {"params": fresh(), "weight_decay": 0.1}, ValueError, ("weight_decay", "L2Ball")),
+    "constraint": (lambda: {"params": fresh(), "constraint": 5.0}, TypeError, ("a float was given", "L2Ball(radius)")),
+    "class": (lambda: {"params": fresh(), "constraint": polyak.L2Ball}, TypeError, ("constraint", "L2Ball(radius)")),
+    "integers": (lambda: {"params": [torch.ones(2, dtype=torch.int64)]}, TypeError, ("floating-point or complex",)),
+    "flags": (lambda: {"params": [torch.ones(2, dtype=torch.bool)]}, TypeError, ("leave integer tensors out",)),
+    "memory": (lambda: {"params": fresh(), "step_size": "big"}, ValueError, ("step_size",)),
+}
+
+
+@each_method
+@pytest.mark.parametrize(("group", "error", "parts"), GROUPS.values(), ids=GROUPS.keys())
+def test_a_wrong_group_is_refused_and_the_optimizer_is_as_before(method, group, error, parts):
+    params = fresh()
+    optimizer = method.build(params, "nesterov", constraint=polyak.L2Ball(1.0))
+    before, state = snapshot(optimizer), optimizer.state_dict()
+    with refused(error, *parts):
+        optimizer.add_param_group(group())
+    assert changed(before, snapshot(optimizer)) == set()
+    assert optimizer.state_dict() == state
+    with refused(error, *parts):
+        method.build([group()])
+    give(params, torch.ones(2))
+    optimizer.step(loss=1.0)
+
+
+@each_method
+def test_parameters_given_twice_are_refused_and_the_optimizer_is_as_before(method):
+    params = fresh()
+    optimizer = method.build(params, constraint=polyak.L2Ball(1.0))
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": params, "constraint": polyak.NonNegative()})
+    give(params, torch.ones(2))
+    optimizer.step(loss=1.0)
+    assert len(optimizer.param_groups) == 1
+
+
+@each_method
+def test_a_group_taken_from_an_optimizer_fits_into_another(method):
+    """Its options are the group's own, its scalars are memory and come along."""
+    source = method.build(fresh(), "nesterov", lr=0.3)
+    give(source.param_groups[0]["params"], torch.ones(2))
+    source.step(loss=0.1)
+    target = method.build(fresh(3))
+    target.add_param_group(dict(source.param_groups[0]))
+    assert target.param_groups[1]["lr"] == 0.3
+    assert torch.equal(target.param_groups[1]["step_size"], source.param_groups[0]["step_size"])
+
+
+@each_method
+@pytest.mark.parametrize(
+    "constraint", [5.0, "l2", polyak.L2Ball, lambda params: None, nn.Identity()], ids=lambda c: type(c).__name__
+)
+def test_what_is_no_constraint_is_refused(method, constraint):
+    with refused(TypeError, method.cls.__name__, "constraint", "was given", "polyak.L2Ball(radius)"):
+        method.build(fresh(), constraint=constraint)
+
+
+@each_method
+def test_no_parameters_are_refused(method):
+    with pytest.raises(ValueError, match="empty parameter list"):
+        method.build([])
+
+
+@each_method
+def test_sparse_gradients_are_refused_and_nothing_moves(method):
+    dense, sparse = fresh(2), [nn.Parameter(torch.ones(3, 2))]
+    optimizer = method.build([{"params": dense}, {"params": sparse}])
+    give(dense, torch.ones(2))
+    sparse[0].grad = torch.ones(3, 2).to_sparse()
+    before = snapshot(optimizer)
+    with refused(RuntimeError, "shape (3, 2) has a sparse gradient", "sparse=False"):
+        optimizer.step(loss=1.0)
+    assert changed(before, snapshot(optimizer)) == set()
+
+
+def test_every_option_of_every_method_has_wrong_values_here():
+    assert set().union(*(method.defaults for method in METHODS)) == WRONG.keys()
+
+
+CONSTRAINTS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
+    **{
+        f"{cls.__name__}({value!r})": (
+            lambda cls=cls, value=value: cls(value),
+            ValueError,
+            (cls.__name__, f"{value!r} is not allowed, it must be a finite number > 0"),
+        )
+        for cls in (polyak.L2Ball, polyak.L1Ball, polyak.LInfBall, polyak.Simplex)
+        for value in (0, -1.0, NAN, INF, "1", None, True)
+    },
+    **{
+        f"Box({low}, {high})": (
+            lambda low=low, high=high: polyak.Box(low, high),
+            ValueError,
+            (f"Box({low!r}, {high!r}) is not allowed", "below high"),
+        )
+        for low, high in ((1.0, 1.0), (2.0, 1.0), (NAN, 1.0), (0.0, NAN), (INF, INF), ("a", 1.0), (None, 1.0))
+    },
+    "normal 0": (lambda: polyak.Halfspace(torch.zeros(2), 1.0), ValueError, ("Halfspace", "non-zero 1-dim tensor")),
+    "normal 2-dim": (lambda: polyak.Halfspace(torch.ones(2, 2), 1.0), ValueError, ("Halfspace", "1-dim tensor")),
+    "normal NaN": (lambda: polyak.Halfspace(torch.tensor([1.0, NAN]), 1.0), ValueError, ("Halfspace", "1-dim tensor")),
+    "normal list": (lambda: polyak.Halfspace([1.0, 1.0], 1.0), ValueError, ("Halfspace", "1-dim tensor")),
+    "offset NaN": (lambda: polyak.Halfspace(torch.ones(2), NAN), ValueError, ("Halfspace", "offset=nan", "finite")),
+    "offset inf": (lambda: polyak.Halfspace(torch.ones(2), INF), ValueError, ("Halfspace", "offset=inf", "finite")),
+    "matrix 1-dim": (lambda: polyak.Affine(torch.ones(2), torch.ones(2)), ValueError, ("Affine", "(2,) and (2,)")),
+    "offset length": (lambda: polyak.Affine(torch.ones(1, 2), torch.ones(2)), ValueError, ("Affine", "(1, 2)", "(2,)")),
+    "contradiction": (
+        lambda: polyak.Affine(torch.ones(2, 2), torch.tensor([1.0, 2.0])),
+        ValueError,
+        ("Affine", "no point satisfies all", "remove"),
+    ),
+    "matrix NaN": (lambda: polyak.Affine(torch.full((1, 2), NAN), torch.ones(1)), ValueError, ("Affine", "finite")),
+    "matrix list": (lambda: polyak.Affine([[1.0, 1.0]], [1.0]), ValueError, ("Affine", "matrix")),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "parts"), CONSTRAINTS.values(), ids=CONSTRAINTS.keys())
+def test_a_set_that_does_not_exist_is_refused(make, error, parts):
+    with refused(error, *parts):
+        make()
+
+
+@pytest.mark.parametrize(
+    "constraint", [polyak.Halfspace(torch.ones(3), 1.0), polyak.Affine(torch.ones(1, 3), torch.ones(1))], ids=repr
+)
+def test_a_set_for_another_number_of_parameters_is_refused(constraint):
+    with refused(ValueError, type(constraint).__name__, "was made for 3 coordinates, but the parameters have 2"):
+        polyak.ALIG(fresh(2), constraint=constraint)
+
+
+@pytest.mark.parametrize("constraint", [polyak.L1Ball(1.0), polyak.Simplex(), polyak.Box(0.0, 1.0)], ids=repr)
+def test_a_set_of_real_vectors_refuses_complex_parameters(constraint):
+    with refused(TypeError, type(constraint).__name__, "one is complex: use L2Ball, or torch.view_as_real"):
+        polyak.ALIG([nn.Parameter(torch.ones(2, dtype=torch.complex64))], constraint=constraint)
+
+
+def test_the_catalogue_rows_are_methods():
+    assert all(isinstance(method, Method) and issubclass(method.cls, polyak.PolyakOptimizer) for method in METHODS)
