@@ -183,3 +183,14 @@ def test_a_step_on_cuda_does_not_synchronise(method, form, backend, constraint):
         optimizer.step(loss=loss)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@each_method
+def test_parameters_on_the_cpu_wait_for_a_loss_on_cuda(method):
+    w, one = torch.nn.Parameter(torch.ones(2)), torch.ones((), device="cuda")
+    w.grad = torch.ones(2)
+    optimizer = method.build([w])
+    torch.cuda._sleep(1_000_000_000)  # the loss is computed half a second after step() is called
+    optimizer.step(loss=3 * one)
+    assert optimizer.last_step().loss == 3

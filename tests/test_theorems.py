@@ -122,7 +122,7 @@ def random_path(losses, rng, build, steps=15):
     optimizer = build([x])
     for i in rng.integers(len(losses), size=steps):
         before = x.detach().clone()
-        loss, gamma = descend(optimizer, x, losses[i])
+        loss, gamma = descend(optimizer, x, losses[i], lower_bound=losses[i].lowest)
         yield before, x.detach().clone(), losses[i], loss, gamma, optimizer.last_step()
 
 
@@ -133,7 +133,7 @@ def random_path(losses, rng, build, steps=15):
 @pytest.mark.parametrize("containing", CONTAINING.values(), ids=CONTAINING.keys())
 def test_alig_comes_nearer_to_every_interpolating_point(family, containing):
     """‖x⁺ − x*‖² ≤ ‖x − x*‖² − γf(x), for every cap, every δ ≥ 0 and every convex set that holds x*."""
-    for seed, (lr, eps) in enumerate(product([0.05, 1.0, math.inf], [0.0, 1e-5, 1.0])):
+    for seed, (lr, eps) in enumerate(product([0.05, 1.0, math.inf], [0.0, 1.0])):
         rng = np.random.default_rng(seed)
         star = torch.tensor(np.abs(rng.normal(size=4)) + 0.1)
         losses = [family(rng, star) for _ in range(3)]
@@ -157,7 +157,7 @@ def test_alig_on_smooth_losses_keeps_the_sum_of_the_losses_below_its_bound(seed,
 
 
 @pytest.mark.parametrize("lr", [0.3, math.inf])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_alig_on_smooth_losses_converges_in_expectation(seed, lr):
     """E f(x̄_T) ≤ max{2β, 1/η}·‖x_0 − x*‖²/T (δ = 0), with x̄_T the mean of x_0 … x_{T−1}; all 2⁶ paths."""
     losses, rng = quadratics(seed, n=2, floor=0.0)
@@ -180,8 +180,19 @@ def test_sps_on_strongly_convex_losses_contracts_at_every_step(seed, lr, c):
         assert sq_distance(after, f.a) <= (1 - f.mu * alpha) * distance + SLACK * max(1.0, distance)
 
 
+@given(seeds, caps, st.sampled_from([0.5, 0.8, 1.0, 2.0]))
+def test_sps_without_a_common_minimiser_goes_astray_by_no_more_than_the_noise(seed, lr, c):
+    """The step of theorem 3.1, c ≥ ½: ‖x⁺ − x*‖² ≤ (1 − μ_iγ)‖x − x*‖² + 2γ(f_i(x*) − f_i*), and γ ≥ α."""
+    losses, rng = quadratics(seed, spread=0.5)
+    star, alpha = minimiser(losses), min(1 / (2 * c * max(f.L for f in losses)), lr)
+    for before, after, f, _, gamma, _ in random_path(losses, rng, lambda x: polyak.SPS(x, lr=lr, c=c, eps=0.0)):
+        distance, noise = sq_distance(before, star), f(star).item() - f.lowest
+        assert sq_distance(after, star) <= (1 - f.mu * gamma) * distance + 2 * gamma * noise + SLACK * max(1, distance)
+        assert gamma >= alpha * (1 - 1e-9)
+
+
 @pytest.mark.parametrize("lr", [0.2, 1.0])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_sps_on_strongly_convex_losses_reaches_a_neighbourhood_in_expectation(seed, lr):
     """Theorem 3.1: E‖x_k − x*‖² ≤ (1 − μ̄α)^k ‖x_0 − x*‖² + 2γ_bσ²/(μ̄α); all 2⁶ paths, c = ½."""
     losses, rng = quadratics(seed, n=2, spread=0.5)
@@ -194,7 +205,7 @@ def test_sps_on_strongly_convex_losses_reaches_a_neighbourhood_in_expectation(se
     assert (distances <= bounds).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_sps_on_strongly_convex_losses_converges_linearly_in_expectation(seed):
     """Corollary of theorem 3.1: E‖x_k − x*‖² ≤ (1 − μ̄/L_max)^k ‖x_0 − x*‖² (c = ½, γ_b = ∞); all 2⁶ paths."""
     losses, rng = quadratics(seed, n=2)
@@ -217,7 +228,7 @@ def test_sps_on_convex_losses_keeps_the_sum_of_the_losses_below_its_bound(seed, 
 
 
 @pytest.mark.parametrize("lr", [0.2, 1.0])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_sps_on_convex_losses_reaches_a_neighbourhood_in_expectation(seed, lr):
     """Theorem 3.4: E f(x̄_K) − f* ≤ ‖x_0 − x*‖²/(αK) + 2σ²γ_b/α, c = 1; all 2⁶ paths."""
     losses, rng = quadratics(seed, n=2, spread=0.5, floor=0.0)
@@ -232,8 +243,8 @@ def test_sps_on_convex_losses_reaches_a_neighbourhood_in_expectation(seed, lr):
 @given(seeds, st.sampled_from([0.2, 0.5, 1.0, 3.0]))
 def test_the_ratio_lies_between_the_bounds_of_the_curvature(seed, c):
     """1/(2cL_i) ≤ (f_i − f_i*)/(c‖∇f_i‖²) ≤ 1/(2cμ_i) (lemma 1 of the paper) for the ratio the optimizer reports."""
-    losses, rng = quadratics(seed)
-    for *_, f, _, gamma, last in random_path(losses, rng, lambda x: polyak.SPS(x, lr=0.7, c=c, eps=0.0), steps=10):
-        ratio = last.ratio.item()
-        assert (1 - SLACK) / (2 * c * f.L) <= ratio <= (1 + SLACK) / (2 * c * f.mu)
+    losses, rng = quadratics(seed, spread=0.5)
+    for *_, f, loss, gamma, last in random_path(losses, rng, lambda x: polyak.SPS(x, lr=0.7, c=c, eps=0.0), steps=10):
+        ratio, slack = last.ratio.item(), SLACK * max(1.0, abs(loss) / (loss - f.lowest))  # the gap cancels digits
+        assert (1 - slack) / (2 * c * f.L) <= ratio <= (1 + slack) / (2 * c * f.mu)
         assert gamma == min(ratio, 0.7)

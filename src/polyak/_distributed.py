@@ -43,11 +43,11 @@ def aligned(grad: Tensor, p: Tensor) -> Tensor:
 def piece_of(whole: Tensor, owner: Tensor) -> Tensor:
     """Cut this process's piece out of a tensor that every process holds whole; nothing is sent."""
     if not is_sharded(owner):
-        return whole.to(owner.device)
+        return whole.to(owner.device, non_blocking=True)
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = owner.device_mesh, owner.placements  # type: ignore[attr-defined]
-    return distribute_tensor(whole.to(owner.device), mesh, placements, src_data_rank=None).to_local()
+    return distribute_tensor(whole.to(owner.device, non_blocking=True), mesh, placements, src_data_rank=None).to_local()
 
 
 def by_layout(owners: Sequence[Tensor], rows: Iterable[Any]) -> dict[Layout, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -72,7 +73,8 @@ def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
         number = number.detach().reshape(())
         return number.clone().to(like.device, like.dtype, non_blocking=True)
     if isinstance(number, Real):
-        return torch.full_like(like, float(number))
+        number = float(number)
+        return torch.full_like(like, number if abs(number) <= torch.finfo(like.dtype).max else number * math.inf)
     given = type(number).__name__
     raise TypeError(f"The {name} must be a tensor with one element or a number, but a {given} was given.")
 

@@ -124,18 +124,18 @@ class PolyakOptimizer(Optimizer):
             return None
         scalar = self.param_groups[0]["step_size"]
         value = self._mean_over_processes(as_scalar(given, scalar), grad_sq_norm is not None)
-        if lower_bound is not None:
-            lower_bound = as_scalar(lower_bound, scalar, "lower_bound")
+        lower_bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
         line, directions = self.linearize(value, blocks)
         if grad_sq_norm is not None:
             line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
-        self._last = []
+        self._last, skipped = [], []
         for block, u in zip(blocks, directions, strict=True):
             gamma, skip = self._decide(line, block, lower_bound)
-            skipped = read_on_cpu(skip)
-            if not skipped:
-                move(block.group, block.x, u, block.v, gamma, skip if skipped is None else None)
-        self._project()
+            skipped.append(read_on_cpu(skip))
+            if not skipped[-1]:
+                move(block.group, block.x, u, block.v, gamma, skip if skipped[-1] is None else None)
+        if not all(skipped):
+            self._project()
         return value
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:

@@ -78,7 +78,8 @@ def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
 def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
     """x ← a·x, for one chunk; where the mask `skip` is true, x stays as it is."""
     if skip is not None:
-        a = torch.where(skip, 1.0, torch.as_tensor(a, device=skip.device))
+        a = a if isinstance(a, Tensor) else torch.full_like(skip, a, dtype=scalar_dtype(x))
+        a = torch.where(skip, 1.0, a)
     if isinstance(a, Tensor):
         a = _on(a, x)
     if isinstance(a, Tensor) and _is_narrow(x):  # torch would round a to the type of x first
@@ -107,7 +108,9 @@ def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Tensor:
     dtype, device = scalar_dtype([*x, *y]), y[0].device
 
     def here(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        return torch.stack([torch.sum(a.to(b.device) * b, dtype=dtype).to(device) for a, b in pairs]).sum()
+        return torch.stack(
+            [torch.sum(a.to(b.device, non_blocking=True) * b, dtype=dtype).to(device) for a, b in pairs]
+        ).sum()
 
     return _over_processes(here, owners or y, zip(x, y, strict=True))
 
@@ -118,22 +121,21 @@ def clamp_(x: Vector, low: float, high: float) -> None:
         tensor.clamp_(low, high)
 
 
-def shift_(x: Vector, a: Tensor) -> None:
-    """x ← x + a, the same number for every coordinate."""
-    for tensor in x:
-        tensor.add_(a.to(tensor.device))
+def assign_(x: Vector, values: Vector) -> None:
+    """x ← values."""
+    for tensor, value in zip(x, values, strict=True):
+        tensor.copy_(value, non_blocking=True)
 
 
-def shrink_(x: Vector, theta: Tensor) -> None:
-    """x ← sign(x)·(|x| − θ)₊."""
-    for tensor in x:
-        limit = theta.to(tensor.device)
-        tensor.sub_(tensor.clamp(-limit, limit))
+def rounding(x: Vector) -> float:
+    """Return the relative error that rounding may leave in the norm of a rescaled vector."""
+    return max([4 * torch.finfo(scalar_dtype(x)).eps, *(torch.finfo(dtype).eps for dtype in {t.dtype for t in x})])
 
 
 def flatten(owners: Sequence[Tensor]) -> Tensor:
     """Return a copy of whole tensors in one long float64 tensor, in which sums stay exact."""
-    return torch.cat([full(p).reshape(-1).to(device=owners[0].device, dtype=torch.float64) for p in owners])
+    parts = [full(p).reshape(-1).to(device=owners[0].device, dtype=torch.float64) for p in owners]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:

@@ -1,13 +1,13 @@
 """A run's state in one file, written atomically and read without unpickling arbitrary objects."""
 
 import io
+import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from polyak_lab.errors import LabError
-from polyak_lab.files import write_atomic
+from polyak_lab.files import said_clearly, write_atomic
 from polyak_lab.session import Session
 
 FORMAT = 1
@@ -23,8 +23,11 @@ def save(path: Path, this: Session, epochs: int, config_hash: str) -> None:
 
 def load(path: Path, this: Session, config_hash: str) -> int:
     """Put a session into the stored state and return the number of epochs it has done."""
+    with said_clearly("read", path):
+        stored = path.read_bytes()
     try:
-        content: dict[str, Any] = torch.load(path, map_location=this.run.training.device, weights_only=True)
+        _check_sums(stored)
+        content = torch.load(io.BytesIO(stored), map_location=this.run.training.device, weights_only=True)
         if content["format"] != FORMAT or content["config"] != config_hash:
             raise LabError(_refusal(path, "belongs to another run"))
         this.load_state_dict(content["state"])
@@ -33,6 +36,13 @@ def load(path: Path, this: Session, config_hash: str) -> int:
         raise
     except Exception as error:  # zip, pickle, key, shape and type errors: all say that this is not what we wrote
         raise LabError(_refusal(path, f"is damaged ({type(error).__name__})")) from error
+
+
+def _check_sums(stored: bytes) -> None:
+    """Compare every record with its CRC-32, which torch writes but does not check when it reads."""
+    with zipfile.ZipFile(io.BytesIO(stored)) as archive:
+        if (record := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(record)
 
 
 def _refusal(path: Path, what: str) -> str:

@@ -65,8 +65,7 @@ def draw(curve: Curve, rows: Sequence[Group]) -> str:
             _draw_row(axes, curve, group, colour(index))
         if curve.key == "step_size":
             _draw_caps(axes, rows)
-        if not curve.log:
-            _leave_out_the_start(axes, curve, rows)
+        _set_limits(axes, curve, rows)
         return _as_inline_svg(figure, curve)
 
 
@@ -94,6 +93,16 @@ def _draw_caps(axes: Axes, rows: Sequence[Group]) -> None:
 
 def _is_capped(record: Mapping[str, Any]) -> bool:
     return record["capped"] is not None and math.isfinite(record["lr"])
+
+
+def _set_limits(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:
+    shown = {value for line in axes.lines for value in line.get_ydata()}
+    if not curve.log:
+        _leave_out_the_start(axes, curve, rows)
+    elif len(shown) == 1:  # a logarithmic axis finds no width for one value by itself
+        (value,) = shown
+        axes.set_autoscaley_on(False)
+        axes.set_ylim(value / 3, value * 3)
 
 
 def _leave_out_the_start(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:

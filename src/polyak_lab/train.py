@@ -21,6 +21,7 @@ Record = dict[str, Any]
 
 def train(run: Run, folder: RunFolder, progress: Progress) -> None:
     """Train a resolved run to its end, from its checkpoint if it has one; a finished run is left as it is."""
+    folder.check()
     with folder.claimed():
         folder.prepare()
         if folder.finished:

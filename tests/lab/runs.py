@@ -13,6 +13,7 @@ from polyak_lab.resolve import resolve
 from polyak_lab.stored import Label
 from polyak_lab.train import train
 
+ROW = Label("row")
 ALIG = config.Optimizer("alig", l2_ball=20.0, options={"lr": 1.0, "momentum": 0.9})
 
 
@@ -27,7 +28,7 @@ def run(optimizer=ALIG, schedule="constant", data="digits", model="mlp", augment
     )
 
 
-def execute(path: Path, wanted: config.Run, label: Label = Label("row")) -> RunFolder:
+def execute(path: Path, wanted: config.Run, label: Label = ROW) -> RunFolder:
     resolved = resolve(wanted)
     folder = RunFolder(path, resolved, label)
     train(resolved, folder, progress.Progress(Console(quiet=True), epochs=False))
@@ -37,7 +38,7 @@ def execute(path: Path, wanted: config.Run, label: Label = Label("row")) -> RunF
 def in_child(path: Path, wanted: config.Run) -> multiprocessing.Process:
     """Start the run in a process of its own that need not import torch again."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["polyak_lab.train", "polyak_lab.resolve"])
+    context.set_forkserver_preload(["torch._dynamo", "polyak_lab.train", "polyak_lab.resolve"])
     child = context.Process(target=execute, args=(path, wanted))
     child.start()
     return child

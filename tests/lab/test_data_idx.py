@@ -71,6 +71,7 @@ def huge(content):
         (lambda content: b"", "begins with nothing"),
         (lambda content: content[:9], "instead of 00000803"),
         (lambda content: gzip.compress(content)[:-20], "damaged"),
+        (lambda content: gzip.compress(content)[:10] + b"\xff" * 99, "damaged .*decompressing"),
         (lambda content: gzip.compress(content)[:500] + b"x" * 500, "damaged"),
         (lambda content: archives.idx(np.zeros((19, 28, 28))), "19 images and 20 labels"),
         (lambda content: archives.idx(np.zeros((20, 14, 14))), "14×14 pixels for training and 28×28 for testing"),

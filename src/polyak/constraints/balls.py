@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -45,8 +44,9 @@ class L2Ball(Constraint):
         """x ← x · min{1, radius/‖x‖₂}."""
         x = [_vector.real(p) for p in params]
         norm = _vector.sum_squares(x, params).sqrt()
-        if not _vector.read_on_cpu(norm <= self.radius):
-            _vector.rescale_(x, (self.radius / norm).clamp(max=1.0))
+        inside = norm <= self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
+        if not _vector.read_on_cpu(inside):
+            _vector.rescale_(x, torch.where(inside, 1.0, self.radius / norm))
 
 
 @final
@@ -66,7 +66,7 @@ class L1Ball(Constraint):
 
     Example:
         >>> import torch, polyak
-        >>> x = torch.tensor([3.0, -1.0, 0.5])
+        >>> x = torch.tensor([3.0, 1.0, 0.5])
         >>> polyak.L1Ball(2.0).project_([x])
         >>> x
         tensor([2., 0., 0.])
@@ -79,10 +79,11 @@ class L1Ball(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← sign(x)·(|x| − θ)₊ with the θ ≥ 0 that brings the norm down to the radius."""
-        x = real_only("L1Ball", params)
-        if any(p.numel() for p in params):
-            theta = _threshold(_vector.flatten(params).abs(), self.radius).clamp(min=0.0)
-            _vector.shrink_(x, theta)
+        x, flat = real_only("L1Ball", params), _vector.flatten(params)
+        inside = flat.abs().sum() <= self.radius
+        if flat.numel() and not _vector.read_on_cpu(inside):
+            nearest = flat.sign() * _onto_simplex(flat.abs(), self.radius)
+            _vector.assign_(x, _vector.split_like(torch.where(inside, flat, nearest), params))
 
 
 @final
@@ -112,18 +113,17 @@ class Simplex(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← (x − θ)₊ with the θ that makes the sum right."""
-        x = real_only("Simplex", params)
-        if any(p.numel() for p in params):
-            _vector.shift_(x, -_threshold(_vector.flatten(params), self.total))
-            _vector.clamp_(x, 0.0, math.inf)
+        x, flat = real_only("Simplex", params), _vector.flatten(params)
+        if flat.numel():
+            _vector.assign_(x, _vector.split_like(_onto_simplex(flat, self.total), params))
 
 
-def _threshold(values: Tensor, total: float) -> Tensor:
-    """Return the θ with Σ(values − θ)₊ = total (Duchi et al., ICML 2008, figure 1)."""
+def _onto_simplex(values: Tensor, total: float) -> Tensor:
+    """Return (values − θ)₊ with the θ that makes the sum equal to the total (Duchi et al., ICML 2008, figure 1)."""
+    values = values - values.max()  # numbers far from 0 would swallow the total
     falling = values.sort(descending=True).values
-    top = falling[0].clone()
-    falling -= top  # large numbers would swallow the total
     excess = falling.cumsum(0) - total
     count = torch.arange(1, len(falling) + 1, device=values.device)
     support = (falling * count > excess).sum().clamp(min=1)
-    return top + (excess.gather(0, support.reshape(1) - 1) / support).reshape(())
+    theta = excess.gather(0, support.reshape(1) - 1) / support
+    return (values - theta).clamp(min=0.0)

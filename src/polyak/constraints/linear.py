@@ -41,9 +41,8 @@ class Halfspace(Constraint):
     def __post_init__(self) -> None:
         normal = self.normal
         if not (_is_finite(normal) and normal.dim() == 1 and bool(normal.any())):
-            raise ValueError(
-                f"Halfspace: normal={_said(normal)} is not allowed, it must be a finite 1-dim tensor, not 0."
-            )
+            given = f"Halfspace: normal={_said(normal)}"
+            raise ValueError(f"{given} is not allowed, it must be a finite floating-point 1-dim tensor, not 0.")
         if not (is_number(self.offset) and math.isfinite(self.offset)):
             raise ValueError(f"Halfspace: offset={self.offset!r} is not allowed, it must be a finite number.")
 
@@ -99,8 +98,8 @@ class Affine(Constraint):
         if not x:
             return
         matrix, flat = _matching("Affine", self.matrix, params), _vector.flatten(params)
-        residual = matrix.to(flat) @ flat - self.offset.to(flat)
-        _vector.add_(x, _vector.split_like(self._inverse.to(flat) @ residual, params), -1.0)
+        residual = _on(flat, matrix) @ flat - _on(flat, self.offset)
+        _vector.add_(x, _vector.split_like(_on(flat, self._inverse) @ residual, params), -1.0)
 
 
 def _matching(owner: str, constant: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -116,3 +115,7 @@ def _is_finite(tensor: object) -> bool:
 
 def _said(given: object) -> str:
     return f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+
+
+def _on(flat: Tensor, constant: Tensor) -> Tensor:
+    return constant.to(flat, non_blocking=True)

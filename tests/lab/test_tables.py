@@ -1,0 +1,160 @@
+"""Tables and pages from stored records."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lab.runs import call
+from polyak_lab import report, stored, table
+from polyak_lab.errors import LabError
+
+TABLE = {
+    "ALI-G": ("alig", 94.5, [0.90, 0.92, 0.97], 0.5),
+    "SGD <b>& cosine": ("sgd", None, [0.80, 0.80], None),
+}
+
+
+def store(folder, row, optimizer, paper, seed, accuracy, capped, finished=True, **numbers):
+    """Write what a run of three epochs leaves behind."""
+    folder.mkdir(parents=True)
+    run = {"optimizer": {"name": optimizer}, "training": {"seed": seed, "shuffle_seed": seed}}
+    label = {"row": row, "table": "t", "position": list(TABLE).index(row) if row in TABLE else 9, "paper": paper}
+    (folder / "config.json").write_text(json.dumps({"hash": "", "label": label, "run": run}))
+    record = {"train_loss": 0.1, "test_loss": 0.2, "test_accuracy": accuracy, "step_size": 0.05, "lr": 0.1}
+    record |= {"capped": capped, **numbers}
+    lines = [json.dumps({"epoch": epoch, **record, "train_loss": 10.0**-epoch}) for epoch in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    if finished:
+        (folder / "summary.json").write_text("{}")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for row, (optimizer, paper, accuracies, capped) in TABLE.items():
+        for seed, accuracy in enumerate(accuracies):
+            store(tmp_path / "runs" / optimizer / f"seed-{seed}", row, optimizer, paper, seed, accuracy, capped)
+    return tmp_path / "runs"
+
+
+def test_mean_deviation_count_paper_difference(runs):
+    store(runs / "sgd" / "seed-2", "SGD <b>& cosine", "sgd", None, 2, 0.1, None, finished=False)
+    head, lines = table.cells(table.groups(stored.find([runs])))
+    assert head == ["row", "test accuracy, %", "train loss", "n", "paper", "difference"]
+    assert lines == [
+        ["ALI-G", "93.00 ± 3.61", "1.0e-03 ± 0.0e+00", "3", "94.5", "-1.50"],
+        ["SGD <b>& cosine", "80.00 ± 0.00", "1.0e-03 ± 0.0e+00", "2 of 3", "–", "–"],
+    ]
+
+
+def test_columns_nobody_fills_are_left_out(runs):
+    head, (line,) = table.cells(table.groups(stored.find([runs / "sgd"])))
+    assert head == ["row", "test accuracy, %", "train loss", "n"]
+    assert line[-1] == "2"
+
+
+def test_runs_of_different_settings_are_not_averaged(runs):
+    store(runs / "other", "ALI-G", "alig", None, 3, 0.5, 0.0)
+    config = json.loads((runs / "other" / "config.json").read_text())
+    config["run"]["optimizer"]["lr"] = 3.0
+    (runs / "other" / "config.json").write_text(json.dumps(config))
+    _, lines = table.cells(table.groups(stored.find([runs])))
+    names = [line[0] for line in lines]
+    assert len(set(names)) == 3
+    assert sum(re.fullmatch(r"ALI-G \[[0-9a-f]{6}\]", name) is not None for name in names) == 2
+
+
+def test_the_papers_number_is_compared_with_its_own_protocol(tmp_path):
+    store(tmp_path / "run", "ALI-G", "alig", 90.0, 0, 0.95, 0.0, test_accuracy_augmented=0.91)
+    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    assert head[1:3] == ["test accuracy, %", "accuracy on augmented test images, %"]
+    assert line[1:3] == ["95.00", "91.00"]
+    assert line[-1] == "+1.00"
+
+
+def test_losses_stand_in_for_accuracies(tmp_path):
+    store(tmp_path / "run", "ALI-G", "alig", None, 0, None, 0.0)
+    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    assert (head[1], line[1]) == ("test loss", "2.00e-01")
+
+
+def test_a_run_that_diverged(tmp_path):
+    store(tmp_path / "run", "ALI-G", "alig", None, 0, 0.1, 0.0, step_size="nan", weight_norm="inf")
+    rows = table.groups(stored.find([tmp_path]))
+    assert table.cells(rows)[1][0][1] == "10.00"
+    report.write(tmp_path / "report.html", rows, "t", "n")
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"), [("markdown", "| ALI-G | 93.00 ± 3.61 |"), ("csv", "ALI-G,93.00 ± 3.61,")]
+)
+def test_other_forms(form, expected, runs, capsys):
+    assert call("table", runs, "--format", form) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_terminal(runs, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert call("table", runs) == 0
+    printed = capsys.readouterr().out
+    assert "ALI-G" in printed
+    assert "SGD <b>& cosine" in printed
+
+
+@pytest.mark.parametrize("name", ["empty", "none"])
+def test_folders_without_runs(name, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert call("table", tmp_path / name) == 1
+    assert re.fullmatch(r"polyak: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_a_folder_that_only_looks_like_a_run(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(LabError, match="not what this program writes"):
+        stored.find([tmp_path])
+
+
+class Page(HTMLParser):
+    """Collects the text, the tags and the attributes of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.tags, self.attributes = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page(runs, tmp_path):
+    path = tmp_path / "report.html"
+    report.write(path, table.groups(stored.find([runs])), "Table <1>", "A note & more")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert {"Table <1>", "A note & more", "ALI-G", "SGD <b>& cosine", "93.00 ± 3.61", "cap 0.1"} <= set(page.text)
+    assert page.tags.count("svg") == 3
+    assert not {"script", "img", "iframe"} & set(page.tags)
+
+
+def test_the_page_asks_nobody_for_anything(runs, tmp_path):
+    path = tmp_path / "report.html"
+    report.write(path, table.groups(stored.find([runs])), "t", "n")
+    text = path.read_text(encoding="utf-8")
+    links = [value for name, value in Page(text).attributes if name in ("href", "src", "xlink:href")]
+    assert links
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+
+
+def test_ids_are_unique_and_found(runs, tmp_path):
+    path = tmp_path / "report.html"
+    report.write(path, table.groups(stored.find([runs])), "t", "n")
+    attributes = Page(path.read_text(encoding="utf-8")).attributes
+    ids = [value for name, value in attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for name, value in attributes if name == "xlink:href"} <= set(ids)

@@ -1,0 +1,116 @@
+"""Every example in the documentation runs: the doctests of the library and the Python blocks of the pages.
+
+The blocks of a page share one namespace and run in their order. `<!-- skip: reason -->` above a block leaves it out; it
+is only for code that needs a package which is not installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import polyak
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MODULES = [polyak.__name__, *(name for _, name, _ in pkgutil.walk_packages(polyak.__path__, "polyak."))]
+
+FENCE = re.compile(
+    r"(?:^[ \t]*<!-- skip: (?P<reason>[^\n]+?) -->[ \t]*\n\s*?)?"
+    r"^(?P<indent>[ \t]*)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Block(NamedTuple):
+    """One Python block of a page."""
+
+    line: int
+    code: str
+    skipped_for: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(text.count("\n", 0, match.start("code")) + 1, textwrap.dedent(match["code"]), match["reason"])
+        for match in FENCE.finditer(text)
+    ]
+
+
+def missing_packages(code: str) -> set[str]:
+    """Name the packages a piece of code imports that are not installed."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+    return {name for name in found if importlib.util.find_spec(name) is None}
+
+
+def run(page: Path) -> int:
+    """Run the blocks of a page and return how many there were."""
+    namespace: dict[str, object] = {"__name__": page.stem}
+    ran = [block for block in blocks(page) if block.skipped_for is None]
+    for block in ran:
+        padding = "\n" * (block.line - 1)  # so that an error shows the line of the page
+        exec(compile(padding + block.code, str(page), "exec"), namespace)
+    return len(ran)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_a_module_run(name):
+    torch.manual_seed(0)
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+    assert result.attempted > 0 or "    Example:" not in inspect.getsource(module)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    run(page)
+
+
+def test_the_front_page_shows_code():
+    assert run(ROOT / "README.md") > 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_is_only_left_out_for_a_package_that_is_not_installed(page):
+    for block in blocks(page):
+        assert block.skipped_for is None or missing_packages(block.code), f"{page}:{block.line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_python_fence_is_found(page):
+    fences = re.findall(r"^[ \t]*```(?:python|py)\b", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) == len(blocks(page))
+
+
+def test_the_machinery_skips_numbers_and_dedents(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title\n\n```python\nx = 1\n```\n\n<!-- skip: needs nowhere -->\n```python\nimport nowhere\n```\n\n"
+        "- item\n\n  ```python\n  assert x == 1\n  y = x / 0\n  ```\n",
+        encoding="utf-8",
+    )
+    assert [block.skipped_for for block in blocks(page)] == [None, "needs nowhere", None]
+    assert missing_packages(blocks(page)[1].code) == {"nowhere"}
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(page)
+    assert caught.traceback[-1].lineno + 1 == 16
