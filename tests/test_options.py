@@ -239,15 +239,27 @@ CONSTRAINTS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]
         )
         for low, high in ((1.0, 1.0), (2.0, 1.0), (NAN, 1.0), (0.0, NAN), (INF, INF), ("a", 1.0), (None, 1.0))
     },
-    "normal 0": (lambda: polyak.Halfspace(torch.zeros(2), 1.0), ValueError, ("Halfspace", "1-dim tensor, not 0")),
-    "normal 2-dim": (lambda: polyak.Halfspace(torch.ones(2, 2), 1.0), ValueError, ("Halfspace", "1-dim tensor")),
-    "normal NaN": (lambda: polyak.Halfspace(torch.tensor([1.0, NAN]), 1.0), ValueError, ("Halfspace", "1-dim tensor")),
+    "normal 0": (
+        lambda: polyak.Halfspace(torch.zeros(2), 1.0),
+        ValueError,
+        ("Halfspace", "finite floating-point"),
+    ),
+    "normal 2-dim": (
+        lambda: polyak.Halfspace(torch.ones(2, 2), 1.0),
+        ValueError,
+        ("Halfspace", "finite floating-point"),
+    ),
+    "normal NaN": (
+        lambda: polyak.Halfspace(torch.tensor([1.0, NAN]), 1.0),
+        ValueError,
+        ("Halfspace", "finite floating-point"),
+    ),
     "normal of integers": (
         lambda: polyak.Halfspace(torch.tensor([1, 1]), 1.0),
         ValueError,
         ("Halfspace", "torch.int64", "floating-point"),
     ),
-    "normal list": (lambda: polyak.Halfspace([1.0, 1.0], 1.0), ValueError, ("Halfspace", "1-dim tensor")),
+    "normal list": (lambda: polyak.Halfspace([1.0, 1.0], 1.0), ValueError, ("Halfspace", "finite floating-point")),
     "offset NaN": (lambda: polyak.Halfspace(torch.ones(2), NAN), ValueError, ("Halfspace", "offset=nan", "finite")),
     "offset inf": (lambda: polyak.Halfspace(torch.ones(2), INF), ValueError, ("Halfspace", "offset=inf", "finite")),
     "matrix 1-dim": (

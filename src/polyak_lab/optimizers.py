@@ -21,7 +21,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-_NOT_OPTIONS = {"params", "constraint"}  # given by the model, and by `l2_ball`
+_NOT_OPTIONS = {"params", "constraint", "sync_loss", "process_group"}  # the model, `l2_ball` and the launcher give them
 
 
 class Observed(NamedTuple):

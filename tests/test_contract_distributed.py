@@ -1,0 +1,69 @@
+"""Two processes: the same steps as one process with all the data, whether parameters are replicated or sharded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyak
+import processes
+
+HERE = Path(__file__).parent
+each_row = pytest.mark.parametrize("row", processes.rows(), ids="-".join)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Let two processes run all the checks, and return what each of them saw."""
+    folder = tmp_path_factory.mktemp("processes")
+    source = Path(polyak.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(source), str(HERE)]), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-W", "ignore", str(HERE / "processes.py")]
+    running = [
+        subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(processes.SIZE)
+    ]
+    errors = [process.communicate(timeout=180)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * processes.SIZE, "\n".join(errors)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes.SIZE)]
+
+
+@each_row
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_processes_make_the_steps_of_one_with_all_the_data(seen, kind, row):
+    first, second = (found[f"{kind} {row}"] for found in seen)
+    assert first == second
+    np.testing.assert_allclose(first, processes.alone(*row), rtol=1e-9, atol=1e-12)
+
+
+def test_without_synchronisation_every_process_steps_on_its_own_loss(seen):
+    first, second = (found["not synchronised"] for found in seen)
+    assert not np.allclose(first, second, rtol=1e-3)
+
+
+def test_gradients_are_brought_into_the_layout_of_their_parameter(seen):
+    assert seen[0]["another layout"] == seen[1]["another layout"] == [1.0, 0.5, 0.0, -0.5]
+
+
+def test_processes_that_hold_a_part_each_can_be_told_the_whole_norm(seen):
+    expected = processes.alone("ALIG", "nesterov", "none")
+    for found in seen:
+        np.testing.assert_allclose(found["a part each"], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_processes_that_hold_different_parameters_are_told_what_to_write(seen):
+    for found in seen:
+        assert found["disagreement"].startswith("ALIG: the processes hold different parameters")
+        assert "write step(loss=loss, grad_sq_norm=n)" in found["disagreement"]
+        assert "\n" not in found["disagreement"]
+
+
+def test_the_loss_is_shared_within_a_process_group_only(seen):
+    assert [found["groups of one"] for found in seen] == [[-1.0], [-2.0]]
