@@ -6,6 +6,7 @@ Every check is a function that returns plain numbers; both processes run all of 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def whole_batch(params: list[Tensor], t: int) -> Tensor:
 def alone(name: str, form: str, constraint: str) -> list[float]:
     """Run one process on all the data."""
     params = problem().params()
-    optimizer = _method(name).build(params, form, constraint=SETS[constraint](len(flat(params))))
+    optimizer = build(name, form, constraint, params)
     for t in range(STEPS):
         optimizer.zero_grad()
         loss = whole_batch(params, t)
@@ -59,7 +60,7 @@ def alone(name: str, form: str, constraint: str) -> list[float]:
 def replicated(name: str, form: str, constraint: str, **options: Any) -> list[float]:
     """Run on this process's data; the gradients are averaged as DDP does it, the loss is left to the optimizer."""
     params = problem().params()
-    optimizer = _method(name).build(params, form, constraint=SETS[constraint](len(flat(params))), **options)
+    optimizer = build(name, form, constraint, params, **options)
     for _ in range(STEPS):
         optimizer.zero_grad()
         loss = problem().loss(params, dist.get_rank())
@@ -76,7 +77,7 @@ def sharded(name: str, form: str, constraint: str, mesh: DeviceMesh) -> list[flo
     start = problem().params()
     pairs = zip(start, PLACEMENTS, strict=True)
     params = [nn.Parameter(distribute_tensor(p.detach(), mesh, layout)) for p, layout in pairs]
-    optimizer = _method(name).build(params, form, constraint=SETS[constraint](len(flat(start))))
+    optimizer = build(name, form, constraint, params)
     for t in range(STEPS):
         copies = [p.detach().full_tensor().requires_grad_() for p in params]
         loss = whole_batch(copies, t)
@@ -100,7 +101,7 @@ def a_part_each() -> list[float]:
     """Each process owns some parameters, as in ZeroRedundancyOptimizer; the whole norm is handed in."""
     params = problem().params()
     mine = params[dist.get_rank() :: SIZE]
-    optimizer = polyak.ALIG(mine, momentum=0.9)
+    optimizer = build("ALIG", "nesterov", "none", mine)
     for t in range(STEPS):
         for p in params:
             p.grad = None
@@ -134,8 +135,11 @@ def two_groups_of_one() -> list[float]:
     return w.tolist()
 
 
-def _method(name: str) -> Any:
-    return next(method for method in METHODS if method.name == name)
+def build(name: str, form: str, constraint: str, params: list[Tensor], **options: Any) -> polyak.PolyakOptimizer:
+    """Return a method whose step size always follows the loss."""
+    method = next(method for method in METHODS if method.name == name)
+    size = sum(p.numel() for p in params)
+    return method.build(params, form, lr=math.inf, constraint=SETS[constraint](size), **options)
 
 
 def rows() -> list[tuple[str, str, str]]:

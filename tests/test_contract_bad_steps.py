@@ -85,12 +85,12 @@ def test_the_next_good_step_is_as_if_the_bad_one_had_not_been(method, form, back
 def test_a_step_that_would_overflow_is_skipped(method, form, backend):
     params = fresh()
     optimizer = method.build(params, form, lr=math.inf, **backend)
-    if_capped = optimizer.param_groups[0].get("init_step_size", math.inf)
+    first_cap = optimizer.param_groups[0].get("init_step_size", math.inf)
     give(params, *(1e-3 * grad for grad in random_like(params)))
     before = snapshot(optimizer)
     optimizer.step(loss=1e30)
     last = optimizer.last_step()
-    assert bool(last.skipped) == math.isinf(if_capped)
+    assert bool(last.skipped) == math.isinf(first_cap)
     assert all(bool(p.isfinite().all()) for p in params)
     assert not last.skipped or {name for name in moved(before, snapshot(optimizer)) if name in before} == set()
 

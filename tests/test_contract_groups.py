@@ -192,14 +192,14 @@ def test_a_group_without_gradients_is_not_counted_as_skipped(method, form):
     [
         (polyak.Halfspace(torch.ones(2), 1.0), {"params": ones(1)}, ValueError),
         (polyak.Affine(torch.ones(1, 2), torch.ones(1)), {"params": ones(1)}, ValueError),
-        (polyak.L1Ball(1.0), {"params": ones(2, dtype=torch.complex64)}, TypeError),
-        (None, {"params": ones(2, dtype=torch.complex64), "constraint": polyak.NonNegative()}, TypeError),
+        (polyak.L1Ball(1.0), {"params": ones(2, dtype=torch.complex128)}, TypeError),
+        (None, {"params": ones(2, dtype=torch.complex128), "constraint": polyak.NonNegative()}, TypeError),
         (None, {"params": ones(1), "constraint": polyak.Halfspace(torch.ones(2), 1.0)}, ValueError),
     ],
     ids=["half-space", "affine", "complex", "own complex", "own half-space"],
 )
 def test_a_group_that_the_constraint_refuses_is_not_added(method, shared, group, expected):
-    params = ones(2)
+    params = ones(2, dtype=torch.float32)
     optimizer = method.build(params, "nesterov", constraint=shared)
     before = snapshot(optimizer)
     with pytest.raises(expected):

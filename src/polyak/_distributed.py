@@ -18,6 +18,12 @@ Layout = tuple[Any, tuple[int, ...]] | None  # a device mesh and the mesh dimens
 PLAIN = frozenset({Tensor, Parameter})
 
 
+def send(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor on another's device; the host waits only if the data comes to the host."""
+    device = like.device
+    return tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether the tensor is a DTensor; asks no module, so that a plain import stays light."""
     return type(tensor) not in PLAIN and getattr(tensor, "device_mesh", None) is not None
@@ -43,11 +49,11 @@ def aligned(grad: Tensor, p: Tensor) -> Tensor:
 def piece_of(whole: Tensor, owner: Tensor) -> Tensor:
     """Cut this process's piece out of a tensor that every process holds whole; nothing is sent."""
     if not is_sharded(owner):
-        return whole.to(owner.device, non_blocking=True)
+        return send(whole, owner)
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = owner.device_mesh, owner.placements  # type: ignore[attr-defined]
-    return distribute_tensor(whole.to(owner.device, non_blocking=True), mesh, placements, src_data_rank=None).to_local()
+    return distribute_tensor(send(whole, owner), mesh, placements, src_data_rank=None).to_local()
 
 
 def by_layout(owners: Sequence[Tensor], rows: Iterable[Any]) -> dict[Layout, list[Any]]:

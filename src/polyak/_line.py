@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._distributed import send
 from ._vector import Vector, scalar_dtype
 
 Group = dict[str, Any]
@@ -27,9 +28,9 @@ class Line(NamedTuple):
 
     def of(self, group: Group, lower_bound: Tensor | None) -> Line:
         """Return the line as one group sees it: on its device, above the call's bound or else the group's own."""
-        device = group["step_size"].device
-        value, slope = (t.to(device, non_blocking=True) for t in (self.value, self.slope))
-        return Line(value, slope, group["lower_bound"] if lower_bound is None else lower_bound.to(device))
+        scalar = group["step_size"]
+        bound = group["lower_bound"] if lower_bound is None else send(lower_bound, scalar)
+        return Line(send(self.value, scalar), send(self.slope, scalar), bound)
 
 
 class Block(NamedTuple):

@@ -3,48 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-THREE_WAYS = (
-    "write optimizer.step(loss=loss), pass a closure that returns the loss, "
-    "or watch it before backward with loss = optimizer.watch(loss)"
-)
+from ._distributed import send
+
+Groups = Sequence[Mapping[str, Any]]
 
 
 class WatchedLoss:
     """The value of the objective whose gradient backward is accumulating: Σ ∂objective/∂loss · loss.
 
-    The hook on the loss runs inside backward, so every division for accumulation is in it, whoever made it.
+    The hook on the loss runs inside backward, so every division for accumulation is in it, whoever made it. Gradients
+    that came and are gone without a step (a GradScaler skipped it, then the loop called model.zero_grad()) take the
+    value with them.
     """
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
+        self._landed = False  # whether a gradient of the value has been there; a sharded one may come late
 
-    def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
+    def watch(self, loss: Tensor, groups: Groups, scaler: Any = None) -> Tensor:
         """Hook the loss; the same tensor is returned."""
         if not isinstance(loss, Tensor):
             raise TypeError(f"watch() takes the loss tensor before backward, but a {type(loss).__name__} was given.")
         check_single(loss)
         if loss.requires_grad:
-            value = loss.detach()
-            loss.register_hook(lambda grad: self._add(grad * value, scaler))  # type: ignore[no-untyped-call]
+            value = _wide(loss).clone()  # a copy, since the loop may divide the loss in place
+            loss.register_hook(lambda grad: self._add(_wide(grad) * value, groups, scaler))  # type: ignore[no-untyped-call]
         return loss
 
-    def _add(self, part: Tensor, scaler: Any) -> None:
-        part = part.detach().double() if part.dtype == torch.float64 else part.detach().float()
+    def _add(self, part: Tensor, groups: Groups, scaler: Any) -> None:
+        if self._landed and not _any_gradient(groups):
+            self.take()
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))  # type: ignore[attr-defined]
         if scaler is not None:  # scale() of a one is the current scale, still on the device
             part = part / scaler.scale(torch.ones_like(part))
         self.value = part if self.value is None else self.value + part
 
     def take(self) -> Tensor | None:
         """Return the value and forget it."""
-        value, self.value = self.value, None
+        value, self.value, self._landed = self.value, None, False
         return value
+
+    def _look(self, groups: Groups) -> None:
+        self._landed = self.value is not None and _any_gradient(groups)
+
+
+def _any_gradient(groups: Groups) -> bool:
+    return any(p.grad is not None for group in groups for p in group["params"])
+
+
+def _wide(number: Tensor) -> Tensor:
+    return number.detach() if number.dtype == torch.float64 else number.detach().float()
 
 
 def read_loss(
@@ -71,7 +86,7 @@ def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
     if isinstance(number, Tensor):
         check_single(number, name)
         number = number.detach().reshape(())
-        return number.clone().to(like.device, like.dtype, non_blocking=True)
+        return send(number.clone(), like).to(like.dtype)
     if isinstance(number, Real):
         number = float(number)
         return torch.full_like(like, number if abs(number) <= torch.finfo(like.dtype).max else number * math.inf)

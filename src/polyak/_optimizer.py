@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from . import _options
 from ._distributed import aligned, check_agreement, mean, spans_processes
 from ._line import Block, Group, LastStep, Line, place_scalars
-from ._loss import THREE_WAYS, WatchedLoss, as_scalar, read_loss
+from ._loops import line_to_write
+from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
 from ._safety import fits, usable_cap
-from ._vector import Vector, read_on_cpu, real, sum_squares
+from ._vector import Vector, add_up, read_on_cpu, real, sum_squares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -82,8 +83,8 @@ class PolyakOptimizer(Optimizer):
     def linearize(self, value: Tensor, blocks: list[Block]) -> tuple[Line, list[Vector]]:
         """Measure the loss along a direction: here the gradient, whose slope is ‖g‖² over all groups."""
         scalar = self.param_groups[0]["step_size"]
-        norms = [sum_squares(block.g, block.params, foreach=block.group["foreach"]).to(scalar) for block in blocks]
-        return Line(value, torch.stack(norms).sum()), [block.g for block in blocks]
+        norms = [sum_squares(block.g, block.params, foreach=block.group["foreach"]) for block in blocks]
+        return Line(value, add_up(norms, scalar)), [block.g for block in blocks]
 
     # The step
 
@@ -155,7 +156,7 @@ class PolyakOptimizer(Optimizer):
             TypeError: the loss is not a real tensor.
             ValueError: the loss has more than one element.
         """
-        return self._watched.watch(loss, scaler)
+        return self._watched.watch(loss, self.param_groups, scaler)
 
     def last_step(self, group: int = 0) -> LastStep:
         """Return what the last step did to a parameter group, as fresh 0-dim tensors on the device.
@@ -210,7 +211,7 @@ class PolyakOptimizer(Optimizer):
     def _refuse_without_loss(self) -> None:
         """Accept a call that is only meant to create the state; distributed checkpointing makes it with lr = 0."""
         if any(group["lr"] != 0 for group in self.param_groups):
-            raise RuntimeError(f"{type(self).__name__}.step() needs the loss: {THREE_WAYS}.")
+            raise RuntimeError(f"{type(self).__name__}.step() needs the loss: {line_to_write()}.")
 
     def _init_group(self, group: Group) -> None:
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""

@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from ._distributed import send
 from ._line import Block
 from ._vector import sum_squares
 
 
 def usable_cap(cap: Tensor | float, ratio: Tensor) -> Tensor | float:
     """Return the cap as a number, or as a new tensor beside the ratio that is not negative."""
-    return cap.to(ratio, non_blocking=True).clamp(min=0.0) if isinstance(cap, Tensor) else cap
+    return send(cap, ratio).to(ratio.dtype).clamp(min=0.0) if isinstance(cap, Tensor) else cap
 
 
 def fits(gamma: Tensor, slope: Tensor, block: Block) -> Tensor:

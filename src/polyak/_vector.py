@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._distributed import by_layout, full, local, piece_of, total
+from ._distributed import by_layout, full, local, piece_of, send, total
 
 Vector = list[Tensor]
 Scalar = Tensor | float
@@ -54,13 +54,18 @@ def sum_squares(x: Vector, owners: Sequence[Tensor] | None = None, *, foreach: b
     """Return ‖x‖² as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part of the owners."""
     if not x:
         return torch.zeros(())
-    dtype, device = scalar_dtype(x), x[0].device
+    dtype = scalar_dtype(x)
 
     def here(part: Vector) -> Tensor:
         norms = [norm for (chunk,) in chunks(part, foreach=foreach) for norm in _squared_norms(chunk, dtype)]
-        return torch.stack([norm.to(device, non_blocking=True) for norm in norms]).sum()
+        return add_up(norms, norms[0])
 
     return _over_processes(here, owners or x, x)
+
+
+def add_up(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the sum of scalars on the device and in the type of another."""
+    return torch.stack([send(part, like).to(like.dtype) for part in parts]).sum()
 
 
 def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
@@ -70,7 +75,7 @@ def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
     elif not isinstance(a, Tensor):
         _add_(x, y, a)
     elif len(x) == 1 and not _is_narrow(x):
-        x[0].addcmul_(y[0], _on(a, x))  # in one pass, without a temporary
+        x[0].addcmul_(y[0], send(a, x[0]))  # in one pass, without a temporary
     else:
         _add_(x, _scaled(y, a))
 
@@ -81,7 +86,7 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
         a = a if isinstance(a, Tensor) else torch.full_like(skip, a, dtype=scalar_dtype(x))
         a = torch.where(skip, 1.0, a)
     if isinstance(a, Tensor):
-        a = _on(a, x)
+        a = send(a, x[0])
     if isinstance(a, Tensor) and _is_narrow(x):  # torch would round a to the type of x first
         for tensor in x:
             tensor.copy_(tensor.to(a.dtype) * a)
@@ -105,12 +110,11 @@ def add_(x: Vector, y: Vector, a: Scalar, *, foreach: bool | None = None) -> Non
 
 def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Tensor:
     """Return ⟨x, y⟩ as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part."""
-    dtype, device = scalar_dtype([*x, *y]), y[0].device
+    dtype = scalar_dtype([*x, *y])
 
     def here(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        return torch.stack(
-            [torch.sum(a.to(b.device, non_blocking=True) * b, dtype=dtype).to(device) for a, b in pairs]
-        ).sum()
+        products = [torch.sum(send(a, b) * b, dtype=dtype) for a, b in pairs]
+        return add_up(products, products[0])
 
     return _over_processes(here, owners or y, zip(x, y, strict=True))
 
@@ -124,7 +128,7 @@ def clamp_(x: Vector, low: float, high: float) -> None:
 def assign_(x: Vector, values: Vector) -> None:
     """x ← values."""
     for tensor, value in zip(x, values, strict=True):
-        tensor.copy_(value, non_blocking=True)
+        tensor.copy_(send(value, tensor))
 
 
 def rounding(x: Vector) -> float:
@@ -153,7 +157,7 @@ def read_on_cpu(mask: Tensor) -> bool | None:
 
 def _over_processes(here: Callable[[list[Any]], Tensor], owners: Sequence[Tensor], rows: Iterable[Any]) -> Tensor:
     parts = [total(here(some), layout) for layout, some in by_layout(owners, rows).items()]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+    return parts[0] if len(parts) == 1 else add_up(parts, parts[0])
 
 
 def _squared_norms(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -165,12 +169,12 @@ def _squared_norms(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
 def _scaled(y: Vector, a: Scalar, skip: Tensor | None = None) -> Vector:
     """Return a·y, in float32 for narrow types; all zeros where `skip` is true, even if y holds inf or NaN."""
     if isinstance(a, Tensor):
-        a = _on(a, y)
+        a = send(a, y[0])
     wide = [tensor.float() for tensor in y] if _is_narrow(y) else y
     product = [wide[0] * a] if len(y) == 1 else list(torch._foreach_mul(wide, a))
     if skip is not None:
         for tensor in product:
-            tensor.masked_fill_(_on(skip, y), 0.0)
+            tensor.masked_fill_(send(skip, y[0]), 0.0)
     return product
 
 
@@ -183,7 +187,3 @@ def _add_(x: Vector, y: Vector, a: float = 1.0) -> None:
 
 def _is_narrow(x: Vector) -> bool:
     return x[0].dtype.itemsize < 4
-
-
-def _on(a: Tensor, x: Vector) -> Tensor:
-    return a.to(x[0].device, non_blocking=True)

@@ -92,6 +92,16 @@ def print_data(console: Console) -> None:
     console.print(table)
 
 
+def fetch_data(name: str, console: Console) -> None:
+    """Fetch a data set, with a bar for every file on a terminal."""
+    from polyak_lab import data
+    from polyak_lab.progress import downloading
+
+    with downloading(console, name) as note:
+        place = data.fetch(name, on_progress=note)
+    say(console, f"{name} is in {place}")
+
+
 def say(console: Console, text: str) -> None:
     """Print text as it is."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -17,14 +17,28 @@ from polyak_lab.errors import LabError
 T = TypeVar("T")
 
 EVAL_PROTOCOLS = ("clean", "sps-augmented-validation")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set by name, and whether its training images are cropped and flipped at random."""
+    """A data set by name, and what is made of it.
+
+    `augment` crops and flips the training images at random. `holdout` keeps so many training samples for validation,
+    `train_size` trains on so many of the others; which ones does not depend on the seed. `kernel_width` replaces
+    vectors x by the values k(x, xᵢ) = exp(−‖x − xᵢ‖²/(2·width²)) of a Gaussian kernel at the training vectors xᵢ.
+    """
 
     name: str
     augment: bool = False
+    holdout: int | None = None
+    train_size: int | None = None
+    kernel_width: float | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self, "data", ("holdout", "train_size"))
+        if self.kernel_width is not None and not 0 < self.kernel_width < math.inf:
+            raise LabError(f"data.kernel_width is {self.kernel_width}, but must be a positive number.")
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Training:
-    """How long, in which batches, from which seeds, on what, and how the score is taken."""
+    """How long, in which batches, from which seeds, on what, and how the score is taken.
+
+    The last four change the speed and, within rounding, nothing else: autocast to bfloat16, images with their channels
+    innermost, `torch.compile`, and the whole step captured as one CUDA graph.
+    """
 
     epochs: int
     batch_size: int = 128
@@ -64,12 +82,14 @@ class Training:
     eval_protocol: str = "clean"
     max_batches: int | None = None
     threads: int | None = None
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_batches", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LabError(f"training.{name} is {value}, but must be 1 or more.")
+        require_at_least_one(self, "training", ("epochs", "batch_size", "max_batches", "threads"))
+        check_known(self.precision, PRECISIONS, "training.precision")
         check_known(self.eval_protocol, EVAL_PROTOCOLS, "training.eval_protocol")
 
 
@@ -82,6 +102,14 @@ class Run:
     optimizer: Optimizer
     training: Training
     schedule: Schedule = field(default_factory=Schedule)
+
+
+def require_at_least_one(table: Any, where: str, names: Iterable[str]) -> None:
+    """Refuse counts below 1; None stands for no limit."""
+    for name in names:
+        value = getattr(table, name)
+        if value is not None and value < 1:
+            raise LabError(f"{where}.{name} is {value}, but must be 1 or more.")
 
 
 def check_known(name: str, known: Iterable[str], where: str) -> None:

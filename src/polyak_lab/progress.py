@@ -1,14 +1,17 @@
 """What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
+TAKEN = 68  # columns of the live line that are not the name of the run
 READ_EVERY = 0.25  # seconds; a number read from a GPU makes it wait
 
 Numbers = Mapping[str, Any]
@@ -74,7 +77,8 @@ class LiveProgress(Progress):
         """Show the bar, at the epoch the run starts from."""
         super().run_started(epochs, steps, done)
         self.steps = steps
-        self.bars.reset(self.task, description=self.name, numbers="", visible=True, total=epochs * steps)
+        name = textwrap.shorten(self.name, max(12, self.console.width - TAKEN), placeholder="…")
+        self.bars.reset(self.task, description=name, numbers="", visible=True, total=epochs * steps)
         self.bars.update(self.task, completed=done * steps)
 
     def step(self, epoch: int, meter: Readable) -> None:
@@ -97,21 +101,29 @@ def showing(console: Console, epochs: bool) -> Iterator[Progress]:
     if not console.is_terminal:
         yield Progress(console, epochs)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(),
-    )
+    columns = [_text("{task.description}"), BarColumn(bar_width=10), _text("{task.percentage:3.0f} %")]
+    columns += [_text("{task.fields[numbers]}"), TimeRemainingColumn(compact=True)]
     with RichProgress(*columns, console=console, transient=True, refresh_per_second=4) as bars:
         yield LiveProgress(console, epochs, bars)
 
 
+def _text(content: str) -> TextColumn:
+    return TextColumn(content, table_column=Column(no_wrap=True))
+
+
+@contextmanager
+def downloading(console: Console, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show how much of a file has come; nothing when there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
 def numbers(loss: float, accuracy: float | None, step_size: float) -> str:
     """Put the three numbers of a step side by side."""
-    right = "" if accuracy is None else f"  accuracy {100 * accuracy:5.1f} %"
-    return f"loss {loss:.2e}{right}  step size {step_size:.2e}"
+    right = "" if accuracy is None else f"  accuracy {100 * accuracy:.0f} %"
+    return f"loss {loss:.0e}{right}  step size {step_size:.0e}"
 
 
 def sentence(record: Numbers) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _vector
+from .._distributed import send
 from ._base import Constraint, is_number, real_only
 
 
@@ -98,8 +99,8 @@ class Affine(Constraint):
         if not x:
             return
         matrix, flat = _matching("Affine", self.matrix, params), _vector.flatten(params)
-        residual = _on(flat, matrix) @ flat - _on(flat, self.offset)
-        _vector.add_(x, _vector.split_like(_on(flat, self._inverse) @ residual, params), -1.0)
+        residual = send(matrix, flat) @ flat - send(self.offset, flat)
+        _vector.add_(x, _vector.split_like(send(self._inverse, flat) @ residual, params), -1.0)
 
 
 def _matching(owner: str, constant: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -115,7 +116,3 @@ def _is_finite(tensor: object) -> bool:
 
 def _said(given: object) -> str:
     return f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
-
-
-def _on(flat: Tensor, constant: Tensor) -> Tensor:
-    return constant.to(flat, non_blocking=True)

@@ -35,6 +35,8 @@ class Dataset:
     """Per-channel mean (C,) of the training images in 0..1; None for vectors."""
     std: Tensor | None = None
     """Per-channel standard deviation (C,) of the training images in 0..1; None for vectors."""
+    validation: Split | None = None
+    """Training samples that were held out, if any were."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,4 +51,6 @@ class Dataset:
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the same data set on another device."""
         mean, std = (None if x is None else x.to(device) for x in (self.mean, self.std))
-        return replace(self, train=self.train.to(device), test=self.test.to(device), mean=mean, std=std)
+        held_out = None if self.validation is None else self.validation.to(device)
+        train, test = self.train.to(device), self.test.to(device)
+        return replace(self, train=train, test=test, validation=held_out, mean=mean, std=std)

@@ -1,0 +1,1 @@
+"""What a training framework needs to hand the loss to a step; each module is an extra and is imported by name."""

@@ -1,0 +1,51 @@
+"""Polyak steps in the Lightning Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ._wrapped import polyak_in, step_sizes
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class PolyakCallback(Callback):
+    """Watches what Lightning backpropagates and logs the step size that was taken, under `step_size`.
+
+    Right in every precision and under gradient accumulation, where Lightning's own closure returns the last
+    micro-batch's share. Write `Trainer(callbacks=[PolyakCallback()])`. With several optimizers a loss belongs to those
+    of them whose parameters require a gradient, as `toggle_optimizer` sets it.
+
+    Args:
+        log: whether to log the step size of each optimizer step.
+    """
+
+    def __init__(self, log: bool = True) -> None:
+        self._log = log
+        self._steps = 0
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Watch the loss, which Lightning has divided for accumulation and scaled for float16 by now."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        for wrapped in trainer.optimizers:
+            optimizer = polyak_in(wrapped)
+            if optimizer is not None and any(
+                p.requires_grad for group in optimizer.param_groups for p in group["params"]
+            ):
+                optimizer.watch(loss, scaler)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log the step size if this batch was the last of a step."""
+        if not self._log or trainer.global_step == self._steps:
+            return
+        self._steps = trainer.global_step
+        found = [polyak for polyak in map(polyak_in, trainer.optimizers) if polyak is not None]
+        for i, optimizer in enumerate(found):
+            prefix = f"optimizer/{i}/" if len(found) > 1 else ""
+            sizes = {prefix + name: gamma.float() for name, gamma in step_sizes(optimizer).items()}
+            pl_module.log_dict(sizes, on_step=True, on_epoch=False, batch_size=1)

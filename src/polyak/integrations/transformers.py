@@ -1,0 +1,71 @@
+"""Polyak steps in the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from ._wrapped import polyak_in, step_sizes
+
+CONSTANT = frozenset({"constant", "constant_with_warmup"})
+
+
+class PolyakTrainerMixin:
+    """Watches the loss of a Trainer and logs the step size that was taken beside the cap.
+
+    Put it before the Trainer: `class PolyakTrainer(PolyakTrainerMixin, transformers.Trainer): ...`. The objective that
+    reaches the step is exact under gradient accumulation, `num_items_in_batch`, `average_tokens_across_devices`, label
+    smoothing, a `compute_loss_func` and mixed precision. With another kind of optimizer the mixin does nothing.
+    """
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the Trainer computes, with a watched loss."""
+        result = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(result, tuple):
+            return self._watched(result[0]), *result[1:]
+        return self._watched(result)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, after a warning about the settings that do not fit a Polyak step."""
+        given = getattr(self, "lr_scheduler", None) is not None
+        for advice in misfits(self.args, scheduler_given=given):  # type: ignore[attr-defined]
+            warnings.warn(advice, UserWarning, stacklevel=2)
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the step size to what is logged during training; `learning_rate` is the cap."""
+        optimizer = polyak_in(getattr(self, "optimizer", None))
+        if optimizer is not None and "learning_rate" in logs:
+            logs.update({name: float(gamma) for name, gamma in step_sizes(optimizer).items()})
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _watched(self, loss: Tensor) -> Tensor:
+        optimizer = polyak_in(getattr(self, "optimizer", None))
+        if optimizer is None or not loss.requires_grad:
+            return loss
+        loss = loss.mean()  # DataParallel returns one loss per device; the Trainer takes their mean, too
+        return optimizer.watch(loss, self.accelerator.scaler)  # type: ignore[attr-defined]
+
+
+def misfits(args: Any, *, scheduler_given: bool = False) -> list[str]:
+    """Return a sentence for each training argument that does not fit a Polyak step.
+
+    Args:
+        args: the TrainingArguments.
+        scheduler_given: the user made the scheduler, so that the one named in the arguments is not used.
+    """
+    found = []
+    if args.max_grad_norm and args.max_grad_norm > 0:
+        found.append(
+            f"max_grad_norm={args.max_grad_norm:g} shrinks the gradient but not the loss, so that a Polyak step becomes "
+            "longer, not shorter: write TrainingArguments(max_grad_norm=0.0), since learning_rate already caps the step."
+        )
+    schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if schedule not in CONSTANT and not scheduler_given:
+        found.append(
+            f"lr_scheduler_type={schedule!r} lowers the cap of a method that adapts its step to the loss already: "
+            "write TrainingArguments(lr_scheduler_type='constant')."
+        )
+    return found
