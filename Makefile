@@ -3,12 +3,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 READY  := $(VENV)/.ready
+FRAMEWORKS := $(VENV)/.frameworks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu test-system lint types format bench docs clean
+.PHONY: help demo test test-slow test-distributed test-gpu test-system test-frameworks lint types format bench docs clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train ALI-G beside its rivals on real data; prints the table, writes runs/demo/report.html
 	@$(BIN)/polyak run recipes/demo.toml --out runs/demo --report
@@ -19,8 +20,14 @@ test: $(READY) lint types ## everything that must hold, in under 8 minutes
 test-slow: $(READY) ## the longer checks
 	@$(BIN)/pytest -m slow
 
+test-distributed: $(READY) ## every method on 2 and 4 processes: DDP, FSDP2, tensor parallelism, checkpoints
+	@$(BIN)/pytest -m distributed
+
 test-gpu: $(READY) ## what only a CUDA device can prove
 	@$(BIN)/pytest -m gpu
+
+test-frameworks: $(FRAMEWORKS) ## the integrations with the real Lightning, transformers and Accelerate (installs them)
+	@$(BIN)/pytest -m "frameworks and not gpu"
 
 test-system: $(READY) ## checks on Debian's data sets and in a real browser (installs them: scripts/system-packages)
 	@scripts/system-packages dataset-fashion-mnist chromium
@@ -46,4 +53,8 @@ clean: ## remove the environment and every cache, never runs/ or results/
 
 $(READY): requirements.lock pyproject.toml
 	@PYTHON=$(PYTHON) scripts/make-venv $(VENV)
+	@touch $@
+
+$(FRAMEWORKS): $(READY) requirements-frameworks.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-frameworks.lock
 	@touch $@

@@ -1,9 +1,12 @@
-"""What a step may change, copied so that it can be compared bit by bit."""
+"""What a step may change, copied so that it can be compared bit by bit; and what a refusal must say."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -55,3 +58,9 @@ def random_like(params: Sequence[Tensor], seed: int = 0, scale: float = 1.0) -> 
     wide = [torch.double if not p.is_complex() else torch.cdouble for p in params]
     pairs = zip(params, wide, strict=True)
     return [(scale * torch.randn(p.shape, dtype=dtype, generator=generator)).to(p.dtype) for p, dtype in pairs]
+
+
+def refused(error: type[Exception], *parts: str) -> Any:
+    """Expect an error of one sentence, on one line, that holds all the parts in their order."""
+    line = r"[^\n]*".join(re.escape(part) for part in parts)
+    return pytest.raises(error, match=rf"^[^\n]*{line}[^\n]*(?<=[.?])$")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 import polyak
 from catalogue import METHODS, Method, each_method
-from observe import changed, give, snapshot
+from observe import changed, give, refused, snapshot
 
 NAN, INF = math.nan, math.inf
 
@@ -57,13 +56,6 @@ def cases() -> Iterator[Any]:
         for option in method.defaults:
             for value in WRONG[option][0]:
                 yield pytest.param(method, option, value, id=f"{method.name}-{option}={value}")
-
-
-def refused(error: type[Exception], *parts: str) -> Any:
-    """Expect one sentence on one line that holds all the parts, in their order."""
-    return pytest.raises(
-        error, match=r"^[^\n]*" + r"[^\n]*".join(re.escape(part) for part in parts) + r"[^\n]*(?<=[.?])$"
-    )
 
 
 @pytest.mark.parametrize(("method", "option", "value"), list(cases()))
@@ -219,83 +211,6 @@ def test_sparse_gradients_are_refused_and_nothing_moves(method):
 
 def test_every_option_of_every_method_has_wrong_values_here():
     assert set().union(*(method.defaults for method in METHODS)) == WRONG.keys()
-
-
-CONSTRAINTS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
-    **{
-        f"{cls.__name__}({value!r})": (
-            lambda cls=cls, value=value: cls(value),
-            ValueError,
-            (cls.__name__, f"{value!r} is not allowed, it must be a finite number > 0"),
-        )
-        for cls in (polyak.L2Ball, polyak.L1Ball, polyak.LInfBall, polyak.Simplex)
-        for value in (0, -1.0, NAN, INF, "1", None, True)
-    },
-    **{
-        f"Box({low}, {high})": (
-            lambda low=low, high=high: polyak.Box(low, high),
-            ValueError,
-            (f"Box({low!r}, {high!r}) is not allowed", "below high"),
-        )
-        for low, high in ((1.0, 1.0), (2.0, 1.0), (NAN, 1.0), (0.0, NAN), (INF, INF), ("a", 1.0), (None, 1.0))
-    },
-    "normal 0": (
-        lambda: polyak.Halfspace(torch.zeros(2), 1.0),
-        ValueError,
-        ("Halfspace", "finite floating-point"),
-    ),
-    "normal 2-dim": (
-        lambda: polyak.Halfspace(torch.ones(2, 2), 1.0),
-        ValueError,
-        ("Halfspace", "finite floating-point"),
-    ),
-    "normal NaN": (
-        lambda: polyak.Halfspace(torch.tensor([1.0, NAN]), 1.0),
-        ValueError,
-        ("Halfspace", "finite floating-point"),
-    ),
-    "normal of integers": (
-        lambda: polyak.Halfspace(torch.tensor([1, 1]), 1.0),
-        ValueError,
-        ("Halfspace", "torch.int64", "floating-point"),
-    ),
-    "normal list": (lambda: polyak.Halfspace([1.0, 1.0], 1.0), ValueError, ("Halfspace", "finite floating-point")),
-    "offset NaN": (lambda: polyak.Halfspace(torch.ones(2), NAN), ValueError, ("Halfspace", "offset=nan", "finite")),
-    "offset inf": (lambda: polyak.Halfspace(torch.ones(2), INF), ValueError, ("Halfspace", "offset=inf", "finite")),
-    "matrix 1-dim": (
-        lambda: polyak.Affine(torch.ones(2), torch.ones(2)),
-        ValueError,
-        ("Affine", "(m, n)", "(2,)"),
-    ),
-    "offset length": (lambda: polyak.Affine(torch.ones(1, 2), torch.ones(2)), ValueError, ("Affine", "(1, 2)", "(2,)")),
-    "contradiction": (
-        lambda: polyak.Affine(torch.ones(2, 2), torch.tensor([1.0, 2.0])),
-        ValueError,
-        ("Affine", "no point satisfies all", "remove"),
-    ),
-    "matrix NaN": (lambda: polyak.Affine(torch.full((1, 2), NAN), torch.ones(1)), ValueError, ("Affine", "finite")),
-    "matrix list": (lambda: polyak.Affine([[1.0, 1.0]], [1.0]), ValueError, ("Affine", "[[1.0, 1.0]]")),
-}
-
-
-@pytest.mark.parametrize(("make", "error", "parts"), CONSTRAINTS.values(), ids=CONSTRAINTS.keys())
-def test_a_set_that_does_not_exist_is_refused(make, error, parts):
-    with refused(error, *parts):
-        make()
-
-
-@pytest.mark.parametrize(
-    "constraint", [polyak.Halfspace(torch.ones(3), 1.0), polyak.Affine(torch.ones(1, 3), torch.ones(1))], ids=repr
-)
-def test_a_set_for_another_number_of_parameters_is_refused(constraint):
-    with refused(ValueError, type(constraint).__name__, "was made for 3 coordinates, but the parameters have 2"):
-        polyak.ALIG(fresh(2), constraint=constraint)
-
-
-@pytest.mark.parametrize("constraint", [polyak.L1Ball(1.0), polyak.Simplex(), polyak.Box(0.0, 1.0)], ids=repr)
-def test_a_set_of_real_vectors_refuses_complex_parameters(constraint):
-    with refused(TypeError, type(constraint).__name__, "one is complex: use L2Ball, or torch.view_as_real"):
-        polyak.ALIG([nn.Parameter(torch.ones(2, dtype=torch.complex64))], constraint=constraint)
 
 
 def test_the_catalogue_rows_are_methods():

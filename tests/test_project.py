@@ -20,6 +20,7 @@ import polyak
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "src" / "polyak"
 FILES = sorted(LIBRARY.rglob("*.py"))
+INTEGRATIONS = sorted((LIBRARY / "integrations").glob("*.py"))
 
 PUBLIC = {name: getattr(polyak, name) for name in polyak.__all__}
 OPTIMIZERS = [cls for cls in PUBLIC.values() if issubclass(cls, polyak.PolyakOptimizer)]
@@ -74,9 +75,15 @@ def test_the_library_loads_torch_and_nothing_else():
     assert with_polyak - with_torch - sys.stdlib_module_names == {"polyak"}  # and so not polyak_lab
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted({*FILES} - {*INTEGRATIONS}), ids=lambda path: path.name)
 def test_no_file_of_the_library_imports_anything_but_torch(path):
     assert imports(path) - sys.stdlib_module_names - {"__future__"} <= {"torch"}
+
+
+@pytest.mark.parametrize("path", INTEGRATIONS, ids=lambda path: path.name)
+def test_an_integration_imports_its_own_framework_at_most(path):
+    own = {"lightning", "pytorch_lightning"} if path.stem == "lightning" else {path.stem}
+    assert imports(path) - sys.stdlib_module_names - {"__future__"} <= {"torch"} | own
 
 
 def test_the_runner_knows_the_library_and_not_the_other_way_round():

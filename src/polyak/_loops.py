@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 THREE_WAYS = (
     "write optimizer.step(loss=loss), pass a closure that returns the loss, "
@@ -28,6 +30,12 @@ LINES = {
     "torch.amp.grad_scaler": "the GradScaler hands over what it is given, so write scaler.step(optimizer, loss=loss) "
     "with the unscaled loss, or watch it before backward with loss = optimizer.watch(loss, scaler)",
 }
+
+
+def refuse_without_loss(owner: str, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RuntimeError unless every lr is 0: distributed checkpointing makes such a call to create the state."""
+    if any(group["lr"] != 0 for group in groups):
+        raise RuntimeError(f"{owner}.step() needs the loss: {line_to_write()}.")
 
 
 def line_to_write() -> str:

@@ -40,7 +40,7 @@ class WatchedLoss:
     def _add(self, part: Tensor, groups: Groups, scaler: Any) -> None:
         if self._landed and not _any_gradient(groups):
             self.take()
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))
         if scaler is not None:  # scale() of a one is the current scale, still on the device
             part = part / scaler.scale(torch.ones_like(part))
         self.value = part if self.value is None else self.value + part

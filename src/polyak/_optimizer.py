@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from . import _options
 from ._distributed import aligned, check_agreement, mean, spans_processes
 from ._line import Block, Group, LastStep, Line, place_scalars
-from ._loops import line_to_write
+from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
 from ._safety import fits, usable_cap
@@ -121,7 +121,7 @@ class PolyakOptimizer(Optimizer):
             self._init_group(group)
         blocks = [self._block(group) for group in self.param_groups]
         if given is None:
-            self._refuse_without_loss()
+            refuse_without_loss(type(self).__name__, self.param_groups)
             return None
         scalar = self.param_groups[0]["step_size"]
         value = self._mean_over_processes(as_scalar(given, scalar), grad_sq_norm is not None)
@@ -208,11 +208,6 @@ class PolyakOptimizer(Optimizer):
             self._agreed = True
         return mean(value, self._process_group)
 
-    def _refuse_without_loss(self) -> None:
-        """Accept a call that is only meant to create the state; distributed checkpointing makes it with lr = 0."""
-        if any(group["lr"] != 0 for group in self.param_groups):
-            raise RuntimeError(f"{type(self).__name__}.step() needs the loss: {line_to_write()}.")
-
     def _init_group(self, group: Group) -> None:
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
         for p in group["params"]:
@@ -263,6 +258,7 @@ class PolyakOptimizer(Optimizer):
         _options.check(owner, group, self.defaults)
         constraint = _options.check_constraint(owner, group.pop("constraint", self._constraint))
         group.pop("weight_decay", None)
+        before = [dict(known) for known in self.param_groups]
         super().add_param_group(group)
         self._group_constraints.append(constraint)
         try:
@@ -270,9 +266,10 @@ class PolyakOptimizer(Optimizer):
             place_scalars(self.param_groups, self._scalars)
             if self._ready:
                 self._project()
-        except (ValueError, TypeError):
-            self.param_groups.pop()
-            self._group_constraints.pop()
+        except Exception:
+            del self.param_groups[-1], self._group_constraints[-1]
+            for known, old in zip(self.param_groups, before, strict=True):
+                known.update(old)
             raise
         self._agreed = False
 

@@ -86,7 +86,7 @@ class RunRecipe:
     report: bool = False
     """Also write report.html, one page with the table and the curves."""
     smoke: bool = False
-    """Two steps of each run, to see that it works."""
+    """The small version that the recipe declares under [smoke]; without one, two steps of each run."""
 
     def execute(self, console: Console) -> None:
         """Train and show."""

@@ -68,7 +68,7 @@ def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> N
 
 
 def _cut(row: Row, device: str | None, smoke: bool) -> Row:
-    run = recipes.smoke(row.run) if smoke else row.run
+    run = recipes.smoke(row) if smoke else row.run
     return replace(row, run=run if device is None else recipes.on_device(run, device))
 
 

@@ -143,9 +143,9 @@ def read_optimizer(table: Mapping[str, Any], where: str) -> Optimizer:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is Optimizer:
-        return read_optimizer(_as_table(value, where), where)
+        return read_optimizer(as_table(value, where), where)
     if is_dataclass(hint):
-        return read(hint, _as_table(value, where), where)
+        return read(hint, as_table(value, where), where)
     for accepted in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         kind = get_origin(accepted) or accepted
         if _ACCEPTS[kind](value):
@@ -154,8 +154,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     raise LabError(f"{where} is {value!r}, but must be of type {wanted}.")
 
 
-def _as_table(value: Any, where: str) -> Mapping[str, Any]:
-    if isinstance(value, str):  # data = "digits" is short for data = { name = "digits" }
+def as_table(value: Any, where: str) -> Mapping[str, Any]:
+    """Read a section, of which a name alone is short for: data = "digits" is data = { name = "digits" }."""
+    if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
         raise LabError(f"{where} is {value!r}, but must be a name or a table.")

@@ -1,7 +1,8 @@
 """Recipes: one TOML file per table of a paper, one row per line of the table.
 
 A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A row's sections are laid
-over those of `[defaults]`, key by key (an optimizer is taken whole). Unknown keys are refused.
+over those of `[defaults]`, key by key (an optimizer is taken whole). `[smoke]` holds sections that `--smoke` lays over
+those of every row, to make it small; without it, a smoke run takes two steps. Unknown keys are refused.
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from polyak_lab.config import Run, check_known, read
+from polyak_lab.config import Run, as_table, check_known, read
 from polyak_lab.errors import LabError
 
 
@@ -22,6 +23,8 @@ class Row:
     name: str
     run: Run
     paper: float | None = None
+    small: Run | None = None
+    """What `--smoke` runs instead."""
 
     @property
     def slug(self) -> str:
@@ -49,6 +52,7 @@ class _File:
     note: str = ""
     seeds: tuple[int, ...] = (0,)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    smoke: Mapping[str, Any] = field(default_factory=dict)
 
 
 def slug(name: str) -> str:
@@ -59,7 +63,7 @@ def slug(name: str) -> str:
 def load(path: Path) -> Recipe:
     """Read a recipe, refusing anything it does not know."""
     content = read(_File, _parse(path), str(path))
-    rows = tuple(_row(table, content.defaults, f"{path}, row {i + 1}") for i, table in enumerate(content.row))
+    rows = tuple(_row(table, content, f"{path}, row {i + 1}") for i, table in enumerate(content.row))
     if not rows:
         raise LabError(f"{path} has no [[row]]: a recipe needs at least one.")
     _refuse_doubles(rows, path)
@@ -87,9 +91,14 @@ def on_device(run: Run, device: str) -> Run:
     return replace(run, training=replace(run.training, device=device))
 
 
-def smoke(run: Run) -> Run:
+def two_steps(run: Run) -> Run:
     """Cut a run down to two steps, to see that it works."""
     return replace(run, training=replace(run.training, epochs=1, max_batches=2))
+
+
+def smoke(row: Row) -> Run:
+    """Take the small run that the recipe declares, or two steps."""
+    return two_steps(row.run) if row.small is None else row.small
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -101,21 +110,33 @@ def _parse(path: Path) -> dict[str, Any]:
         raise LabError(f"The recipe {path} is not valid TOML: {error}.") from error
 
 
-def _row(table: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Row:
+def _row(table: Mapping[str, Any], recipe: _File, where: str) -> Row:
     own = dict(table)
     name, paper = own.pop("name", None), own.pop("paper", None)
     if not isinstance(name, str) or not slug(name):
         raise LabError(f"{where} needs a name.")
     if paper is not None and not isinstance(paper, (int, float)):
         raise LabError(f"{where} ({name}): paper is {paper!r}, but must be a number.")
-    return Row(name, read(Run, _overlay(defaults, own), f"{where} ({name})"), paper)
+    sections = _overlay(recipe.defaults, own)
+    run = read(Run, sections, f"{where} ({name})")
+    return Row(name, run, paper, _small(run, sections, recipe.smoke, f"{where} ({name}), smoke"))
+
+
+def _small(run: Run, sections: Mapping[str, Any], smoke: Mapping[str, Any], where: str) -> Run | None:
+    """Lay `[smoke]` over a row; the milestones of its schedule keep their places in the shorter run."""
+    if not smoke:
+        return None
+    small = read(Run, _overlay(sections, smoke), where)
+    share = small.training.epochs / run.training.epochs
+    milestones = tuple(round(share * epoch) for epoch in small.schedule.milestones)
+    return replace(small, schedule=replace(small.schedule, milestones=milestones))
 
 
 def _overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     sections = {**defaults, **own}
     for key in defaults.keys() & own.keys() - {"optimizer"}:
-        if isinstance(defaults[key], Mapping) and isinstance(own[key], Mapping):
-            sections[key] = {**defaults[key], **own[key]}
+        if isinstance(own[key], Mapping):
+            sections[key] = {**as_table(defaults[key], key), **own[key]}
     return sections
 
 

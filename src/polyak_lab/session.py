@@ -15,8 +15,9 @@ from torch.utils import deterministic
 
 from polyak_lab import batches, data, models, optimizers
 from polyak_lab.batches import Batch
-from polyak_lab.config import Run
+from polyak_lab.config import Data, Run
 from polyak_lab.data import Dataset
+from polyak_lab.data.parts import parts, through_kernel
 from polyak_lab.errors import LabError
 from polyak_lab.objectives import OBJECTIVES, Objective
 
@@ -52,6 +53,13 @@ class Session:
         shifts = batches.generator(device, "validation", training.shuffle_seed, epoch) if augmented else None
         return islice(batches.evaluation_batches(self.dataset, self.dataset.test, shifts), training.max_batches)
 
+    def validation_batches(self) -> Iterator[Batch]:
+        """Yield the training samples that were held out."""
+        if self.dataset.validation is None:
+            return iter(())
+        limit = self.run.training.max_batches
+        return islice(batches.evaluation_batches(self.dataset, self.dataset.validation), limit)
+
     def state_dict(self) -> dict[str, Any]:
         """Collect everything that the next epoch depends on."""
         return {
@@ -72,19 +80,21 @@ def start(run: Run) -> Session:
     """Build the objects of a resolved run."""
     training = run.training
     device = torch.device(training.device)
-    dataset = _dataset(run.data.name).to(device)
-    _check_images(run, dataset)
-    model = _model(run, dataset).to(device)
-    samples = len(dataset.train.targets)
+    found = dataset(run.data).to(device)
+    _check_images(run, found)
+    model = _model(run, found).to(device)
+    samples = len(found.train.targets)
     steps = batches.steps_per_epoch(samples, training.batch_size, training.max_batches)
     optimizer = optimizers.build(run.optimizer, model.parameters(), steps)
     schedule = optimizers.build_schedule(run.schedule, optimizer, training.epochs, steps)
-    return Session(run, dataset, model, optimizer, schedule, OBJECTIVES[dataset.loss], steps)
+    return Session(run, found, model, optimizer, schedule, OBJECTIVES[found.loss], steps)
 
 
 @functools.lru_cache(maxsize=1)
-def _dataset(name: str) -> Dataset:
-    return data.load(name)
+def dataset(chosen: Data) -> Dataset:
+    """Read a data set once for all runs in a row that need it."""
+    found = parts(data.load(chosen.name), chosen.holdout, chosen.train_size)
+    return found if chosen.kernel_width is None else through_kernel(found, chosen.kernel_width)
 
 
 def _model(run: Run, dataset: Dataset) -> nn.Module:

@@ -79,6 +79,9 @@ def _steps(this: Session, epoch: int, progress: Progress) -> Meter:
 def _evaluate(this: Session, epoch: int) -> Record:
     clean = _scores(this, this.test_batches(epoch))
     record = {"test_loss": clean.loss(), "test_accuracy": clean.accuracy()}
+    if this.dataset.validation is not None:
+        held_out = _scores(this, this.validation_batches())
+        record |= {"validation_loss": held_out.loss(), "validation_accuracy": held_out.accuracy()}
     if this.run.training.eval_protocol == AUGMENTED_VALIDATION:
         augmented = _scores(this, this.test_batches(epoch, augmented=True))
         record |= {"test_loss_augmented": augmented.loss(), "test_accuracy_augmented": augmented.accuracy()}

@@ -1,23 +1,17 @@
 """Recipes are read strictly, and every row of ours builds and steps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from lab import archives
 from lab.runs import execute
-from polyak_lab import data, recipes
-from polyak_lab.data import Dataset, Split
+from polyak_lab import batches, recipes, session
 from polyak_lab.errors import LabError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 ROWS = [(path.stem, row) for path in RECIPES for row in recipes.load(path).rows]
-DOWNLOADS = {
-    "mnist": ((1, 28, 28), 10),
-    "fashion-mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10),
-    "cifar100": ((3, 32, 32), 100),
-}
 
 GOOD = """
 title = "A table"
@@ -87,6 +81,39 @@ def test_what_is_refused(case, tmp_path):
     assert message in str(caught.value)
 
 
+SMOKE = """
+[smoke]
+data = { train_size = 100 }
+model = "logistic"
+training = { epochs = 1 }
+"""
+
+
+def test_a_declared_smoke_run_lies_over_every_row(tmp_path):
+    steps = GOOD.replace('schedule = "cosine"', 'schedule = { name = "step", milestones = [1, 2] }')
+    first, second = map(recipes.smoke, load(tmp_path, steps.replace("epochs = 3", "epochs = 4") + SMOKE).rows)
+    assert (first.model.name, first.training.epochs, first.data.train_size) == ("logistic", 1, 100)
+    assert first.schedule.milestones == (0, 0)
+    assert (second.data.name, second.data.augment, second.data.train_size) == ("digits", True, 100)
+    assert second.training.batch_size == 64
+
+
+def test_milestones_keep_their_places_in_a_smoke_run(tmp_path):
+    text = GOOD.replace('schedule = "cosine"', 'schedule = { name = "step", milestones = [60, 120, 160] }')
+    row = load(tmp_path, text.replace("epochs = 3", "epochs = 200") + "[smoke]\ntraining = { epochs = 10 }").rows[0]
+    assert recipes.smoke(row).schedule.milestones == (3, 6, 8)
+
+
+def test_without_a_declared_one_a_smoke_run_is_two_steps(tmp_path):
+    small = recipes.smoke(load(tmp_path, GOOD).rows[0])
+    assert (small.training.epochs, small.training.max_batches) == (1, 2)
+
+
+def test_a_smoke_table_is_read_strictly(tmp_path):
+    with pytest.raises(LabError, match=r"row 1 \(SGD, cosine\), smoke: 'modle' is not known"):
+        load(tmp_path, GOOD + SMOKE.replace("model", "modle"))
+
+
 def test_a_recipe_that_is_not_there(tmp_path):
     with pytest.raises(LabError, match="cannot be read: No such file"):
         recipes.load(tmp_path / "none.toml")
@@ -100,18 +127,34 @@ def test_rows_are_chosen_by_name_or_folder(tmp_path):
         recipes.select(rows, ["ALIG"])
 
 
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    """A few samples of every data set that has to be downloaded, in its official format."""
+    root = tmp_path_factory.mktemp("data")
+    archives.unpacked(root, archives.CIFAR10_FOLDER, archives.cifar10_files())
+    archives.unpacked(root, archives.CIFAR100_FOLDER, archives.cifar100_files())
+    for name in ("mnist", "fashion-mnist"):
+        archives.mnist(root / name)
+    (root / "mushrooms").mkdir()
+    (root / "mushrooms" / "mushrooms").write_text(archives.MUSHROOM_ROWS)
+    return root
+
+
+def tiny(run):
+    """The same run on the CPU with two batches of two samples, of which as many are held out."""
+    held_out = 2 if run.data.holdout else None
+    data = replace(run.data, holdout=held_out, train_size=None)
+    training = replace(run.training, batch_size=2, threads=1, compile=False, cuda_graph=False)
+    return recipes.two_steps(recipes.on_device(replace(run, data=data, training=training), "cpu"))
+
+
 @pytest.mark.parametrize(("recipe", "row"), ROWS, ids=[f"{recipe}-{row.slug}" for recipe, row in ROWS])
-def test_every_row_takes_two_steps(recipe, row, tmp_path, monkeypatch):
-    if row.run.data.name in DOWNLOADS:
-        monkeypatch.setattr(data, "load", stand_in)
-    run = recipes.smoke(recipes.on_device(row.run, "cpu"))
-    (record,) = execute(tmp_path, run).records
-    assert record["step_size"] > 0
-    assert record["train_loss"] > 0
-
-
-def stand_in(name):
-    """Noise of the shape of a data set that has to be downloaded."""
-    shape, classes = DOWNLOADS[name]
-    split = Split(torch.randint(256, (256, *shape), dtype=torch.uint8), torch.randint(classes, (256,)))
-    return Dataset(name, split, split, classes, "cross_entropy", torch.full(shape[:1], 0.5), torch.ones(shape[0]))
+def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYAK_DATA", str(small_data))
+    monkeypatch.setattr(batches, "EVALUATION_BATCH", 2)
+    for number, run in enumerate({tiny(row.run), tiny(recipes.smoke(row))}):
+        session.dataset.cache_clear()
+        (record,) = execute(tmp_path / str(number), run).records
+        assert record["step_size"] > 0
+        assert record["train_loss"] > 0
+        assert ("validation_loss" in record) == (run.data.holdout is not None)

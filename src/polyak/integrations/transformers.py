@@ -59,8 +59,8 @@ def misfits(args: Any, *, scheduler_given: bool = False) -> list[str]:
     found = []
     if args.max_grad_norm and args.max_grad_norm > 0:
         found.append(
-            f"max_grad_norm={args.max_grad_norm:g} shrinks the gradient but not the loss, so that a Polyak step becomes "
-            "longer, not shorter: write TrainingArguments(max_grad_norm=0.0), since learning_rate already caps the step."
+            f"max_grad_norm={args.max_grad_norm:g} shrinks the gradient but not the loss, so a Polyak step becomes "
+            "longer: write TrainingArguments(max_grad_norm=0.0), since learning_rate already caps the step."
         )
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if schedule not in CONSTANT and not scheduler_given:

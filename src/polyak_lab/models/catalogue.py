@@ -8,8 +8,10 @@ from torch import nn
 
 from polyak_lab.config import check_known
 from polyak_lab.errors import LabError
-from polyak_lab.models.dense import deep_linear, logistic, mlp
-from polyak_lab.models.resnet import ResNet, resnet34, small_resnet
+from polyak_lab.models.dense import deep_linear, linear, logistic, mlp
+from polyak_lab.models.densenet import densenet121, densenet_40_40
+from polyak_lab.models.resnet import resnet34, small_resnet
+from polyak_lab.models.wide_resnet import wrn_16_4, wrn_40_4
 
 Shape = tuple[int, ...]
 
@@ -22,7 +24,7 @@ class Architecture:
     axes: int | None = None
 
 
-def _convolutional(build: Callable[[int, int], ResNet]) -> Architecture:
+def _convolutional(build: Callable[[int, int], nn.Module]) -> Architecture:
     return Architecture(lambda shape, outputs: build(shape[0], outputs), axes=3)
 
 
@@ -33,9 +35,14 @@ def _factorisation(rank: int) -> Architecture:
 ARCHITECTURES = {
     "mlp": Architecture(mlp),
     "logistic": Architecture(logistic),
+    "linear": Architecture(linear),
     "resnet8": _convolutional(partial(small_resnet, blocks=1)),
     "resnet20": _convolutional(partial(small_resnet, blocks=3)),
     "resnet34": _convolutional(resnet34),
+    "densenet121": _convolutional(densenet121),
+    "densenet-40-40": _convolutional(densenet_40_40),
+    "wrn-40-4": _convolutional(wrn_40_4),
+    "wrn-16-4": _convolutional(wrn_16_4),
     "deep-linear": _factorisation(rank=10),
     "deep-linear-4": _factorisation(rank=4),
     "deep-linear-1": _factorisation(rank=1),

@@ -22,6 +22,11 @@ def logistic(shape: tuple[int, ...], outputs: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
 
 
+def linear(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Return one linear layer without bias, as the code of Loizou et al. (2021) has it behind kernels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs, bias=False))
+
+
 def deep_linear(shape: tuple[int, ...], outputs: int, rank: int) -> nn.Module:
     """Return x ↦ W₂W₁x, the deep matrix factorisation of Loizou et al. (2021), arXiv:2002.10542, section 4.
 

@@ -1,0 +1,193 @@
+"""Every loop as a function that trains for some steps and returns the relative error of the loss its steps saw."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+import language
+from launch import launch
+from truth import ROWS, STEPS, Witness, autocast, mean_loss, network, optimizer_for, samples
+
+GRADIENT = {"32": 1e-5, "bf16": 0.02, "16": 0.005}  # narrow activations round the gradient itself
+
+
+def plain(precision: str, accumulate: int, device: str = "cpu") -> float:
+    """A loop of one's own, with `watch`."""
+    model = network().to(device)
+    optimizer = optimizer_for(model)
+    witness = Witness(optimizer, mean_loss(model, accumulate, precision))
+    for i, (x, y) in enumerate(DataLoader(samples(accumulate), ROWS)):
+        with autocast(precision, device):
+            loss = optimizer.watch(F.cross_entropy(model(x.to(device)), y.to(device)))
+        (loss / accumulate).backward()
+        if (i + 1) % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return witness.worst(gradient=GRADIENT[precision])
+
+
+def grad_scaler(precision: str, accumulate: int, device: str = "cpu") -> float:
+    """A loop of one's own with loss scaling, with `watch`."""
+    model = network().to(device)
+    optimizer = optimizer_for(model)
+    witness = Witness(optimizer, mean_loss(model, accumulate, precision))
+    scaler = torch.amp.GradScaler(device, init_scale=512.0, growth_interval=2)
+    for i, (x, y) in enumerate(DataLoader(samples(accumulate), ROWS)):
+        with autocast(precision, device):
+            loss = optimizer.watch(F.cross_entropy(model(x.to(device)), y.to(device)), scaler)
+        scaler.scale(loss / accumulate).backward()
+        if (i + 1) % accumulate == 0:
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    return witness.worst(gradient=GRADIENT[precision])
+
+
+def grad_scaler_keyword(precision: str, accumulate: int, device: str = "cpu") -> float:
+    """A loop of one's own with loss scaling, with `loss=`."""
+    model = network().to(device)
+    optimizer = optimizer_for(model)
+    witness = Witness(optimizer, mean_loss(model, accumulate, precision))
+    scaler = torch.amp.GradScaler(device, init_scale=512.0, growth_interval=2)
+    batches = list(DataLoader(samples(accumulate), ROWS))
+    for t in range(STEPS):
+        total = torch.zeros((), device=device)
+        for x, y in batches[t * accumulate : (t + 1) * accumulate]:
+            with autocast(precision, device):
+                loss = F.cross_entropy(model(x.to(device)), y.to(device)) / accumulate
+            scaler.scale(loss).backward()
+            total += loss.detach()
+        scaler.step(optimizer, loss=total)
+        scaler.update()
+        optimizer.zero_grad()
+    return witness.worst(gradient=GRADIENT[precision])
+
+
+def lightning(precision: str, accumulate: int, device: str = "cpu") -> float:
+    """The Lightning Trainer with our callback."""
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.plugins import MixedPrecision
+
+    from polyak.integrations.lightning import PolyakCallback
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return F.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            optimizer = optimizer_for(self.network)
+            self.witness = Witness(optimizer, mean_loss(self.network, accumulate, precision))
+            return optimizer
+
+    # Lightning turns precision="16-mixed" on the CPU into bf16-mixed, but its plugin runs there.
+    scaler = torch.amp.GradScaler(device, init_scale=512.0)
+    how: dict[str, Any] = {
+        "32": {"precision": "32-true"},
+        "bf16": {"precision": "bf16-mixed"},
+        "16": {"plugins": [MixedPrecision("16-mixed", device, scaler)]},
+    }[precision]
+    module = Module()
+    trainer = quiet_trainer(Trainer, device, accumulate, callbacks=[PolyakCallback()], **how)
+    trainer.fit(module, DataLoader(samples(accumulate), ROWS))
+    return module.witness.worst(gradient=GRADIENT[precision])
+
+
+def quiet_trainer(cls: Callable[..., Any], device: str, accumulate: int, **options: Any) -> Any:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    accelerator = "gpu" if device == "cuda" else "cpu"
+    settings = dict.fromkeys(off, False) | {"max_epochs": 1, "accumulate_grad_batches": accumulate} | options
+    return cls(accelerator=accelerator, devices=1, **settings)
+
+
+def accelerate(precision: str, accumulate: int, device: str = "cpu") -> float:
+    """A loop that Accelerate drives, with our `backward`."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from polyak.integrations.accelerate import backward
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    names = {"32": "no", "bf16": "bf16", "16": "fp16"}
+    driver = Accelerator(cpu=device == "cpu", mixed_precision=names[precision], gradient_accumulation_steps=accumulate)
+    bare = network()
+    optimizer = optimizer_for(bare)
+    model, wrapped, loader = driver.prepare(bare, optimizer, DataLoader(samples(accumulate), ROWS))
+    witness = Witness(optimizer, mean_loss(bare, accumulate, "32"))  # prepare() gave its forward the precision
+    for x, y in loader:
+        with driver.accumulate(model):
+            loss = F.cross_entropy(model(x), y)
+            backward(driver, wrapped, loss)
+            wrapped.step()
+            wrapped.zero_grad()
+    return witness.worst(gradient=GRADIENT[precision])
+
+
+def hf_trainer(precision: str, accumulate: int, device: str = "cpu", **arguments: Any) -> float:
+    """The HF Trainer with our mixin, on a language model whose micro-batches hold different numbers of tokens."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = language.tiny().to(device)
+    optimizer = optimizer_for(model)
+    smoothing = arguments.get("label_smoothing_factor", 0.0)
+    witness = Witness(optimizer, language.token_mean(model, accumulate, smoothing, precision))
+    trainer = sequential_trainer(model, language.sequences(accumulate), optimizer, precision, accumulate, **arguments)
+    trainer.train()
+    return witness.worst(gradient=GRADIENT[precision])
+
+
+def over_processes(kind: str, precision: str, accumulate: int) -> float:
+    """Two processes, each with its own data; the objective is the mean over all of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = launch("over_processes.py", [folder, kind, precision, str(accumulate)], size=2, seconds=120)
+        errors = [float((Path(folder) / str(rank)).read_text(encoding="utf-8")) for rank in range(len(outputs))]
+    return max(errors)
+
+
+def hf_trainer_smoothed(precision: str, accumulate: int, device: str = "cpu") -> float:
+    """The same with label smoothing."""
+    return hf_trainer(precision, accumulate, device, label_smoothing_factor=0.1)
+
+
+def sequential_trainer(
+    model: Any, data: Dataset[Any], optimizer: Any, precision: str, accumulate: int, **arguments: Any
+) -> Any:
+    """Return a Trainer that takes the samples in their order and leaves nothing behind."""
+    from transformers import Trainer, TrainingArguments
+
+    from polyak.integrations.transformers import PolyakTrainerMixin
+
+    class PolyakTrainer(PolyakTrainerMixin, Trainer):
+        def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+            return SequentialSampler(data)
+
+    settings = {
+        "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": accumulate,
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 1,
+        "bf16": precision == "bf16",
+        "fp16": precision == "16",
+        "use_cpu": next(model.parameters()).device.type == "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    made = TrainingArguments(output_dir=tempfile.gettempdir(), **(settings | arguments))
+    return PolyakTrainer(model=model, args=made, train_dataset=data, optimizers=(optimizer, None))

@@ -1,0 +1,93 @@
+"""Constraint sets that do not exist or do not fit the parameters: one sentence that says what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import polyak
+from observe import refused
+
+NAN, INF = math.nan, math.inf
+
+
+CONSTRAINTS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
+    **{
+        f"{cls.__name__}({value!r})": (
+            lambda cls=cls, value=value: cls(value),
+            ValueError,
+            (cls.__name__, f"{value!r} is not allowed, it must be a finite number > 0"),
+        )
+        for cls in (polyak.L2Ball, polyak.L1Ball, polyak.LInfBall, polyak.Simplex)
+        for value in (0, -1.0, NAN, INF, "1", None, True)
+    },
+    **{
+        f"Box({low}, {high})": (
+            lambda low=low, high=high: polyak.Box(low, high),
+            ValueError,
+            (f"Box({low!r}, {high!r}) is not allowed", "below high"),
+        )
+        for low, high in ((1.0, 1.0), (2.0, 1.0), (NAN, 1.0), (0.0, NAN), (INF, INF), ("a", 1.0), (None, 1.0))
+    },
+    "normal 0": (
+        lambda: polyak.Halfspace(torch.zeros(2), 1.0),
+        ValueError,
+        ("Halfspace", "finite floating-point"),
+    ),
+    "normal 2-dim": (
+        lambda: polyak.Halfspace(torch.ones(2, 2), 1.0),
+        ValueError,
+        ("Halfspace", "finite floating-point"),
+    ),
+    "normal NaN": (
+        lambda: polyak.Halfspace(torch.tensor([1.0, NAN]), 1.0),
+        ValueError,
+        ("Halfspace", "finite floating-point"),
+    ),
+    "normal of integers": (
+        lambda: polyak.Halfspace(torch.tensor([1, 1]), 1.0),
+        ValueError,
+        ("Halfspace", "torch.int64", "floating-point"),
+    ),
+    "normal list": (lambda: polyak.Halfspace([1.0, 1.0], 1.0), ValueError, ("Halfspace", "finite floating-point")),
+    "offset NaN": (lambda: polyak.Halfspace(torch.ones(2), NAN), ValueError, ("Halfspace", "offset=nan", "finite")),
+    "offset inf": (lambda: polyak.Halfspace(torch.ones(2), INF), ValueError, ("Halfspace", "offset=inf", "finite")),
+    "matrix 1-dim": (
+        lambda: polyak.Affine(torch.ones(2), torch.ones(2)),
+        ValueError,
+        ("Affine", "(m, n)", "(2,)"),
+    ),
+    "offset length": (lambda: polyak.Affine(torch.ones(1, 2), torch.ones(2)), ValueError, ("Affine", "(1, 2)", "(2,)")),
+    "contradiction": (
+        lambda: polyak.Affine(torch.ones(2, 2), torch.tensor([1.0, 2.0])),
+        ValueError,
+        ("Affine", "no point satisfies all", "remove"),
+    ),
+    "matrix NaN": (lambda: polyak.Affine(torch.full((1, 2), NAN), torch.ones(1)), ValueError, ("Affine", "finite")),
+    "matrix list": (lambda: polyak.Affine([[1.0, 1.0]], [1.0]), ValueError, ("Affine", "[[1.0, 1.0]]")),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "parts"), CONSTRAINTS.values(), ids=CONSTRAINTS.keys())
+def test_a_set_that_does_not_exist_is_refused(make, error, parts):
+    with refused(error, *parts):
+        make()
+
+
+@pytest.mark.parametrize(
+    "constraint", [polyak.Halfspace(torch.ones(3), 1.0), polyak.Affine(torch.ones(1, 3), torch.ones(1))], ids=repr
+)
+def test_a_set_for_another_number_of_parameters_is_refused(constraint):
+    with refused(ValueError, type(constraint).__name__, "was made for 3 coordinates, but the parameters have 2"):
+        polyak.ALIG([nn.Parameter(torch.ones(2))], constraint=constraint)
+
+
+@pytest.mark.parametrize("constraint", [polyak.L1Ball(1.0), polyak.Simplex(), polyak.Box(0.0, 1.0)], ids=repr)
+def test_a_set_of_real_vectors_refuses_complex_parameters(constraint):
+    with refused(TypeError, type(constraint).__name__, "one is complex: use L2Ball, or torch.view_as_real"):
+        polyak.ALIG([nn.Parameter(torch.ones(2, dtype=torch.complex64))], constraint=constraint)
