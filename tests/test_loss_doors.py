@@ -157,6 +157,8 @@ def test_watching_returns_the_very_tensor_and_passes_evaluation_through(method):
     with torch.no_grad():
         value = objective(model)
         assert optimizer.watch(value) is value
+    assert optimizer.step() is None  # as torch's optimizers, where no parameter has a gradient
+    objective(model).backward()
     with pytest.raises(RuntimeError, match="needs the loss"):
         optimizer.step()
 

@@ -33,8 +33,9 @@ LINES = {
 
 
 def refuse_without_loss(owner: str, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise RuntimeError unless every lr is 0: distributed checkpointing makes such a call to create the state."""
-    if any(group["lr"] != 0 for group in groups):
+    """Raise RuntimeError if there is a gradient to follow; distributed checkpointing calls so with every lr at 0."""
+    has_gradient = any(p.grad is not None for group in groups for p in group["params"])
+    if has_gradient and any(group["lr"] != 0 for group in groups):
         raise RuntimeError(f"{owner}.step() needs the loss: {line_to_write()}.")
 
 

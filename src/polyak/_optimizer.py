@@ -108,7 +108,8 @@ class PolyakOptimizer(Optimizer):
                 (ZeroRedundancyOptimizer, pipeline stages).
 
         Returns:
-            The loss as a detached 0-dim tensor; None if there was none and every `lr` is 0 (nothing moves then).
+            The loss as a detached 0-dim tensor; None, and nothing moves, if there was none and every `lr` is 0 or no
+            parameter has a gradient.
 
         Raises:
             TypeError: both a closure and a loss were given, or something that is no loss.

@@ -2,20 +2,20 @@
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import deterministic
 
 from polyak_lab import batches, data, models, optimizers
 from polyak_lab.batches import Batch
-from polyak_lab.config import Data, Run
+from polyak_lab.config import Data, Run, Training
 from polyak_lab.data import Dataset
 from polyak_lab.data.parts import parts, through_kernel
 from polyak_lab.errors import LabError
@@ -35,6 +35,15 @@ class Session:
     schedule: LRScheduler | None
     objective: Objective
     steps_per_epoch: int
+    network: Callable[[Tensor], Tensor]
+    """The model as it is called: itself, or compiled."""
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Call the network, in bfloat16 where the run asks for it; losses are always taken in float32."""
+        kind = torch.device(self.run.training.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.run.training.precision == "bfloat16"):
+            outputs = self.network(inputs)
+        return outputs.float()
 
     def training_batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
@@ -82,12 +91,17 @@ def start(run: Run) -> Session:
     device = torch.device(training.device)
     found = dataset(run.data).to(device)
     _check_images(run, found)
-    model = _model(run, found).to(device)
+    layout = torch.channels_last if training.channels_last and found.is_image else torch.preserve_format
+    model = _model(run, found).to(device, memory_format=layout)
     samples = len(found.train.targets)
     steps = batches.steps_per_epoch(samples, training.batch_size, training.max_batches)
     optimizer = optimizers.build(run.optimizer, model.parameters(), steps)
     schedule = optimizers.build_schedule(run.schedule, optimizer, training.epochs, steps)
-    return Session(run, found, model, optimizer, schedule, OBJECTIVES[found.loss], steps)
+    return Session(run, found, model, optimizer, schedule, OBJECTIVES[found.loss], steps, _network(model, training))
+
+
+def _network(model: nn.Module, training: Training) -> Callable[[Tensor], Tensor]:
+    return torch.compile(model) if training.compile else model
 
 
 @functools.lru_cache(maxsize=1)

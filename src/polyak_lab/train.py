@@ -64,7 +64,7 @@ def _steps(this: Session, epoch: int, progress: Progress) -> Meter:
     this.model.train()
     meter = Meter()
     for inputs, targets in this.training_batches(epoch):
-        outputs = this.model(inputs)
+        outputs = this.outputs(inputs)
         loss = this.objective.loss(outputs, targets)
         this.optimizer.zero_grad()
         loss.backward()
@@ -93,7 +93,7 @@ def _scores(this: Session, batches: Iterable[Batch]) -> Scores:
     this.model.eval()
     scores = Scores()
     for inputs, targets in batches:
-        outputs = this.model(inputs)
+        outputs = this.outputs(inputs)
         loss = this.objective.loss(outputs, targets)
         scores.add(loss, this.objective.right_answers(outputs, targets), len(targets))
     return scores

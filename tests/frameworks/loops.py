@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ def grad_scaler_keyword(precision: str, accumulate: int, device: str = "cpu") ->
     return witness.worst(gradient=GRADIENT[precision])
 
 
-def lightning(precision: str, accumulate: int, device: str = "cpu") -> float:
-    """The Lightning Trainer with our callback."""
+def lightning(precision: str, accumulate: int, device: str = "cpu", by_hand: bool = False) -> float:
+    """The Lightning Trainer with our callback, or with `watch` in the training step."""
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.plugins import MixedPrecision
 
@@ -85,7 +86,9 @@ def lightning(precision: str, accumulate: int, device: str = "cpu") -> float:
             self.network = network()
 
         def training_step(self, batch: Any, index: int) -> Tensor:
-            return F.cross_entropy(self.network(batch[0]), batch[1])
+            loss = F.cross_entropy(self.network(batch[0]), batch[1])
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            return self.optimizers().watch(loss, scaler) if by_hand else loss
 
         def configure_optimizers(self) -> Any:
             optimizer = optimizer_for(self.network)
@@ -100,7 +103,8 @@ def lightning(precision: str, accumulate: int, device: str = "cpu") -> float:
         "16": {"plugins": [MixedPrecision("16-mixed", device, scaler)]},
     }[precision]
     module = Module()
-    trainer = quiet_trainer(Trainer, device, accumulate, callbacks=[PolyakCallback()], **how)
+    callbacks = [] if by_hand else [PolyakCallback()]
+    trainer = quiet_trainer(Trainer, device, accumulate, callbacks=callbacks, **how)
     trainer.fit(module, DataLoader(samples(accumulate), ROWS))
     return module.witness.worst(gradient=GRADIENT[precision])
 
@@ -113,8 +117,8 @@ def quiet_trainer(cls: Callable[..., Any], device: str, accumulate: int, **optio
     return cls(accelerator=accelerator, devices=1, **settings)
 
 
-def accelerate(precision: str, accumulate: int, device: str = "cpu") -> float:
-    """A loop that Accelerate drives, with our `backward`."""
+def accelerate(precision: str, accumulate: int, device: str = "cpu", by_hand: bool = False) -> float:
+    """A loop that Accelerate drives, with our `backward` or with `watch`."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -130,14 +134,17 @@ def accelerate(precision: str, accumulate: int, device: str = "cpu") -> float:
     for x, y in loader:
         with driver.accumulate(model):
             loss = F.cross_entropy(model(x), y)
-            backward(driver, wrapped, loss)
+            if by_hand:
+                driver.backward(wrapped.optimizer.watch(loss, driver.scaler))
+            else:
+                backward(driver, wrapped, loss)
             wrapped.step()
             wrapped.zero_grad()
     return witness.worst(gradient=GRADIENT[precision])
 
 
 def hf_trainer(precision: str, accumulate: int, device: str = "cpu", **arguments: Any) -> float:
-    """The HF Trainer with our mixin, on a language model whose micro-batches hold different numbers of tokens."""
+    """The HF Trainer with our mixin or `watch`, on a language model whose micro-batches differ in their tokens."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -150,12 +157,21 @@ def hf_trainer(precision: str, accumulate: int, device: str = "cpu", **arguments
     return witness.worst(gradient=GRADIENT[precision])
 
 
-def over_processes(kind: str, precision: str, accumulate: int) -> float:
+def over_processes(kind: str) -> Callable[[str, int], float]:
     """Two processes, each with its own data; the objective is the mean over all of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = launch("over_processes.py", [folder, kind, precision, str(accumulate)], size=2, seconds=120)
-        errors = [float((Path(folder) / str(rank)).read_text(encoding="utf-8")) for rank in range(len(outputs))]
-    return max(errors)
+
+    def loop(precision: str, accumulate: int) -> float:
+        return all_over_processes()[f"{kind} {precision} {accumulate}"]
+
+    return loop
+
+
+@cache
+def all_over_processes() -> dict[str, float]:
+    """Measure everything that takes two processes; return the worse of their errors."""
+    outputs = launch("over_processes.py", [], size=2, seconds=240)
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]
+    return {name: max(errors[name] for errors in found) for name in found[0]}
 
 
 def hf_trainer_smoothed(precision: str, accumulate: int, device: str = "cpu") -> float:
@@ -164,14 +180,25 @@ def hf_trainer_smoothed(precision: str, accumulate: int, device: str = "cpu") ->
 
 
 def sequential_trainer(
-    model: Any, data: Dataset[Any], optimizer: Any, precision: str, accumulate: int, **arguments: Any
+    model: Any,
+    data: Dataset[Any],
+    optimizer: Any,
+    precision: str,
+    accumulate: int,
+    by_hand: bool = False,
+    **arguments: Any,
 ) -> Any:
     """Return a Trainer that takes the samples in their order and leaves nothing behind."""
     from transformers import Trainer, TrainingArguments
 
     from polyak.integrations.transformers import PolyakTrainerMixin
 
-    class PolyakTrainer(PolyakTrainerMixin, Trainer):
+    class ByHand(Trainer):
+        def compute_loss(self, *inputs: Any, **options: Any) -> Any:
+            loss = super().compute_loss(*inputs, **options)
+            return optimizer.watch(loss, self.accelerator.scaler)
+
+    class PolyakTrainer(ByHand if by_hand else type("Mixed", (PolyakTrainerMixin, Trainer), {})):
         def _get_train_sampler(self, *_: Any) -> SequentialSampler:
             return SequentialSampler(data)
 

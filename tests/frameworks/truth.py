@@ -62,9 +62,7 @@ def mean_loss(model: nn.Module, accumulate: int, precision: str = "32", processe
 class Witness:
     """Compares, at every step, the loss that reached it and the gradient it used with the objective's own."""
 
-    def __init__(
-        self, optimizer: polyak.PolyakOptimizer, objective: Objective, twin: nn.Module | None = None
-    ) -> None:
+    def __init__(self, optimizer: polyak.PolyakOptimizer, objective: Objective, twin: nn.Module | None = None) -> None:
         """Watch the steps; the objective is one of the twin's weights if the model's own are spread over processes."""
         self.errors: list[float] = []
         self.gradient_errors: list[float] = []

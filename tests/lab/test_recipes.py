@@ -151,7 +151,7 @@ def tiny(run):
 @pytest.mark.parametrize(("recipe", "row"), ROWS, ids=[f"{recipe}-{row.slug}" for recipe, row in ROWS])
 def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYAK_DATA", str(small_data))
-    monkeypatch.setattr(batches, "EVALUATION_BATCH", 2)
+    monkeypatch.setitem(batches.EVALUATION_BATCH, "cpu", 2)
     for number, run in enumerate({tiny(row.run), tiny(recipes.smoke(row))}):
         session.dataset.cache_clear()
         (record,) = execute(tmp_path / str(number), run).records

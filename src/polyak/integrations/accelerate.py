@@ -23,7 +23,8 @@ def backward(accelerator: Any, optimizer: Any, loss: Tensor, **kwargs: Any) -> N
     Raises:
         TypeError: there is no Polyak optimizer in `optimizer`.
     """
-    accelerator.backward(_inner(optimizer).watch(loss, accelerator.scaler), **kwargs)
+    inner = _inner(optimizer)
+    accelerator.backward(inner.watch(loss, accelerator.scaler), **kwargs)
 
 
 def step_size(optimizer: Any) -> dict[str, float]:

@@ -27,12 +27,13 @@ class PolyakTrainerMixin:
             return self._watched(result[0]), *result[1:]
         return self._watched(result)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, after a warning about the settings that do not fit a Polyak step."""
-        given = getattr(self, "lr_scheduler", None) is not None
-        for advice in misfits(self.args, scheduler_given=given):  # type: ignore[attr-defined]
-            warnings.warn(advice, UserWarning, stacklevel=2)
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the scheduler, after a warning about the settings that do not fit the Polyak optimizer."""
+        if polyak_in(getattr(self, "optimizer", None)) is not None:
+            given = getattr(self, "lr_scheduler", None) is not None
+            for advice in misfits(self.args, scheduler_given=given):  # type: ignore[attr-defined]
+                warnings.warn(advice, UserWarning, stacklevel=2)
+        return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the step size to what is logged during training; `learning_rate` is the cap."""
