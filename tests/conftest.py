@@ -14,3 +14,15 @@ settings.load_profile("polyak")
 def device_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the CPU take the path of a device, on which nothing may be read: masks instead of branches."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much of torch's own optimizer suite ran, and why the rest did not."""
+    kinds = {kind: terminalreporter.stats.get(kind, []) for kind in ("passed", "failed", "skipped")}
+    mine = {kind: [report for report in all_ if "test_conformance" in report.nodeid] for kind, all_ in kinds.items()}
+    if not any(mine.values()):
+        return
+    counts = ", ".join(f"{len(reports)} {kind}" for kind, reports in mine.items())
+    terminalreporter.section(f"torch's optimizer tests: {counts}")
+    for reason in sorted({str(report.longrepr[2]) for report in mine["skipped"]}):
+        terminalreporter.line(reason)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("polyak", "torch", "numpy", "rich", "tyro", "matplotlib")
+PACKAGES = ("polyak", "numpy", "rich", "tyro", "matplotlib")
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def describe(device: str) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {"torch": torch.__version__, **{name: found for name in PACKAGES if (found := _version(name))}},
         "cpu": _cpu(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,

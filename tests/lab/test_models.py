@@ -25,6 +25,13 @@ def parameters(name, shape, outputs):
         ("resnet20", GREY, 10, 269_722 - 2 * 16 * 9, 59),
         ("resnet20", RGB, 100, 269_722 + 90 * 65, 59),
         ("resnet34", RGB, 10, 21_282_122, 110),
+        ("densenet121", RGB, 10, 6_956_298, 362),
+        ("densenet121", RGB, 100, 6_956_298 + 90 * 1025, 362),
+        ("densenet-40-40", RGB, 10, 1_901_920, 118),
+        ("wrn-40-4", RGB, 10, 8_949_210, 116),
+        ("wrn-40-4", RGB, 100, 8_949_210 + 90 * 257, 116),
+        ("wrn-16-4", RGB, 10, 2_748_890, 44),
+        ("linear", (112,), 1, 112, 1),
         ("deep-linear", (6,), 10, 160, 2),
         ("deep-linear-4", (6,), 10, 64, 2),
         ("deep-linear-1", (6,), 10, 16, 2),
@@ -36,7 +43,7 @@ def test_number_of_parameters(name, shape, outputs, count, tensors):
 
 
 @pytest.mark.parametrize("shape", [RGB, GREY, TINY])
-@pytest.mark.parametrize("name", ["mlp", "logistic", "resnet8", "resnet20", "resnet34"])
+@pytest.mark.parametrize("name", [name for name in models.NAMES if not name.startswith("deep-linear")])
 def test_image_models_take_every_size_and_train(name, shape):
     model = models.build(name, shape, 10)
     out = model(torch.randn(2, *shape))
@@ -52,7 +59,8 @@ def test_vector_models_take_vectors(name):
 
 def test_every_name_is_tested_and_unknown_names_are_refused():
     assert set(models.NAMES) == {
-        *("mlp", "logistic", "resnet8", "resnet20", "resnet34"),
+        *("mlp", "logistic", "linear", "resnet8", "resnet20", "resnet34"),
+        *("densenet121", "densenet-40-40", "wrn-40-4", "wrn-16-4"),
         *("deep-linear", "deep-linear-1", "deep-linear-4"),
     }
     with pytest.raises(LabError, match=r"'resnet-20'.*did you mean 'resnet20'"):
@@ -104,6 +112,38 @@ def test_resnet34_halves_the_image_three_times():
         stage.register_forward_hook(lambda module, inputs, out: sizes.append(tuple(out.shape[1:])))
     model(torch.randn(1, *RGB))
     assert sizes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "unit"),
+    [("resnet20", 0.27, 0.01), ("wrn-40-4", 8.9, 0.1), ("wrn-16-4", 2.7, 0.1), ("densenet121", 6.96, 0.01)],
+)
+def test_published_numbers_of_parameters(name, published, unit):
+    millions = sum(parameters(name, RGB, 10)) / 1e6
+    assert abs(millions - published) <= unit / 2 * 1.0001
+
+
+def test_densenet_of_the_paper_by_its_formula():
+    """Every layer reads all channels before it: 160 + growth·9·160 more weights, two for each channel normalised."""
+    width, total = 80, 3 * 9 * 80
+    for stage in range(3):
+        for _ in range(6):
+            total += 2 * width + width * 160 + 2 * 160 + 160 * 9 * 40
+            width += 40
+        if stage < 2:
+            total += 2 * width + width * (width // 2)
+            width //= 2
+    assert total + 2 * width + 10 * width == sum(parameters("densenet-40-40", RGB, 10))
+
+
+def test_only_wrn_16_4_drops_units():
+    model, images = models.build("wrn-16-4", RGB, 10).train(), torch.randn(4, *RGB)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+    rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.4}
+    assert {m.p for m in models.build("wrn-40-4", RGB, 10).modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
 
 
 def test_small_resnet_starts_with_kaiming_weights():

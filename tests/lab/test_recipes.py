@@ -152,7 +152,7 @@ def tiny(run):
 def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYAK_DATA", str(small_data))
     monkeypatch.setitem(batches.EVALUATION_BATCH, "cpu", 2)
-    for number, run in enumerate({tiny(row.run), tiny(recipes.smoke(row))}):
+    for number, run in enumerate((tiny(row.run), tiny(recipes.smoke(row)))):
         session.dataset.cache_clear()
         (record,) = execute(tmp_path / str(number), run).records
         assert record["step_size"] > 0

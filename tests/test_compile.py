@@ -1,0 +1,134 @@
+"""torch.compile of a step: the same step, and no recompilation while loss, cap and gradients change."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import polyak
+from catalogue import Method, each_form, each_method
+from observe import give, random_like, snapshot
+
+STEPS = 20
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Start from nothing, and ignore the warnings that torch raises inside Dynamo."""
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def pair(method: Method, form: str, lr: float) -> list[polyak.PolyakOptimizer]:
+    """Return two optimizers of the same start, whose cap is a tensor each."""
+    found = []
+    for _ in range(2):
+        params = [nn.Parameter(value) for value in random_like([torch.empty(3, 2), torch.empty(())], seed=7)]
+        found.append(method.build(params, form, lr=torch.tensor(lr), constraint=polyak.L2Ball(5.0)))
+    return found
+
+
+def train(optimizer: polyak.PolyakOptimizer, wrap: Callable[[Any], Any], after: Callable[[], None]) -> None:
+    """Make steps with another loss, other gradients and another cap each."""
+    scheduler = CosineAnnealingLR(optimizer, STEPS)
+    step = wrap(optimizer.step)  # the scheduler has wrapped it, too
+    params = optimizer.param_groups[0]["params"]
+    for t in range(STEPS):
+        give(params, *random_like(params, seed=t))
+        step(loss=torch.tensor(1.0 + 0.1 * t))
+        scheduler.step()
+        after()
+
+
+@each_form
+def test_a_changing_loss_and_schedule_never_recompile(method, form):
+    eager, compiled = pair(method, form, lr=0.2)
+    counter = CompileCounterWithBackend("aot_eager")
+    counts: list[int] = []
+    train(eager, lambda step: step, lambda: None)
+    with compiling():
+        train(compiled, partial(torch.compile, backend=counter), lambda: counts.append(counter.frame_count))
+    assert counts[-1] == counts[1], f"graphs after each step: {counts}"
+    for name, value in snapshot(eager).items():
+        torch.testing.assert_close(snapshot(compiled)[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@each_method
+def test_inductor_makes_the_same_step(method):
+    eager, compiled = pair(method, method.momenta[-1], lr=0.2)
+    train(eager, lambda step: step, lambda: None)
+    with compiling():
+        train(compiled, torch.compile, lambda: None)
+    for name, value in snapshot(eager).items():
+        torch.testing.assert_close(snapshot(compiled)[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@each_form
+def test_a_whole_training_step_is_captured_in_a_cuda_graph_and_replayed(method, form):
+    """Forward, backward and step in one graph: nothing in the step waits for the device or depends on its data."""
+    ends = [cuda_training(method, form, capture) for capture in (False, True)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-6)
+
+
+def cuda_training(method: Method, form: str, capture: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).cuda()
+    optimizer = method.build(model.parameters(), form, lr=0.1, constraint=polyak.L2Ball(5.0))
+    x, y = torch.zeros(32, 8, device="cuda"), torch.zeros(32, 1, device="cuda")
+    batches = torch.randn(STEPS, 32, 8, generator=torch.Generator().manual_seed(1)).cuda()
+
+    def step() -> None:
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+        for p in model.parameters():
+            p.grad.zero_()
+
+    run = captured(step, model, optimizer) if capture else step
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    for batch in batches:
+        x.copy_(batch)
+        y.copy_(batch.sin().sum(1, keepdim=True))
+        run()
+    torch.cuda.synchronize()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def captured(step: Callable[[], None], model: nn.Module, optimizer: polyak.PolyakOptimizer) -> Callable[[], None]:
+    """Capture the step after a warm-up on a side stream, and put the model and its state back to the start."""
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    scalars = [{k: v.clone() for k, v in group.items() if isinstance(v, Tensor)} for group in optimizer.param_groups]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    model.load_state_dict(start)
+    for group, first in zip(optimizer.param_groups, scalars, strict=True):
+        for name in first.keys() - {"step_size"}:
+            group[name].copy_(first[name])
+    for state in optimizer.state.values():
+        for buffer in state.values():
+            buffer.zero_()
+    return graph.replay
