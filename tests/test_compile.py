@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import polyak
-from catalogue import Method, each_form, each_method
+from catalogue import METHODS, Method, each_form, each_method
 from observe import give, random_like, snapshot
 
 STEPS = 20
@@ -51,7 +51,16 @@ def train(optimizer: polyak.PolyakOptimizer, wrap: Callable[[Any], Any], after: 
         after()
 
 
-@each_form
+ONE = "ALIG-nesterov"  # compiling takes seconds: the others are slow tests
+FORMS = [
+    pytest.param(method, form, id=name, marks=() if name == ONE else pytest.mark.slow)
+    for method in METHODS
+    for form in method.momenta
+    for name in [f"{method.name}-{form}"]
+]
+
+
+@pytest.mark.parametrize(("method", "form"), FORMS)
 def test_a_changing_loss_and_schedule_never_recompile(method, form):
     eager, compiled = pair(method, form, lr=0.2)
     counter = CompileCounterWithBackend("aot_eager")

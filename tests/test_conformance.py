@@ -127,10 +127,11 @@ class TestOptimRenewed(TestCase):
             kwargs = {**given.kwargs, "lr": 0.01, "foreach": foreach}
             optimizer = optim_info.optim_cls(groups, **kwargs)
             closure = closure_of(optimizer, weight, bias, x)
+            first = closure().item()
             for _ in range(20):
                 optimizer.step(closure)
                 irrelevant.grad = torch.rand_like(irrelevant)
-            self.assertLess(closure().item(), 200.0)
+            self.assertLess(closure().item(), first)
             self.assertEqual(irrelevant, before)
 
     @optims(INFOS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -197,3 +198,28 @@ def test_a_long_run_stays_finite_in_low_precision(method, form):
     wide = [p.detach().double() for p in params]
     assert problem.loss(wide).item() < before
     assert math.isfinite(float(flat(params).sum()))
+
+
+@each_form
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_float32_momentum_of_narrow_parameters_survives_a_checkpoint(method, form, dtype):
+    def build():
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 50).to(dtype))
+        return p, method.build([p], form, float32_momentum=True)
+
+    def step(p, optimizer, seed):
+        p.grad = torch.randn(50, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        optimizer.step(loss=1.0)
+
+    p, optimizer = build()
+    for seed in range(3):
+        step(p, optimizer, seed)
+    q, resumed = build()
+    with torch.no_grad():
+        q.copy_(p)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(state["momentum_buffer"].dtype == torch.float32 for state in resumed.state.values())
+    for seed in range(3, 6):
+        step(p, optimizer, seed)
+        step(q, resumed, seed)
+    assert torch.equal(p, q)

@@ -59,3 +59,6 @@ def test_ranks_that_hold_different_parameters_need_the_norm_and_get_one_sentence
         assert "grad_sq_norm" in rank["said"]
         assert torch.equal(rank["before"], torch.full_like(rank["before"], 2.0))
         assert rank["step_size"] == pytest.approx(0.5 / 7.0)
+        said, step_size = rank["zero"]
+        assert "different parameters" in said
+        assert step_size == pytest.approx(1.0 / 8.0)

@@ -92,8 +92,8 @@ def spans_processes(group: dist.ProcessGroup | None) -> bool:
 
 
 def check_agreement(owner: str, groups: Sequence[dict[str, Any]], process_group: dist.ProcessGroup | None) -> None:
-    """Raise RuntimeError unless all processes hold the same parameter groups."""
-    mine = [[tuple(p.shape) for p in group["params"]] for group in groups]
+    """Raise RuntimeError unless all processes hold the same parameter groups, with the same numbers in them."""
+    mine = [[_described(p) for p in group["params"]] for group in groups]
     everyone: list[Any] = [None] * dist.get_world_size(process_group)
     dist.all_gather_object(everyone, mine, group=process_group)
     if any(other != mine for other in everyone):
@@ -101,6 +101,14 @@ def check_agreement(owner: str, groups: Sequence[dict[str, Any]], process_group:
             f"{owner}: the processes hold different parameters, so none of them knows the norm of the whole gradient: "
             "build the same groups everywhere, or write step(loss=loss, grad_sq_norm=n) with n = ‖g‖² over all of them."
         )
+
+
+def _described(p: Tensor) -> tuple[tuple[int, ...], str]:
+    """Return a parameter's shape and, of a replicated one, three numbers: pieces of equal shape are no replicas."""
+    if is_sharded(p) or p.is_meta or not p.numel():
+        return tuple(p.shape), ""
+    flat = p.detach().reshape(-1)
+    return tuple(p.shape), repr([flat[index].item() for index in (0, len(flat) // 2, -1)])
 
 
 def _layout(tensor: Tensor) -> Layout:

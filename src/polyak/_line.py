@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ._distributed import send
 from ._vector import Vector, scalar_dtype
@@ -53,6 +54,20 @@ def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, floa
             group[name] = torch.as_tensor(group.get(name, first), dtype=kind, device=device)
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].reshape(())
+
+
+def buffer_dtype(group: Group, p: Tensor) -> torch.dtype:
+    """Return the type of a momentum buffer: its parameter's, or at least float32 if the group asks for it."""
+    return torch.promote_types(p.dtype, torch.float32) if group.get("float32_momentum") else p.dtype
+
+
+def restore_buffers(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Take wide buffers from a state dict once more, since torch has rounded them to their parameters' type."""
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for p, key in zip(group["params"], saved["params"], strict=True):
+            buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
+            if buffer is not None and buffer_dtype(group, p) != p.dtype:
+                optimizer.state[p]["momentum_buffer"] = buffer.to(p.device, buffer_dtype(group, p), copy=True)
 
 
 class LastStep(NamedTuple):

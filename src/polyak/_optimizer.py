@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from . import _options
 from ._distributed import aligned, check_agreement, mean, spans_processes
-from ._line import Block, Group, LastStep, Line, place_scalars
+from ._line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
@@ -58,17 +58,16 @@ class PolyakOptimizer(Optimizer):
         self._constraint = _options.check_constraint(type(self).__name__, constraint)
         self._group_constraints: list[Constraint | None] = []
         self._sync_loss = sync_loss
-        self.__dict__.update(_fresh(), _process_group=process_group, _ready=False)
+        self._begin(process_group, ready=False)
         _options.check(type(self).__name__, options, options)
         super().__init__(params, dict(options))
         self._ready = True
         self._project()
 
-    _watched: WatchedLoss
-    _last: list[tuple[Line, Tensor, Tensor | float, Tensor, Tensor]]
-    _process_group: ProcessGroup | None
-    _agreed: bool
-    _ready: bool
+    def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
+        """Set what is not part of the state."""
+        self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
+        self._last: list[tuple[Line, Tensor, Tensor | float, Tensor, Tensor]] = []
 
     # What a method defines
 
@@ -213,7 +212,7 @@ class PolyakOptimizer(Optimizer):
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
         for p in group["params"]:
             if group["momentum"] and p.grad is not None and "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
     def _block(self, group: Group) -> Block:
         block = Block(group, [], [], [], [])
@@ -277,6 +276,11 @@ class PolyakOptimizer(Optimizer):
     def _scalars(self, group: Group) -> dict[str, float]:
         return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group)}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; buffers keep a wider type than their parameters where the option asks for it."""
+        super().load_state_dict(state_dict)
+        restore_buffers(self, state_dict)
+
     def __getstate__(self) -> dict[str, Any]:
         """Keep what torch's own __getstate__ leaves out; a process group belongs to a process and is left behind."""
         own = {name: self.__dict__[name] for name in ("_constraint", "_group_constraints", "_sync_loss")}
@@ -285,14 +289,10 @@ class PolyakOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
         super().__setstate__(state)
-        self.__dict__.update({**_fresh(), **self.__dict__})
+        if "_watched" not in self.__dict__:
+            self._begin()
         self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
         place_scalars(self.param_groups, self._scalars)
-
-
-def _fresh() -> dict[str, Any]:
-    """Return what an optimizer holds besides its state, as it is before the first step."""
-    return {"_watched": WatchedLoss(), "_last": [], "_process_group": None, "_agreed": False, "_ready": True}

@@ -40,6 +40,7 @@ ALLOWED: dict[str, Allowed] = {
     "lr": Allowed(_is_positive, "a number > 0 or a tensor of one such number (math.inf for no cap)"),
     "momentum": _number(lambda value: 0 <= value < 1, "a number in [0, 1)"),
     "adjusted_momentum": _flag,
+    "float32_momentum": _flag,
     "eps": _number(lambda value: 0 <= value < math.inf, "a finite number ≥ 0"),
     "c": _number(lambda value: 0 < value < math.inf, "a finite number > 0"),
     "gamma": _number(lambda value: 1 <= value < math.inf, "a finite number ≥ 1, the growth of the cap per epoch"),

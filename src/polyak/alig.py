@@ -40,6 +40,7 @@ class ALIG(PolyakOptimizer):
         lower_bound: a bound on the loss from below, any finite number. Default 0, as in the paper.
         constraint: the feasible set Ω, such as `polyak.L2Ball(100.0)`; the parameters are projected at construction
             and after every step. Default None. A group's own `constraint` holds for that group alone.
+        float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
         foreach: use multi-tensor kernels; None picks them on CUDA devices.
         sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
             gradients. Default True; with False every process steps on its own loss.
@@ -80,6 +81,7 @@ class ALIG(PolyakOptimizer):
         adjusted_momentum: bool = False,
         eps: float = 1e-5,
         lower_bound: float = 0.0,
+        float32_momentum: bool = False,
         constraint: Constraint | None = None,
         foreach: bool | None = None,
         sync_loss: bool = True,
@@ -88,6 +90,7 @@ class ALIG(PolyakOptimizer):
         options = {
             "lr": lr,
             "momentum": momentum,
+            "float32_momentum": float32_momentum,
             "adjusted_momentum": adjusted_momentum,
             "eps": eps,
             "lower_bound": lower_bound,

@@ -38,6 +38,7 @@ class SPS(PolyakOptimizer):
         lower_bound: f* or a bound below it, any finite number. Default 0. `step(..., lower_bound=b)` sets one batch's.
         momentum: μ in [0, 1) of ALI-G's standard momentum (not part of the paper). Default 0.
         constraint: a convex set such as `polyak.L2Ball(100.0)`, projected on at construction and after every step.
+        float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
         foreach: use multi-tensor kernels; None picks them on CUDA devices.
         sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
             gradients. Default True; with False every process steps on its own loss.
@@ -76,6 +77,7 @@ class SPS(PolyakOptimizer):
         eps: float = 1e-8,
         lower_bound: float = 0.0,
         momentum: float = 0.0,
+        float32_momentum: bool = False,
         constraint: Constraint | None = None,
         foreach: bool | None = None,
         sync_loss: bool = True,
@@ -87,6 +89,7 @@ class SPS(PolyakOptimizer):
             "eps": eps,
             "lower_bound": lower_bound,
             "momentum": momentum,
+            "float32_momentum": float32_momentum,
             "foreach": foreach,
         }
         super().__init__(params, options, constraint, sync_loss, process_group)

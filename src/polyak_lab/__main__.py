@@ -114,10 +114,12 @@ class Table:
     """How to write it."""
     report: Path | None = None
     """Also write a page with the table and the curves to this file."""
+    plot_lr: Path | None = None
+    """Also draw the accuracy against lr, a line per method, into this PNG or SVG file."""
 
     def execute(self, console: Console) -> None:
         """Read and print."""
-        arguments.print_table(self.runs, self.format, self.report, console)
+        arguments.print_table(self.runs, self.format, self.report, self.plot_lr, console)
 
 
 @dataclass(frozen=True)

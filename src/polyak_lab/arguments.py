@@ -67,8 +67,10 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def print_table(paths: Sequence[Path], form: str, page: Path | None, console: Console) -> None:
-    """Print the table of run folders, and write the page if a file for it is named."""
+def print_table(
+    paths: Sequence[Path], form: str, page: Path | None, plot: Path | None, console: Console
+) -> None:
+    """Print the table of run folders, and write the page and the plot if files for them are named."""
     from polyak_lab import stored, table
 
     rows = table.groups(stored.find(paths))
@@ -80,6 +82,10 @@ def print_table(paths: Sequence[Path], form: str, page: Path | None, console: Co
         from polyak_lab import report
 
         report.write(page, rows, "Runs in " + ", ".join(map(str, paths)), "")
+    if plot is not None:
+        from polyak_lab import sensitivity
+
+        sensitivity.write(plot, rows)
 
 
 def print_data(console: Console) -> None:

@@ -2,12 +2,13 @@
 
 A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A row's sections are laid
 over those of `[defaults]`, key by key (an optimizer is taken whole). `[smoke]` holds sections that `--smoke` lays over
-those of every row, to make it small; without it, a smoke run takes two steps. Unknown keys are refused.
+those of every row, to make it small; without it, a smoke run takes two steps. `[grid]` lists values of one option of the
+optimizers, `lr = [0.1, 1.0]`, and makes a row of every row with every value. Unknown keys are refused.
 """
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class _File:
     seeds: tuple[int, ...] = (0,)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     smoke: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Any] = field(default_factory=dict)
 
 
 def slug(name: str) -> str:
@@ -63,7 +65,8 @@ def slug(name: str) -> str:
 def load(path: Path) -> Recipe:
     """Read a recipe, refusing anything it does not know."""
     content = read(_File, _parse(path), str(path))
-    rows = tuple(_row(table, content, f"{path}, row {i + 1}") for i, table in enumerate(content.row))
+    tables = [table for row in content.row for table in _on_grid(row, content.grid, str(path))]
+    rows = tuple(_row(table, content, f"{path}, row {i + 1}") for i, table in enumerate(tables))
     if not rows:
         raise LabError(f"{path} has no [[row]]: a recipe needs at least one.")
     _refuse_doubles(rows, path)
@@ -130,6 +133,23 @@ def _small(run: Run, sections: Mapping[str, Any], smoke: Mapping[str, Any], wher
     share = small.training.epochs / run.training.epochs
     milestones = tuple(round(share * epoch) for epoch in small.schedule.milestones)
     return replace(small, schedule=replace(small.schedule, milestones=milestones))
+
+
+def _on_grid(row: Mapping[str, Any], grid: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+    """Repeat a row with every value of the grid; its name says which."""
+    if not grid:
+        yield row
+        return
+    (option, values), *others = grid.items()
+    if others or not isinstance(values, list) or not values or not all(map(_is_number, values)):
+        raise LabError(f"{where}: [grid] needs one option with a list of numbers, such as lr = [0.1, 1.0].")
+    for value in values:
+        optimizer = {**as_table(row.get("optimizer", {}), f"{where}: optimizer"), option: value}
+        yield {**row, "name": f"{row.get('name')}, {option} {value:g}", "optimizer": optimizer}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import polyak
 from distributed import training
@@ -24,9 +25,25 @@ def main(rank: int, world: int, folder: Path) -> None:
         said = str(error)
     before = mine.detach().clone()
     optimizer.step(loss=float(rank), grad_sq_norm=7.0)
-    result = {"said": said, "before": before, "step_size": float(optimizer.last_step().step_size)}
+    result = {"said": said, "before": before, "step_size": float(optimizer.last_step().step_size), "zero": zero()}
     torch.save(result, folder / f"result-{rank}.pt")
     dist.destroy_process_group()
+
+
+def zero() -> tuple[str, float]:
+    """Step under ZeroRedundancyOptimizer, whose ranks hold tensors of equal shapes: without and with the norm."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(4)) for _ in range(2)]
+    sharded = ZeroRedundancyOptimizer(params, polyak.ALIG, lr=10.0, eps=0.0)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    try:
+        sharded.step(loss=1.0)
+        said = ""
+    except RuntimeError as error:
+        said = str(error)
+    sharded.step(loss=1.0, grad_sq_norm=8.0)
+    return said, float(sharded.optim.last_step().step_size)
 
 
 if __name__ == "__main__":
