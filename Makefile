@@ -43,7 +43,7 @@ format: $(READY) ## let ruff rewrite what it can
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
 bench: $(READY) ## the paired benchmarks; prints ratios
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 docs: $(READY) ## list the pages; every example in them runs in the tests
 	@ls docs/*.md

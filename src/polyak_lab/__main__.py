@@ -1,4 +1,4 @@
-"""The command line: `polyak train`, `run`, `table` and `data`. It parses, then calls one function.
+"""The command line: `polyak train`, `run`, `sweep`, `table` and `data`. It parses, then calls one function.
 
 Nothing here imports torch before a verb needs it, so that `polyak --help` answers at once.
 """
@@ -105,6 +105,22 @@ class RunRecipe:
 
 
 @dataclass(frozen=True)
+class SweepRecipe:
+    """Search the options of a recipe's row as its [sweep] declares; the same command goes on with it."""
+
+    recipe: tyro.conf.Positional[Path]
+    """A TOML file with a [sweep]."""
+    out: Path | None = None
+    """Where the study and its trials go. Default: runs/ and the recipe's name."""
+
+    def execute(self, console: Console) -> None:
+        """Search."""
+        from polyak_lab.sweep import run_sweep
+
+        run_sweep(self.recipe, self.out, console)
+
+
+@dataclass(frozen=True)
 class Table:
     """Print the table of the finished runs in folders: mean ± standard deviation over the seeds."""
 
@@ -175,6 +191,7 @@ class Data:
 Verb = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[RunRecipe, tyro.conf.subcommand("run")]
+    | Annotated[SweepRecipe, tyro.conf.subcommand("sweep")]
     | Annotated[Table, tyro.conf.subcommand("table")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )

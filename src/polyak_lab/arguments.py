@@ -67,9 +67,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def print_table(
-    paths: Sequence[Path], form: str, page: Path | None, plot: Path | None, console: Console
-) -> None:
+def print_table(paths: Sequence[Path], form: str, page: Path | None, plot: Path | None, console: Console) -> None:
     """Print the table of run folders, and write the page and the plot if files for them are named."""
     from polyak_lab import stored, table
 

@@ -20,7 +20,7 @@ def describe(device: str) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "packages": {"torch": torch.__version__, **{name: found for name in PACKAGES if (found := _version(name))}},
         "cpu": _cpu(),
         "cpus": os.cpu_count(),

@@ -2,8 +2,8 @@
 
 A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A row's sections are laid
 over those of `[defaults]`, key by key (an optimizer is taken whole). `[smoke]` holds sections that `--smoke` lays over
-those of every row, to make it small; without it, a smoke run takes two steps. `[grid]` lists values of one option of the
-optimizers, `lr = [0.1, 1.0]`, and makes a row of every row with every value. Unknown keys are refused.
+those of every row, to make it small; without it, a smoke run takes two steps. `[grid]` lists values of one option of
+the optimizers, `lr = [0.1, 1.0]`, and makes a row of every row with every value. Unknown keys are refused.
 """
 
 import re
@@ -42,6 +42,8 @@ class Recipe:
     note: str
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    """What `polyak sweep` searches, as it stands in the file."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class _File:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     smoke: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Mapping[str, Any] = field(default_factory=dict)
 
 
 def slug(name: str) -> str:
@@ -72,7 +75,7 @@ def load(path: Path) -> Recipe:
     _refuse_doubles(rows, path)
     if not content.seeds:
         raise LabError(f"{path}: seeds is empty; name at least one, such as seeds = [0].")
-    return Recipe(path.stem, content.title or path.stem, content.note, content.seeds, rows)
+    return Recipe(path.stem, content.title or path.stem, content.note, content.seeds, rows, content.sweep)
 
 
 def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:

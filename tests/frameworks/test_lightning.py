@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -64,6 +65,17 @@ def test_nothing_is_logged_on_request_or_for_another_kind_of_optimizer():
     quiet = fit(Module(alig), callbacks=(PolyakCallback(log=False),))
     other = fit(Module(lambda model: torch.optim.SGD(model.parameters(), 0.1)), callbacks=(PolyakCallback(),))
     assert "step_size" not in quiet.callback_metrics | other.callback_metrics
+
+
+def test_clipping_is_warned_about_for_a_polyak_optimizer_alone():
+    with pytest.warns(UserWarning, match=r"gradient_clip_val=0\.5 .* leave it out, since lr already caps the step"):
+        fit(Module(alig), callbacks=(PolyakCallback(),), gradient_clip_val=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="gradient_clip_val")
+        fit(Module(alig), callbacks=(PolyakCallback(),))
+        sgd = Module(lambda model: torch.optim.SGD(model.parameters(), 0.1))
+        fit(sgd, callbacks=(PolyakCallback(),), gradient_clip_val=0.5)
 
 
 def test_without_the_callback_accumulation_makes_the_loss_too_small():

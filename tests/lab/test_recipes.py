@@ -158,3 +158,58 @@ def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatc
         assert record["step_size"] > 0
         assert record["train_loss"] > 0
         assert ("validation_loss" in record) == (run.data.holdout is not None)
+
+
+PAPERS = {
+    # Berrada, Zisserman, Kumar (2021), table 1
+    ("note-table1", "cifar10", "alig", 0.0): 87.5,
+    ("note-table1", "cifar10", "alig", 0.9): 93.5,
+    ("note-table1", "cifar100", "alig", 0.0): 68,
+    ("note-table1", "cifar100", "alig", 0.9): 76,
+    # Berrada, Zisserman, Kumar (2020), arXiv:1906.05661, table of the CIFAR experiments
+    ("alig-cifar", "cifar10", "wrn-40-4", "alig"): 95.2,
+    ("alig-cifar", "cifar10", "densenet-40-40", "alig"): 95.0,
+    ("alig-cifar", "cifar100", "wrn-40-4", "alig"): 75.8,
+    ("alig-cifar", "cifar100", "densenet-40-40", "alig"): 76.3,
+    ("alig-cifar", "cifar10", "wrn-40-4", "sgd"): 95.3,
+    ("alig-cifar", "cifar10", "densenet-40-40", "sgd"): 95.1,
+    ("alig-cifar", "cifar100", "wrn-40-4", "sgd"): 77.8,
+    ("alig-cifar", "cifar100", "densenet-40-40", "sgd"): 76.3,
+}
+KEYS = {
+    "note-table1": lambda run: (run.optimizer.name, run.optimizer.options["momentum"]),
+    "alig-cifar": lambda run: (run.model.name, run.optimizer.name),
+}
+
+
+def test_the_papers_numbers():
+    rows = [(recipe, row) for recipe, row in ROWS if row.paper is not None]
+    found = {(recipe, row.run.data.name, *KEYS[recipe](row.run)): row.paper for recipe, row in rows}
+    assert found == PAPERS
+    assert len(rows) == len(PAPERS)
+
+
+def test_table_1_is_run_as_the_note_says():
+    rows = {row.paper: row.run for recipe, row in ROWS if recipe == "note-table1"}
+    assert {paper: (dict(run.optimizer.options), run.optimizer.l2_ball) for paper, run in rows.items() if paper} == {
+        87.5: ({"lr": 0.1, "momentum": 0.0}, None),
+        93.5: ({"lr": 0.1, "momentum": 0.9}, 100.0),
+        68: ({"lr": 0.1, "momentum": 0.0}, None),
+        76: ({"lr": 0.1, "momentum": 0.9}, 100.0),
+    }
+    for run in rows.values():
+        assert (run.model.name, run.data.augment, run.data.holdout) == ("resnet34", True, None)
+        training = run.training
+        assert (training.epochs, training.batch_size, training.eval_protocol) == (200, 128, "sps-augmented-validation")
+
+
+def test_a_grid_repeats_every_row(tmp_path):
+    rows = load(tmp_path, "grid = { lr = [0.1, 10] }\n" + GOOD).rows
+    assert [row.name for row in rows] == ["SGD, cosine, lr 0.1", "SGD, cosine, lr 10", "ALI-G, lr 0.1", "ALI-G, lr 10"]
+    assert [row.run.optimizer.options["lr"] for row in rows] == [0.1, 10, 0.1, 10]
+
+
+@pytest.mark.parametrize("grid", ["lr = []", "lr = 0.1", 'lr = ["a"]', "lr = [1], momentum = [0]"])
+def test_grids_that_are_refused(grid, tmp_path):
+    with pytest.raises(LabError, match=r"\[grid\] needs one option with a list of numbers"):
+        load(tmp_path, f"grid = {{ {grid} }}\n" + GOOD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,16 @@ class PolyakCallback(Callback):
     def __init__(self, log: bool = True) -> None:
         self._log = log
         self._steps = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn about gradient clipping, which does not fit a Polyak step."""
+        if trainer.gradient_clip_val and any(polyak_in(optimizer) is not None for optimizer in trainer.optimizers):
+            warnings.warn(
+                f"gradient_clip_val={trainer.gradient_clip_val:g} shrinks the gradient but not the loss, so a Polyak step "
+                "becomes longer: leave it out, since lr already caps the step.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Watch the loss, which Lightning has divided for accumulation and scaled for float16 by now."""
