@@ -4,9 +4,10 @@ BIN    := $(VENV)/bin
 PYTHON ?= python3
 READY  := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.frameworks
+SWEEP := $(VENV)/.sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-gpu test-system test-frameworks lint types format bench docs clean
+.PHONY: help demo test test-slow test-distributed test-gpu test-system test-frameworks test-sweep lint types format bench docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +28,10 @@ test-gpu: $(READY) ## what only a CUDA device can prove
 	@$(BIN)/pytest -m gpu
 
 test-frameworks: $(FRAMEWORKS) ## the integrations with the real Lightning, transformers and Accelerate (installs them)
-	@$(BIN)/pytest -m "frameworks and not gpu"
+	@$(BIN)/pytest tests/frameworks -m "frameworks and not gpu"
+
+test-sweep: $(SWEEP) ## the search over declared values with the real Optuna (installs it)
+	@$(BIN)/pytest -m sweep
 
 test-system: $(READY) ## checks on Debian's data sets and in a real browser (installs them: scripts/system-packages)
 	@scripts/system-packages dataset-fashion-mnist chromium
@@ -57,4 +61,8 @@ $(READY): requirements.lock pyproject.toml
 
 $(FRAMEWORKS): $(READY) requirements-frameworks.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-frameworks.lock
+	@touch $@
+
+$(SWEEP): $(READY) requirements-sweep.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-sweep.lock
 	@touch $@

@@ -85,7 +85,13 @@ def info(cls: type[polyak.PolyakOptimizer], required: dict[str, Any], *options: 
 
 CLASS = "TestOptimRenewed"
 INFOS = [
-    info(polyak.ALIG, {}, {"momentum": 0.5, "adjusted_momentum": True}, {"eps": 0.1}),
+    info(
+        polyak.ALIG,
+        {},
+        {"momentum": 0.5, "adjusted_momentum": True},
+        {"eps": 0.1},
+        {"momentum": 0.5, "float32_momentum": True},
+    ),
     info(polyak.SPS, {"c": 1.0}, {"c": 2.0}),  # c = 0.5 mirrors at the minimum of a quadratic
     info(polyak.SmoothSPS, {"steps_per_epoch": 10, "init_step_size": 0.01}, {"gamma": 1.5}),
 ]

@@ -59,6 +59,12 @@ class Train:
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int | None = None
     """CPU threads. Default: torch's choice; 1 is faster for small models on a busy machine."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast the network; weights, losses and steps stay in float32."""
+    channels_last: bool = False
+    """Keep the channels of images innermost: faster convolutions."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
     out: Path | None = None
     """The folder of the run. Default: a name made of the run's content, below runs/."""
 
@@ -132,10 +138,12 @@ class Table:
     """Also write a page with the table and the curves to this file."""
     plot_lr: Path | None = None
     """Also draw the accuracy against lr, a line per method, into this PNG or SVG file."""
+    plot_loss: Path | None = None
+    """Also draw the training loss over the epochs, a line per row, into this PNG or SVG file."""
 
     def execute(self, console: Console) -> None:
         """Read and print."""
-        arguments.print_table(self.runs, self.format, self.report, self.plot_lr, console)
+        arguments.print_table(self, console)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class TrainArguments(Protocol):
     eval_protocol: str
     device: str
     threads: int | None
+    precision: str
+    channels_last: bool
+    compile: bool
 
 
 def as_run(flags: TrainArguments) -> config.Run:
@@ -51,6 +54,9 @@ def as_run(flags: TrainArguments) -> config.Run:
             device=flags.device,
             eval_protocol=flags.eval_protocol,
             threads=flags.threads,
+            precision=flags.precision,
+            channels_last=flags.channels_last,
+            compile=flags.compile,
         ),
         config.Schedule(flags.schedule, flags.milestones, flags.factor),
     )
@@ -67,23 +73,36 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def print_table(paths: Sequence[Path], form: str, page: Path | None, plot: Path | None, console: Console) -> None:
-    """Print the table of run folders, and write the page and the plot if files for them are named."""
+class TableArguments(Protocol):
+    """The flags of `polyak table`."""
+
+    runs: tuple[Path, ...]
+    format: str
+    report: Path | None
+    plot_lr: Path | None
+    plot_loss: Path | None
+
+
+def print_table(flags: TableArguments, console: Console) -> None:
+    """Print the table of run folders, and write the page and the pictures if files for them are named."""
     from polyak_lab import stored, table
 
-    rows = table.groups(stored.find(paths))
-    if form == "terminal":
+    rows = table.groups(stored.find(flags.runs))
+    if flags.format == "terminal":
         console.print(table.as_rich(rows))
     else:
-        say(console, {"markdown": table.as_markdown, "csv": table.as_csv}[form](rows))
-    if page is not None:
+        say(console, {"markdown": table.as_markdown, "csv": table.as_csv}[flags.format](rows))
+    if flags.report is not None:
         from polyak_lab import report
 
-        report.write(page, rows, "Runs in " + ", ".join(map(str, paths)), "")
-    if plot is not None:
-        from polyak_lab import sensitivity
+        report.write(flags.report, rows, "Runs in " + ", ".join(map(str, flags.runs)), "")
+    if flags.plot_lr is not None or flags.plot_loss is not None:
+        from polyak_lab import pictures
 
-        sensitivity.write(plot, rows)
+        drawings = ((flags.plot_lr, pictures.write_sensitivity), (flags.plot_loss, pictures.write_losses))
+        for path, write in drawings:
+            if path is not None:
+                write(path, rows)
 
 
 def print_data(console: Console) -> None:

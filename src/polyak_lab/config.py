@@ -70,8 +70,8 @@ class Schedule:
 class Training:
     """How long, in which batches, from which seeds, on what, and how the score is taken.
 
-    The last four change the speed and, within rounding, nothing else: autocast to bfloat16, images with their channels
-    innermost, `torch.compile`, and the whole step captured as one CUDA graph.
+    The last three change the speed and, within rounding, nothing else: autocast to bfloat16, images with their channels
+    innermost, and `torch.compile`.
     """
 
     epochs: int
@@ -85,7 +85,6 @@ class Training:
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
-    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "training", ("epochs", "batch_size", "max_batches", "threads"))

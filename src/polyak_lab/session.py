@@ -85,11 +85,11 @@ class Session:
             self.schedule.load_state_dict(state["schedule"])
 
 
-def start(run: Run) -> Session:
-    """Build the objects of a resolved run."""
+def start(run: Run, data_set: Dataset | None = None) -> Session:
+    """Build the objects of a resolved run, on the data set it names or on one that is at hand."""
     training = run.training
     device = torch.device(training.device)
-    found = dataset(run.data).to(device)
+    found = (data_set or dataset(run.data)).to(device)
     _check_images(run, found)
     layout = torch.channels_last if training.channels_last and found.is_image else torch.preserve_format
     model = _model(run, found).to(device, memory_format=layout)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rich.table import Table
 from polyak_lab.stored import StoredRun
 
 EMPTY = "–"
+DIVERGED = "not finite"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Score:
         values = self.values(group)
         if not values:
             return EMPTY
+        if not all(map(math.isfinite, values)):
+            return DIVERGED
         center = format(statistics.fmean(values), self.form)
         if len(values) == 1:
             return center

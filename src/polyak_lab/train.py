@@ -44,7 +44,7 @@ def _train(this: Session, folder: RunFolder, progress: Progress) -> None:
 
 def _epoch(this: Session, epoch: int, progress: Progress) -> tuple[Record, Record]:
     start = perf_counter()
-    meter = _steps(this, epoch, progress)
+    meter = steps(this, epoch, progress)
     record = {"epoch": epoch + 1, "train_loss": meter.loss(), "train_accuracy": meter.accuracy()}
     trained = perf_counter()
     record |= _evaluate(this, epoch) | meter.means()
@@ -59,7 +59,8 @@ def _epoch(this: Session, epoch: int, progress: Progress) -> tuple[Record, Recor
     return record, timing
 
 
-def _steps(this: Session, epoch: int, progress: Progress) -> Meter:
+def steps(this: Session, epoch: int, progress: Progress) -> Meter:
+    """Train for one epoch; nothing is read from the device until it ends."""
     torch.manual_seed(stream_seed("layers", this.run.training.seed, epoch))  # for layers that draw, as dropout does
     this.model.train()
     meter = Meter()

@@ -55,6 +55,14 @@ def test_train(tmp_path, capsys):
     assert all(text in stored for text in ('"l2_ball": 20.0', '"eps": 1e-06', '"momentum": 0.9'))
 
 
+def test_train_takes_the_options_of_speed(tmp_path, capsys):
+    flags = ("--optimizer", "alig", "--epochs", 1, "--precision", "bfloat16", "--channels-last")
+    assert call(*TRAIN, *flags, "--out", tmp_path / "run") == 0
+    stored = (tmp_path / "run" / "config.json").read_text()
+    assert all(text in stored for text in ('"precision": "bfloat16"', '"channels_last": true', '"compile": false'))
+    capsys.readouterr()
+
+
 def test_train_names_its_folder_by_its_content(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for lr in (0.1, 0.2, 0.1):

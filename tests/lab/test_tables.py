@@ -79,6 +79,22 @@ def test_losses_stand_in_for_accuracies(tmp_path):
     assert (head[1], line[1]) == ("test loss", "2.00e-01")
 
 
+def test_seeds_that_diverged_have_no_mean(tmp_path):
+    for seed, loss in enumerate((0.5, "nan", "inf")):
+        folder = tmp_path / f"seed-{seed}"
+        store(folder, "SGD", "sgd", None, seed, 0.1, None)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1]) | {"train_loss": loss}
+        (folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    assert dict(zip(head, line, strict=True)) == {
+        "row": "SGD",
+        "test accuracy, %": "10.00 ± 0.00",
+        "train loss": "not finite",
+        "n": "3",
+    }
+
+
 def test_a_run_that_diverged(tmp_path):
     store(tmp_path / "run", "ALI-G", "alig", None, 0, 0.1, 0.0, step_size="nan", weight_norm="inf")
     rows = table.groups(stored.find([tmp_path]))

@@ -34,8 +34,8 @@ class PolyakCallback(Callback):
         """Warn about gradient clipping, which does not fit a Polyak step."""
         if trainer.gradient_clip_val and any(polyak_in(optimizer) is not None for optimizer in trainer.optimizers):
             warnings.warn(
-                f"gradient_clip_val={trainer.gradient_clip_val:g} shrinks the gradient but not the loss, so a Polyak step "
-                "becomes longer: leave it out, since lr already caps the step.",
+                f"gradient_clip_val={trainer.gradient_clip_val:g} shrinks the gradient but not the loss, so a Polyak "
+                "step becomes longer: leave it out, since lr already caps the step.",
                 UserWarning,
                 stacklevel=2,
             )
