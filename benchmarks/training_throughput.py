@@ -1,4 +1,4 @@
-"""Train with the runner and with the plain loop, interleaved in one process, and print images/s and their ratio.
+"""Train with the runner and with the plain loop, interleaved in one process, and print images/s and their ratios.
 
     python benchmarks/training_throughput.py [--model resnet20] [--images 1280] [--rounds 5] [--threads 2]
 
@@ -96,23 +96,30 @@ def main() -> None:
     on_gpu = flags.device != "cpu"
     split = Split(torch.randint(256, (flags.images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (flags.images,)))
     data = Tensors("random", split, split, 10, "cross_entropy", MEAN, STD)
+    fast = {"precision": "bfloat16", "compile": on_gpu}
     epochs = {
         "plain": plain(split, flags.model, flags.device, 8 if on_gpu else flags.threads),
-        "runner": runner(data, flags.model, flags.device, {"precision": "bfloat16", "compile": True} if on_gpu else {}),
+        "runner": runner(data, flags.model, flags.device, {}),
+        "runner, " + ", ".join(name for name, value in fast.items() if value): runner(
+            data, flags.model, flags.device, fast
+        ),
     }
     report(epochs, flags)
 
 
 def report(epochs: dict[str, Callable[[], object]], flags: argparse.Namespace) -> None:
-    """Time the two by turns after one epoch of each to warm up, and print what came out."""
+    """Time them by turns after one epoch of each to warm up, and print what came out."""
     for epoch in epochs.values():
         epoch()
     times = [{name: seconds(epoch) for name, epoch in epochs.items()} for _ in range(flags.rounds)]
-    ratios = [pair["plain"] / pair["runner"] for pair in times]
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {flags.threads} threads, {flags}")
     for name in epochs:
-        print(f"{name}: {flags.images / statistics.median(pair[name] for pair in times):,.0f} images/s")
-    print(f"ratio: {statistics.median(ratios):.2f} (of {flags.rounds} rounds: {min(ratios):.2f} to {max(ratios):.2f})")
+        ratios = [pair["plain"] / pair[name] for pair in times]
+        speed = flags.images / statistics.median(pair[name] for pair in times)
+        print(
+            f"{name}: {speed:,.0f} images/s, {statistics.median(ratios):.2f} times the plain loop "
+            f"({flags.rounds} rounds, {min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "lr": ((0, 0.0, -1.0, -INF, NAN, "0.1", None, True, 1j, [0.1]), "a number > 0 or a tensor of one such number"),
     "momentum": ((1, 1.0, -0.1, NAN, INF, "0.9", None, True, torch.tensor(0.9)), "a number in [0, 1)"),
     "adjusted_momentum": ((1, 0.0, "yes", None), "True or False"),
+    "float32_momentum": ((1, 0.0, "yes", None), "True or False"),
     "eps": ((-1e-8, NAN, INF, "0", None, True), "a finite number ≥ 0"),
     "c": ((0, -0.5, NAN, INF, "0.5", None, True), "a finite number > 0"),
     "gamma": ((0.5, 0, -2, NAN, INF, "2", None), "a finite number ≥ 1"),

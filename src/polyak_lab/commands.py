@@ -68,8 +68,10 @@ def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> N
 
 
 def _cut(row: Row, device: str | None, smoke: bool) -> Row:
+    """Choose the run; the paper's number has no place beside a smoke run."""
     run = recipes.smoke(row) if smoke else row.run
-    return replace(row, run=run if device is None else recipes.on_device(run, device))
+    paper = None if smoke else row.paper
+    return replace(row, run=run if device is None else recipes.on_device(run, device), paper=paper)
 
 
 def _jobs(recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:

@@ -91,6 +91,13 @@ def test_run_takes_rows_seeds_and_smoke(recipe, tmp_path, capsys):
     assert "SGD, seed 5" in capsys.readouterr().out
 
 
+def test_a_smoke_run_is_not_compared_with_the_paper(recipe, tmp_path, capsys):
+    recipe.write_text(RECIPE.replace('name = "SGD"\n', 'name = "SGD"\npaper = 93.5\n'))
+    for flags, compared in ((("--smoke",), False), ((), True)):
+        assert call("run", recipe, "--row", "SGD", "--seeds", 0, "--out", tmp_path / f"runs{compared}", *flags) == 0
+        assert ("paper" in capsys.readouterr().out) == compared
+
+
 def test_a_changed_recipe_is_refused_before_anything_trains(recipe, tmp_path, capsys):
     call("run", recipe, "--row", "SGD", "--out", tmp_path / "runs")
     recipe.write_text(RECIPE.replace("lr = 0.1", "lr = 0.2"))
