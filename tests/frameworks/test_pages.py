@@ -9,7 +9,8 @@ from test_docs import ROOT, run
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
 
 
-def test_every_snippet_of_every_loop_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "snippets"), [("docs/loops.md", 8), ("README.md", 3)])
+def test_every_snippet_of_every_loop_runs(page, snippets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert run(ROOT / "docs" / "loops.md", everything=True) >= 8
+    assert run(ROOT / page, everything=True) >= snippets
