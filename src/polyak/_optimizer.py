@@ -129,7 +129,8 @@ class PolyakOptimizer(Optimizer):
         line, directions = self.linearize(value, blocks)
         if grad_sq_norm is not None:
             line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
-        self._last, skipped = [], []
+        skipped: list[bool | None] = []
+        self._last.clear()  # in place: torch.compile of 2.11 cannot set an attribute here
         for block, u in zip(blocks, directions, strict=True):
             gamma, skip = self._decide(line, block, lower_bound)
             skipped.append(read_on_cpu(skip))
