@@ -16,7 +16,12 @@ from torch import Tensor
 import polyak
 from papers import alig, smooth_sps, sps
 
-BACKENDS: dict[str, dict[str, Any]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}}
+BACKENDS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
 
 # 0.9 multiplies a step by 10, so without a cap trajectories blow up and amplify rounding; the arithmetic is the same.
 MOMENTUM: dict[str, dict[str, Any]] = {

@@ -29,6 +29,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "steps_per_epoch": ((0, 0.5, -3, NAN, INF, "10", None), "a number ≥ 1, usually len(data_loader)"),
     "lower_bound": ((NAN, INF, -INF, "0", None, True), "a finite number"),
     "foreach": ((1, "auto", 0.0), "None, True or False"),
+    "fused": ((1, "auto", 0.0), "None, True or False"),
 }
 WRONG_TENSORS = (torch.zeros(()), torch.tensor(-1.0), torch.tensor(NAN), torch.ones(2), torch.ones(2, 2), torch.ones(0))
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._chunks import Vector
 from ._distributed import send
-from ._vector import Vector, scalar_dtype
+from ._vector import scalar_dtype
 
 Group = dict[str, Any]
 
@@ -35,19 +36,24 @@ class Line(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The parameters of one group that have a gradient, and their local pieces as vectors of real tensors."""
+    """The parameters of one group that have a gradient, and their local pieces as vectors of real tensors.
+
+    `idle` are the momentum buffers of parameters that have none this time.
+    """
 
     group: Group
     params: list[Tensor]
     x: Vector
     g: Vector
     v: Vector
+    idle: Vector
 
 
 def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
     """Keep every group's scalars on the device of its parameters, in one type that is float32 or wider."""
     dtype = scalar_dtype([p for group in groups for p in group["params"]])
     for group in groups:
+        group.setdefault("momentum_scale", 1.0)
         device = group["params"][0].device if group["params"] else None
         for name, first in scalars(group).items():
             kind = torch.int64 if name == "skipped_steps" else dtype

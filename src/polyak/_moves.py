@@ -6,44 +6,60 @@ A move takes one chunk of the parameters x, the direction u and the momentum buf
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from ._vector import Vector, axpy_, chunks, scale_
+from . import _fused
+from ._chunks import Vector, chunks, on_triton
+from ._line import Block, Group
+from ._vector import Scalar, axpy_, launch, scalar_dtype, scale_, squares
 
-Move = Callable[[Vector, Vector, Vector, Tensor, float, Tensor | None], None]
-
-
-def plain(x: Vector, u: Vector, v: Vector, gamma: Tensor, mu: float, skip: Tensor | None) -> None:
-    """x ← x − γu."""
-    axpy_(x, u, -gamma, skip)
+Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None], None]
 
 
-def nesterov(x: Vector, u: Vector, v: Vector, gamma: Tensor, mu: float, skip: Tensor | None) -> None:
+def plain(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None) -> None:
+    """x ← x − γu, with a = −γ."""
+    axpy_(x, u, a, skip)
+
+
+def nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None) -> None:
     """v ← μv − γu;  x ← x − γu + μv: the step size is inside the buffer (ALI-G's standard momentum)."""
     scale_(v, mu, skip)
-    axpy_(v, u, -gamma, skip)
-    axpy_(x, u, -gamma, skip)
+    axpy_(v, u, a, skip)
+    axpy_(x, u, a, skip)
     axpy_(x, v, mu, skip)
 
 
-def adjusted_nesterov(x: Vector, u: Vector, v: Vector, gamma: Tensor, mu: float, skip: Tensor | None) -> None:
+def adjusted_nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None) -> None:
     """v ← μv − u;  x ← x − γu + γμv: the step size is outside the buffer, as in torch.optim.SGD."""
     scale_(v, mu, skip)
     axpy_(v, u, -1.0, skip)
-    axpy_(x, u, -gamma, skip)
-    axpy_(x, v, gamma * mu, skip)
+    axpy_(x, u, a, skip)
+    axpy_(x, v, -a * mu, skip)
 
 
-def move(group: dict[str, Any], x: Vector, u: Vector, v: Vector, gamma: Tensor, skip: Tensor | None) -> None:
-    """Move the parameters of a group along −γu in the momentum form the group asks for."""
-    form = _form(group)
-    for x_chunk, u_chunk, v_chunk in chunks(x, u, v or x, foreach=group["foreach"]):
-        form(x_chunk, u_chunk, v_chunk, gamma, group["momentum"], skip)
+FORMS: dict[str, Move] = {"plain": plain, "nesterov": nesterov, "adjusted": adjusted_nesterov}
 
 
-def _form(group: dict[str, Any]) -> Move:
+def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measure: bool) -> list[Tensor]:
+    """Move the parameters of a group along −γu; if asked to measure, return numbers whose sum is the new ‖x‖²."""
+    group, form = block.group, _form(block.group)
+    found: list[Tensor] = []
+    rows = [block.x, u, block.v or block.x]
+    if group.get("fused") and isinstance(gamma, float):
+        found, rows = _fused.move(block, rows, gamma, measure)
+    elif group.get("fused") and skip is not None and on_triton(block.x):
+        _fused.restore_units(block)
+        found, rows = launch().move(form, rows, gamma, skip, group["momentum"])
+    if rows[0]:
+        _fused.restore_units(block)
+    for x_chunk, u_chunk, v_chunk in chunks(*rows, foreach=group["foreach"]):
+        FORMS[form](x_chunk, u_chunk, v_chunk, -gamma, group["momentum"], skip)
+        found += squares(x_chunk, scalar_dtype(block.x)) if measure else []
+    return found
+
+
+def _form(group: Group) -> str:
     if not group["momentum"]:
-        return plain
-    return adjusted_nesterov if group.get("adjusted_momentum") else nesterov
+        return "plain"
+    return "adjusted" if group.get("adjusted_momentum") else "nesterov"

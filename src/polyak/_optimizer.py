@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, final
 
 import torch
@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _options
+from ._chunks import Vector
 from ._distributed import aligned, check_agreement, mean, spans_processes
 from ._line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
+from ._projection import measurable, project
 from ._safety import fits, usable_cap
-from ._vector import Vector, add_up, read_on_cpu, real, sum_squares
+from ._vector import add_up, read_on_cpu, real, sum_squares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -82,7 +84,10 @@ class PolyakOptimizer(Optimizer):
     def linearize(self, value: Tensor, blocks: list[Block]) -> tuple[Line, list[Vector]]:
         """Measure the loss along a direction: here the gradient, whose slope is ‖g‖² over all groups."""
         scalar = self.param_groups[0]["step_size"]
-        norms = [sum_squares(block.g, block.params, foreach=block.group["foreach"]) for block in blocks]
+        norms = [
+            sum_squares(block.g, block.params, foreach=block.group["foreach"], fused=block.group.get("fused"))
+            for block in blocks
+        ]
         return Line(value, add_up(norms, scalar)), [block.g for block in blocks]
 
     # The step
@@ -129,15 +134,14 @@ class PolyakOptimizer(Optimizer):
         line, directions = self.linearize(value, blocks)
         if grad_sq_norm is not None:
             line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
-        skipped: list[bool | None] = []
         self._last.clear()  # in place: torch.compile of 2.11 cannot set an attribute here
-        for block, u in zip(blocks, directions, strict=True):
-            gamma, skip = self._decide(line, block, lower_bound)
-            skipped.append(read_on_cpu(skip))
-            if not skipped[-1]:
-                move(block.group, block.x, u, block.v, gamma, skip if skipped[-1] is None else None)
-        if not all(skipped):
-            self._project()
+        measure = measurable(blocks, self._group_constraints, self._constraint)
+        squares: list[Tensor] = []
+        moved = [
+            self._move(line, *pair, lower_bound, measure, squares) for pair in zip(blocks, directions, strict=True)
+        ]
+        if any(moved):
+            self._project(squares if all(moved) else [])
         return value
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
@@ -174,31 +178,43 @@ class PolyakOptimizer(Optimizer):
         """
         if not self._last:
             raise RuntimeError("last_step() has nothing to tell before the first step(loss=loss).")
-        line, ratio, cap, gamma, skip = self._last[group]
+        line, ratio, cap, gamma, sane = self._last[group]
         skipped_steps = self.param_groups[group]["skipped_steps"].clone()
-        return LastStep(line.value, line.slope, ratio, gamma, (ratio > cap) & ~skip, skip, skipped_steps)
+        return LastStep(line.value, line.slope, ratio, gamma, (ratio > cap) & sane, ~sane, skipped_steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget a watched loss that no step used."""
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _decide(self, line: Line, block: Block, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return γ and whether the step is skipped; the group's memory follows only a step that moves."""
+    def _move(
+        self, line: Line, block: Block, u: Vector, lower_bound: Tensor | None, measure: bool, squares: list[Tensor]
+    ) -> bool:
+        """Move a group; return False if it is known to stay where it is."""
+        gamma, sane = self._decide(line.of(block.group, lower_bound), block)
+        here = read_on_cpu(sane)
+        if here is False:
+            return False
+        step, skip = (gamma, ~sane) if here is None else (read_on_cpu(gamma), None)
+        squares += move(block, u, step, skip, measure)
+        return True
+
+    def _decide(self, line: Line, block: Block) -> tuple[Tensor, Tensor]:
+        """Return γ and whether it is sane to step so far; the group's memory follows only a step that moves."""
         group = block.group
-        line = line.of(group, lower_bound)
         memory = {name: group[name] for name in self.memory(group)}
         ratio, cap = self.step_size(line, group)
         cap = usable_cap(cap, ratio)
         gamma = torch.where(line.slope > 0, ratio.clamp(max=cap), 0.0)
-        sane = fits(gamma, line.slope, block) & ((line.value - line.value) == 0)
-        gamma, skip = torch.where(sane, gamma, 0.0), ~sane
+        sane = fits(gamma, line, block)
+        if not read_on_cpu(sane):
+            gamma = torch.where(sane, gamma, 0.0)
+            group["skipped_steps"].add_(~sane)
         for name, before in memory.items():
             group[name] = before.copy_(torch.where(gamma > 0, group[name], before))
         group["step_size"] = gamma
-        group["skipped_steps"].add_(skip)
-        self._last.append((line, ratio, cap, gamma, skip))
-        return gamma, skip
+        self._last.append((line, ratio, cap, gamma, sane))
+        return gamma, sane
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""
@@ -216,9 +232,11 @@ class PolyakOptimizer(Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
     def _block(self, group: Group) -> Block:
-        block = Block(group, [], [], [], [])
+        block = Block(group, [], [], [], [], [])
         for p in group["params"]:
-            if p.grad is not None:
+            if p.grad is None:
+                block.idle.extend(self.state[p].values() if p in self.state else ())
+            else:
                 _options.check_dense(p.grad)
                 block.params.append(p)
                 block.x.append(real(p))
@@ -227,19 +245,9 @@ class PolyakOptimizer(Optimizer):
                     block.v.append(real(self.state[p]["momentum_buffer"]))
         return block
 
-    # Constraints: over all groups that name none, or over one group
-
     @torch.no_grad()
-    def _project(self) -> None:
-        shared: Vector = []
-        for group, constraint in zip(self.param_groups, self._group_constraints, strict=True):
-            x = [p for p in group["params"] if p.requires_grad]
-            if constraint is self._constraint:
-                shared += x
-            elif constraint is not None:
-                constraint.project_(x)
-        if self._constraint is not None and shared:
-            self._constraint.project_(shared)
+    def _project(self, squares: Sequence[Tensor] = ()) -> None:
+        project(self.param_groups, self._group_constraints, self._constraint, squares)
 
     # Groups and state
 
@@ -255,7 +263,7 @@ class PolyakOptimizer(Optimizer):
         """
         owner = type(self).__name__
         scalars = self._scalars(self.defaults | param_group)
-        group = {name: value for name, value in param_group.items() if name not in scalars}
+        group = {name: value for name, value in param_group.items() if name not in {*scalars, "momentum_scale"}}
         _options.check(owner, group, self.defaults)
         constraint = _options.check_constraint(owner, group.pop("constraint", self._constraint))
         group.pop("weight_decay", None)

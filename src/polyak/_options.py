@@ -48,6 +48,7 @@ ALLOWED: dict[str, Allowed] = {
     "steps_per_epoch": _number(lambda value: 1 <= value < math.inf, "a number ≥ 1, usually len(data_loader)"),
     "lower_bound": _number(math.isfinite, "a finite number"),
     "foreach": Allowed(lambda value: value is None or isinstance(value, bool), "None, True or False"),
+    "fused": Allowed(lambda value: value is None or isinstance(value, bool), "None, True or False"),
 }
 
 INSTEAD: dict[str, str] = {
@@ -72,6 +73,9 @@ def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> N
             check_value(owner, name, value)
         elif not (name in FOREIGN or (name == "weight_decay" and not isinstance(value, Tensor) and value == 0)):
             raise ValueError(unknown(owner, name, options))
+    both = {**options, **group}
+    if both.get("fused") and both.get("foreach"):
+        raise ValueError(f"{owner}: fused=True and foreach=True are two ways to move the parameters: choose one.")
 
 
 def check_value(owner: str, name: str, value: Any) -> None:

@@ -41,7 +41,8 @@ class ALIG(PolyakOptimizer):
         constraint: the feasible set Ω, such as `polyak.L2Ball(100.0)`; the parameters are projected at construction
             and after every step. Default None. A group's own `constraint` holds for that group alone.
         float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
-        foreach: use multi-tensor kernels; None picks them on CUDA devices.
+        foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
+        fused: move the parameters in one pass over the memory, on CUDA by Triton kernels. Default None, which is False.
         sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
             gradients. Default True; with False every process steps on its own loss.
         process_group: the processes that share the loss; None for all.
@@ -84,6 +85,7 @@ class ALIG(PolyakOptimizer):
         float32_momentum: bool = False,
         constraint: Constraint | None = None,
         foreach: bool | None = None,
+        fused: bool | None = None,
         sync_loss: bool = True,
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class ALIG(PolyakOptimizer):
             "eps": eps,
             "lower_bound": lower_bound,
             "foreach": foreach,
+            "fused": fused,
         }
         super().__init__(params, options, constraint, sync_loss, process_group)
 

@@ -39,7 +39,8 @@ class SPS(PolyakOptimizer):
         momentum: μ in [0, 1) of ALI-G's standard momentum (not part of the paper). Default 0.
         constraint: a convex set such as `polyak.L2Ball(100.0)`, projected on at construction and after every step.
         float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
-        foreach: use multi-tensor kernels; None picks them on CUDA devices.
+        foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
+        fused: move the parameters in one pass over the memory, on CUDA by Triton kernels. Default None, which is False.
         sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
             gradients. Default True; with False every process steps on its own loss.
         process_group: the processes that share the loss; None for all.
@@ -80,6 +81,7 @@ class SPS(PolyakOptimizer):
         float32_momentum: bool = False,
         constraint: Constraint | None = None,
         foreach: bool | None = None,
+        fused: bool | None = None,
         sync_loss: bool = True,
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -91,6 +93,7 @@ class SPS(PolyakOptimizer):
             "momentum": momentum,
             "float32_momentum": float32_momentum,
             "foreach": foreach,
+            "fused": fused,
         }
         super().__init__(params, options, constraint, sync_loss, process_group)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 from rich.console import Console
 
-from polyak_lab import arguments
+from polyak_lab import arguments, launched
 from polyak_lab.errors import LabError
 
 
@@ -72,7 +72,7 @@ class Train:
         """Train."""
         from polyak_lab.commands import train_one
 
-        train_one(arguments.as_run(self), self.out, console)
+        train_one(lambda: arguments.as_run(self), self.out, console)
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,21 @@ class SweepRecipe:
     """A TOML file with a [sweep]."""
     out: Path | None = None
     """Where the study and its trials go. Default: runs/ and the recipe's name."""
+    ray: str | None = None
+    """Try the trials on a Ray cluster: auto, or HOST:PORT of its head. Default: here, one after the other."""
 
     def execute(self, console: Console) -> None:
         """Search."""
         from polyak_lab.sweep import run_sweep
 
-        run_sweep(self.recipe, self.out, console)
+        run_sweep(self.recipe, self.out, console, self._workers())
+
+    def _workers(self) -> Any:
+        if self.ray is None:
+            return None
+        from polyak_lab.sweep_ray import cluster
+
+        return cluster(self.ray)
 
 
 @dataclass(frozen=True)
@@ -218,17 +227,28 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    errors = Console(stderr=True)
+    speaks = launched.rank() == 0
+    errors = Console(stderr=True, quiet=not speaks)
     try:
-        verb: Any = tyro.cli(Verb, args=argv, prog="polyak", description=DESCRIPTION, config=CONFIG)
-        verb.execute(Console())
+        verb: Any = tyro.cli(
+            Verb, args=argv, prog="polyak", description=DESCRIPTION, config=CONFIG, console_outputs=speaks
+        )
+        _check_alone(verb)
+        verb.execute(Console() if speaks else Console(quiet=True, force_terminal=False))
     except LabError as error:
+        errors.quiet &= not isinstance(error, launched.AloneError)
         arguments.say(errors, f"polyak: {error}")
         return 1
     except KeyboardInterrupt as stop:
         arguments.say(errors, "polyak: stopped; the same command goes on.")
         return 143 if isinstance(stop, Terminated) else 130
     return 0
+
+
+def _check_alone(verb: Any) -> None:
+    """Refuse to do the same thing in every process."""
+    if launched.size() > 1 and not isinstance(verb, (Train, RunRecipe)):
+        raise LabError("torchrun starts polyak train and polyak run: start everything else without it.")
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

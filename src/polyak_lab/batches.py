@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from polyak_lab import processes
 from polyak_lab.data import Dataset, Split
 from polyak_lab.data.augment import crop_flip, normalise
 
@@ -30,32 +31,39 @@ def generator(device: torch.device, purpose: str, seed: int, epoch: int = 0) -> 
     return torch.Generator(device).manual_seed(stream_seed(purpose, seed, epoch))
 
 
-def steps_per_epoch(samples: int, batch_size: int, max_batches: int | None) -> int:
-    """Count the batches of an epoch; the last one may be smaller and is kept."""
-    steps = -(-samples // batch_size)
-    return steps if max_batches is None else min(steps, max_batches)
+def sizes(samples: int, batch_size: int, max_batches: int | None) -> list[int]:
+    """Count the samples in each batch of an epoch; the last one may be smaller and is kept."""
+    starts = range(0, samples, batch_size)[:max_batches]
+    return [min(batch_size, samples - start) for start in starts]
 
 
 def training_batches(dataset: Dataset, size: int, seed: int, epoch: int, augment: bool) -> Iterator[Batch]:
-    """Yield one epoch in a fresh random order; the order is drawn on the CPU so that every device sees the same."""
+    """Yield this process's share of one epoch's batches.
+
+    The order is fresh and random. It is drawn on the CPU so that every device sees the same.
+    """
     device = dataset.train.targets.device
     order = torch.randperm(len(dataset.train.targets), generator=generator(torch.device("cpu"), "shuffle", seed, epoch))
     shifts = generator(device, "augment", seed, epoch) if augment else None
     for chosen in order.to(device).split(size):
-        yield ready(dataset, dataset.train.inputs[chosen], shifts), dataset.train.targets[chosen]
+        yield share(dataset, dataset.train.inputs[chosen], dataset.train.targets[chosen], shifts)
 
 
 def evaluation_batches(dataset: Dataset, split: Split, shifts: torch.Generator | None = None) -> Iterator[Batch]:
-    """Yield a split in its stored order, cropped and flipped only if a generator for it is given."""
+    """Yield this process's share of a split in its stored order, cropped and flipped only if given a generator."""
     size = EVALUATION_BATCH.get(split.targets.device.type, LARGE_BATCH)
     parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
     for inputs, targets in parts:
-        yield ready(dataset, inputs, shifts), targets
+        yield share(dataset, inputs, targets, shifts)
 
 
-def ready(dataset: Dataset, inputs: Tensor, shifts: torch.Generator | None) -> Tensor:
-    """Turn stored inputs into what the model reads."""
+def share(dataset: Dataset, inputs: Tensor, targets: Tensor, shifts: torch.Generator | None) -> Batch:
+    """Turn a whole batch, as it is stored, into what the model of this process reads.
+
+    Crops are drawn for the whole batch, so that they do not depend on the number of processes.
+    """
+    own = processes.share(len(targets))
     if not dataset.is_image:
-        return inputs
+        return inputs[own], targets[own]
     images = inputs if shifts is None else crop_flip(inputs, shifts)
-    return normalise(images, dataset.mean, dataset.std)
+    return normalise(images[own], dataset.mean, dataset.std), targets[own]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from polyak_lab import processes
 from polyak_lab.errors import LabError
 from polyak_lab.files import said_clearly, write_atomic
 from polyak_lab.session import Session
@@ -22,9 +23,10 @@ def save(path: Path, this: Session, epochs: int, config_hash: str) -> None:
 
 
 def load(path: Path, this: Session, config_hash: str) -> int:
-    """Put a session into the stored state and return the number of epochs it has done."""
-    with said_clearly("read", path):
-        stored = path.read_bytes()
+    """Put a session into the stored state, if there is one, and return the number of epochs it has done."""
+    stored = processes.from_first(lambda: _read(path))
+    if stored is None:
+        return 0
     try:
         _check_sums(stored)
         content = torch.load(io.BytesIO(stored), map_location=this.run.training.device, weights_only=True)
@@ -36,6 +38,11 @@ def load(path: Path, this: Session, config_hash: str) -> int:
         raise
     except Exception as error:  # zip, pickle, key, shape and type errors: all say that this is not what we wrote
         raise LabError(_refusal(path, f"is damaged ({type(error).__name__})")) from error
+
+
+def _read(path: Path) -> bytes | None:
+    with said_clearly("read", path):
+        return path.read_bytes() if path.exists() else None
 
 
 def _check_sums(stored: bytes) -> None:

@@ -1,13 +1,13 @@
 """What the verbs do, once their arguments are read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from polyak_lab import progress, recipes, stored, table
+from polyak_lab import processes, progress, recipes, stored, table
 from polyak_lab.arguments import say
 from polyak_lab.config import Run, as_json, content_hash
 from polyak_lab.errors import LabError
@@ -18,18 +18,20 @@ from polyak_lab.stored import Label
 from polyak_lab.train import train
 
 
-def train_one(run: Run, out: Path | None, console: Console) -> None:
+@processes.joined()
+def train_one(asked: Callable[[], Run], out: Path | None, console: Console) -> None:
     """Train one run in its own folder."""
-    resolved = resolve(run)
+    run = processes.from_first(lambda: resolve(asked()))
     name = f"{run.data.name}-{run.model.name}-{run.optimizer.name}"
-    path = out or Path("runs") / f"{name}-{content_hash(as_json(resolved))[:8]}"
-    folder = RunFolder(path, resolved, Label(name))
+    path = out or Path("runs") / f"{name}-{content_hash(as_json(run))[:8]}"
+    folder = RunFolder(path, run, Label(name))
     with progress.showing(console, epochs=True) as shown:
         shown.run_named(name)
-        train(resolved, folder, shown)
-    say(console, f"{path}: {progress.sentence(stored.load(path).records[-1])}")
+        train(run, folder, shown)
+    processes.from_first(lambda: say(console, f"{path}: {progress.sentence(stored.load(path).records[-1])}"))
 
 
+@processes.joined()
 def run_recipe(
     path: Path,
     rows: Sequence[str],
@@ -42,17 +44,16 @@ def run_recipe(
     with_report: bool,
 ) -> None:
     """Train the rows of a recipe that are not finished yet, then show the table."""
-    recipe = recipes.load(path)
+    recipe = processes.from_first(lambda: recipes.load(path))
     folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
-    chosen = [_cut(row, device, smoke) for row in recipes.select(recipe.rows, rows)]
-    jobs = [job for row in chosen for job in _jobs(recipe, row, seeds or recipe.seeds, folder)]
+    jobs = processes.from_first(lambda: _all_jobs(recipe, rows, seeds, folder, device, smoke))
     if before := sum(job.finished for _, job in jobs):
         say(console, f"{before} of {len(jobs)} runs were finished before.")
     with progress.showing(console, epochs=False) as shown:
         for number, (run, job) in enumerate(jobs, 1):
             shown.run_named(f"[{number}/{len(jobs)}] {job.label.row}, seed {run.training.seed}")
             train(run, job, shown)
-    show(recipe, folder, console, with_report)
+    processes.from_first(lambda: show(recipe, folder, console, with_report))
 
 
 def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> None:
@@ -65,6 +66,13 @@ def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> N
         page = folder / "report.html"
         report.write(page, rows, recipe.title, recipe.note)
         say(console, f"Curves: {page}")
+
+
+def _all_jobs(
+    recipe: Recipe, rows: Sequence[str], seeds: Sequence[int], out: Path, device: str | None, smoke: bool
+) -> list[tuple[Run, RunFolder]]:
+    chosen = [_cut(row, device, smoke) for row in recipes.select(recipe.rows, rows)]
+    return [job for row in chosen for job in _jobs(recipe, row, seeds or recipe.seeds, out)]
 
 
 def _cut(row: Row, device: str | None, smoke: bool) -> Row:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyak_lab import processes
 from polyak_lab.optimizers import Observed
 
 
 class Scores:
-    """Losses and right answers of the batches seen so far."""
+    """Losses and right answers of the batches seen so far; the sums are over all processes."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -26,13 +27,18 @@ class Scores:
     def loss(self) -> float:
         """Average the loss over the samples (the last batch may be smaller than the others)."""
         losses = torch.stack(self.losses).cpu().double()
-        return float(losses @ torch.tensor(self.sizes, dtype=torch.float64) / sum(self.sizes))
+        summed = float(losses @ torch.tensor(self.sizes, dtype=torch.float64))
+        return processes.total(summed) / self.samples()
 
     def accuracy(self) -> float | None:
         """Count right answers over samples; None where there are no answers to count."""
         if not self.correct:
             return None
-        return int(torch.stack(self.correct).sum()) / sum(self.sizes)
+        return processes.total(int(torch.stack(self.correct).sum())) / self.samples()
+
+    def samples(self) -> float:
+        """Count the samples seen."""
+        return processes.total(sum(self.sizes))
 
 
 class Meter(Scores):

@@ -7,18 +7,20 @@
     checkpoint.pt      the state after the last epoch
     summary.json       written last: a folder that has it is finished
 
+The first process alone reads and writes; what it finds, all processes know.
+
 Every file is replaced as a whole. The checkpoint is written after the metrics, so that a killed run leaves at most one
 line more than its checkpoint has epochs; resuming drops it.
 """
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polyak_lab import checkpoint, environment
+from polyak_lab import checkpoint, environment, processes
 from polyak_lab.config import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
 from polyak_lab.files import said_clearly, write_atomic
@@ -68,6 +70,18 @@ class RunFolder:
         return self._threads or (int(starts[0]["threads"]) if starts else None)
 
     @contextmanager
+    def opened(self) -> Iterator[tuple[bool, int | None]]:
+        """Claim and prepare the folder; yield whether its run is finished, and the threads it takes."""
+        with ExitStack() as claim:
+            yield processes.from_first(lambda: self._open(claim))
+
+    def _open(self, claim: ExitStack) -> tuple[bool, int | None]:
+        self.check()
+        claim.enter_context(self.claimed())
+        self.prepare()
+        return self.finished, self.threads
+
+    @contextmanager
     def claimed(self) -> Iterator[None]:
         """Keep a second process out; the system lifts the lock when this one ends, however it ends."""
         with said_clearly("make the run folder", self.path):
@@ -103,19 +117,19 @@ class RunFolder:
 
     def resume(self, this: Session) -> None:
         """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
-        starts = [*self._starts(), environment.describe(self.device)]
-        write_atomic(self.path / "environment.json", pretty({"starts": starts}))
-        stored = self.path / "checkpoint.pt"
-        if not stored.exists():
-            return
-        epochs = checkpoint.load(stored, this, self.hash)
-        self.records = self._lines("metrics.jsonl", epochs)
-        self.timings = self._lines("timings.jsonl", epochs)
+        processes.from_first(self._note_start)
+        epochs = checkpoint.load(self.path / "checkpoint.pt", this, self.hash)
+        files = ("metrics.jsonl", "timings.jsonl") if epochs else ()
+        lines = processes.from_first(lambda: [self._lines(name, epochs) for name in files])
+        self.records, self.timings = lines or ([], [])
 
     def commit(self, this: Session, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """Store an epoch: its lines first, the checkpoint that makes them count last."""
         self.records.append(plain(record))
         self.timings.append(plain(timing))
+        processes.from_first(lambda: self._store(this))
+
+    def _store(self, this: Session) -> None:
         write_atomic(self.path / "metrics.jsonl", as_lines(self.records))
         write_atomic(self.path / "timings.jsonl", as_lines(self.timings))
         checkpoint.save(self.path / "checkpoint.pt", this, len(self.records), self.hash)
@@ -123,7 +137,11 @@ class RunFolder:
     def finish(self) -> None:
         """Write the file that says the run is finished."""
         summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1]}
-        write_atomic(self.path / "summary.json", pretty(summary))
+        processes.from_first(lambda: write_atomic(self.path / "summary.json", pretty(summary)))
+
+    def _note_start(self) -> None:
+        start = environment.describe(self.device) | {"processes": processes.size()}
+        write_atomic(self.path / "environment.json", pretty({"starts": [*self._starts(), start]}))
 
     def _refuse_other(self, stored: Any) -> None:
         difference = first_difference(stored["run"], self.config)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from polyak_lab import data, models, optimizers
+from polyak_lab import data, models, optimizers, processes
 from polyak_lab.config import Run, Training, check_known
 from polyak_lab.errors import LabError
 
@@ -34,6 +34,7 @@ def _resolve_training(training: Training) -> Training:
 
 
 def _resolve_device(name: str) -> str:
+    processes.check_device(name)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import deterministic
 
-from polyak_lab import batches, data, models, optimizers
+from polyak_lab import batches, data, models, optimizers, processes
 from polyak_lab.batches import Batch
-from polyak_lab.config import Data, Run, Training
+from polyak_lab.config import Data, Run
 from polyak_lab.data import Dataset
 from polyak_lab.data.parts import parts, through_kernel
 from polyak_lab.errors import LabError
@@ -34,16 +34,29 @@ class Session:
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler | None
     objective: Objective
-    steps_per_epoch: int
+    batch_sizes: Sequence[int]
+    """Samples in every batch of an epoch, over all processes."""
     network: Callable[[Tensor], Tensor]
     """The model as it is called: itself, or compiled."""
+    replica: Callable[[Tensor], Tensor]
+    """The network as it is called in training: among several processes, one whose backward averages gradients."""
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Call the network, in bfloat16 where the run asks for it; losses are always taken in float32."""
         kind = torch.device(self.run.training.device).type
+        network = self.replica if self.model.training else self.network
         with torch.autocast(kind, torch.bfloat16, enabled=self.run.training.precision == "bfloat16"):
-            outputs = self.network(inputs)
+            outputs = network(inputs)
         return outputs.float()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Average the loss over the samples; where there are none it is 0, and still depends on every weight."""
+        return self.objective.loss(outputs, targets) if len(targets) else outputs.sum()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the batches of an epoch."""
+        return len(self.batch_sizes)
 
     def training_batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
@@ -89,19 +102,16 @@ def start(run: Run, data_set: Dataset | None = None) -> Session:
     """Build the objects of a resolved run, on the data set it names or on one that is at hand."""
     training = run.training
     device = torch.device(training.device)
-    found = (data_set or dataset(run.data)).to(device)
+    found = (data_set or processes.together(lambda: dataset(run.data))).to(device)
     _check_images(run, found)
     layout = torch.channels_last if training.channels_last and found.is_image else torch.preserve_format
-    model = _model(run, found).to(device, memory_format=layout)
-    samples = len(found.train.targets)
-    steps = batches.steps_per_epoch(samples, training.batch_size, training.max_batches)
-    optimizer = optimizers.build(run.optimizer, model.parameters(), steps)
-    schedule = optimizers.build_schedule(run.schedule, optimizer, training.epochs, steps)
-    return Session(run, found, model, optimizer, schedule, OBJECTIVES[found.loss], steps, _network(model, training))
-
-
-def _network(model: nn.Module, training: Training) -> Callable[[Tensor], Tensor]:
-    return torch.compile(model) if training.compile else model
+    model = processes.with_shared_statistics(_model(run, found), device.type).to(device, memory_format=layout)
+    sizes = batches.sizes(len(found.train.targets), training.batch_size, training.max_batches)
+    optimizer = optimizers.build(run.optimizer, model.parameters(), len(sizes))
+    schedule = optimizers.build_schedule(run.schedule, optimizer, training.epochs, len(sizes))
+    network: Any = torch.compile(model) if training.compile else model
+    objective, replica = OBJECTIVES[found.loss], processes.replica(network)
+    return Session(run, found, model, optimizer, schedule, objective, sizes, network, replica)
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,10 +12,12 @@ So the same command goes on with a sweep that was stopped: finished trials count
 again with the same values, from its checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -24,14 +26,12 @@ from polyak_lab.arguments import say
 from polyak_lab.config import Run, as_json, content_hash, first_difference, plain, read
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
-from polyak_lab.progress import Progress
-from polyak_lab.record import RunFolder
 from polyak_lab.resolve import resolve
-from polyak_lab.stored import Label
-from polyak_lab.train import train
+from polyak_lab.trial import Outcome, Trial, attempt
 
 try:
     import optuna
+    from optuna.trial import TrialState
 except ImportError as error:
     raise LabError("polyak sweep needs Optuna: install it with pip install 'polyak[sweep]'.") from error
 
@@ -56,40 +56,106 @@ class Interval:
     log: bool = field(default=False)
 
 
-class _Reporter(Progress):
-    """Tell the study about every epoch, and stop a trial that falls behind the others."""
+class Workers(Protocol):
+    """Who tries the trials: this process, or a cluster."""
 
-    def __init__(self, trial: optuna.Trial, prune: bool) -> None:
-        super().__init__(Console(quiet=True), epochs=False)
-        self.trial = trial
-        self.prune = prune
+    def resolve(self, run: Run) -> Run:
+        """Spell a run out for where it will run."""
+        ...
 
-    def epoch_done(self, record: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        self.trial.report(score(record), record["epoch"])
-        if self.prune and self.trial.should_prune():
+    def work(self, search: "Search", left: int) -> None:
+        """Ask for trials, try them and tell what came out, until so many more count."""
+        ...
+
+
+@dataclass(frozen=True)
+class Search:
+    """An open study: it draws the values of trials, hears of every epoch, and is told once what a trial came to."""
+
+    study: optuna.Study
+    declared: Sweep
+    base: Run
+    folder: Path
+    console: Console
+    resolve: Callable[[Run], Run]
+    drawn: dict[int, optuna.Trial] = field(default_factory=dict)
+    heard: dict[int, int] = field(default_factory=dict)
+    """The last epoch of a trial that the study knows."""
+
+    def trial(self, drawn: optuna.Trial) -> Trial:
+        """Draw the values of a trial."""
+        values = {name: _suggest(drawn, name, axis) for name, axis in self.declared.axes.items()}
+        run = self.resolve(_with(self.base, values))
+        name = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        folder = (self.folder / "trials" / content_hash(as_json(run))[:12]).resolve()
+        drawn.set_user_attr("folder", folder.name)
+        self.drawn[drawn.number] = drawn
+        return Trial(drawn.number, name, run, folder, self.folder.name)
+
+    def ask(self) -> Trial:
+        """Open the next trial."""
+        return self.trial(self.study.ask())
+
+    def behind(self, number: int, epoch: int, found: float) -> bool:
+        """Take note of an epoch, unless it is one that had to be repeated; say whether to stop there."""
+        if epoch <= self.heard.get(number, 0):
+            return False
+        self.heard[number] = epoch
+        self.drawn[number].report(found, epoch)
+        return self.declared.prune and self.drawn[number].should_prune()
+
+    def tell(self, trial: Trial, outcome: Outcome, where: str = "") -> None:
+        """Take note of what a trial came to."""
+        state = TrialState.PRUNED if outcome.pruned else TrialState.COMPLETE
+        self.study.tell(trial.number, None if outcome.pruned else outcome.score, state)
+        self.say(trial, outcome, where)
+
+    def fail(self, trial: Trial) -> None:
+        """Take note of a trial that came to nothing; it does not count."""
+        self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def say(self, trial: Trial, outcome: Outcome, where: str = "") -> None:
+        """Print what a trial came to."""
+        after = f", stopped after epoch {self.heard[trial.number]}" if outcome.pruned else ""
+        say(self.console, f"trial {trial.number}: {trial.name}: {outcome.score:.4f}{after}{where}")
+
+
+class Here:
+    """This process: one trial after the other."""
+
+    def resolve(self, run: Run) -> Run:
+        """Spell a run out for this machine."""
+        return resolve(run)
+
+    def work(self, search: Search, left: int) -> None:
+        """Let the study call."""
+        search.study.optimize(lambda drawn: self._score(search, drawn), n_trials=left)
+
+    def _score(self, search: Search, drawn: optuna.Trial) -> float:
+        trial = search.trial(drawn)
+        outcome = attempt(trial, partial(search.behind, trial.number))
+        search.say(trial, outcome)
+        if outcome.pruned:
             raise optuna.TrialPruned
+        return outcome.score
 
 
-def run_sweep(path: Path, out: Path | None, console: Console) -> dict[str, Any]:
+def run_sweep(
+    path: Path, out: Path | None, console: Console, workers: AbstractContextManager[Workers] | None = None
+) -> dict[str, Any]:
     """Run the trials of a recipe's sweep that are not done yet; return and store what came out."""
     declared, row = _declared(path)
-    folder = out or Path("runs") / f"{path.stem}-sweep"
-    folder.mkdir(parents=True, exist_ok=True)
-    _keep(folder / "sweep.json", declared, row.run)
-    study = _study(folder, declared)
-    left = declared.trials - len(_counted(study))
-    say(
-        console, f"{path.stem}: {left} of {declared.trials} trials left, {row.run.training.epochs} epochs each at most."
-    )
-    if left > 0:
-        study.optimize(lambda trial: _trial(trial, declared, row.run, folder, console), n_trials=left)
+    with workers or nullcontext(Here()) as ready:  # nothing is written before there is someone to do the work
+        folder = out or Path("runs") / f"{path.stem}-sweep"
+        folder.mkdir(parents=True, exist_ok=True)
+        _keep(folder / "sweep.json", declared, row.run)
+        study = _study(folder, declared)
+        left = declared.trials - len(_counted(study))
+        epochs = row.run.training.epochs
+        say(console, f"{path.stem}: {left} of {declared.trials} trials left, {epochs} epochs each at most.")
+        if left > 0:
+            ready.work(Search(study, declared, row.run, folder, console, ready.resolve), left)
     return _conclude(study, declared, folder, console)
-
-
-def score(record: Mapping[str, Any]) -> float:
-    """Take what trials are compared by: validation accuracy, or minus the validation loss where there is none."""
-    accuracy = record["validation_accuracy"]
-    return float(-record["validation_loss"] if accuracy is None else accuracy)
 
 
 def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
@@ -122,27 +188,15 @@ def _study(folder: Path, declared: Sweep) -> optuna.Study:
     storage = f"sqlite:///{folder / 'study.db'}"
     study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
     study.sampler = optuna.samplers.TPESampler(seed=declared.seed + len(study.trials))
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
     return study
 
 
 def _counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
     return study.get_trials(states=states)
-
-
-def _trial(trial: optuna.Trial, declared: Sweep, base: Run, folder: Path, console: Console) -> float:
-    values = {name: _suggest(trial, name, axis) for name, axis in declared.axes.items()}
-    run = resolve(_with(base, values))
-    name = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-    path = folder / "trials" / content_hash(as_json(run))[:12]
-    trial.set_user_attr("folder", path.name)
-    train(run, RunFolder(path, run, Label(name, folder.name)), _Reporter(trial, declared.prune))
-    found = score(stored.load(path).records[-1])
-    say(console, f"trial {trial.number}: {name}: {found:.4f}")
-    return found
 
 
 def _suggest(trial: optuna.Trial, name: str, axis: Any) -> Any:
@@ -167,7 +221,7 @@ def _conclude(study: optuna.Study, declared: Sweep, folder: Path, console: Conso
     spent = [stored.read_lines(path) for path in sorted(folder.glob("trials/*/timings.jsonl"))]
     result = {
         "trials": len(counted),
-        "pruned": sum(trial.state == optuna.trial.TrialState.PRUNED for trial in counted),
+        "pruned": sum(trial.state == TrialState.PRUNED for trial in counted),
         "epochs": sum(map(len, spent)),
         "seconds": sum(line["seconds"] + line["evaluation_seconds"] for lines in spent for line in lines),
         "best": {"values": best.params, "score": best.value, "folder": best.user_attrs["folder"], "final": final},

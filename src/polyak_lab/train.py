@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils import get_total_norm
 
-from polyak_lab import session
+from polyak_lab import memory, processes, session
 from polyak_lab.batches import Batch, stream_seed
 from polyak_lab.config import Run
 from polyak_lab.metrics import Meter, Scores
@@ -21,12 +21,10 @@ Record = dict[str, Any]
 
 def train(run: Run, folder: RunFolder, progress: Progress) -> None:
     """Train a resolved run to its end, from its checkpoint if it has one; a finished run is left as it is."""
-    folder.check()
-    with folder.claimed():
-        folder.prepare()
-        if folder.finished:
+    with folder.opened() as (finished, threads):
+        if finished:
             return
-        with session.settled(run.training.device, folder.threads):
+        with session.settled(run.training.device, threads), memory.hinted(run.training):
             _train(session.start(run), folder, progress)
     progress.run_finished(folder.records[-1], folder.seconds)
 
@@ -54,27 +52,41 @@ def _epoch(this: Session, epoch: int, progress: Progress) -> tuple[Record, Recor
         "epoch": epoch + 1,
         "seconds": trained - start,
         "evaluation_seconds": perf_counter() - trained,
-        "images_per_second": sum(meter.sizes) / (trained - start),
+        "images_per_second": meter.samples() / (trained - start),
     }
     return record, timing
 
 
 def steps(this: Session, epoch: int, progress: Progress) -> Meter:
     """Train for one epoch; nothing is read from the device until it ends."""
-    torch.manual_seed(stream_seed("layers", this.run.training.seed, epoch))  # for layers that draw, as dropout does
+    torch.manual_seed(_layers_seed(this.run.training.seed, epoch))
     this.model.train()
     meter = Meter()
-    for inputs, targets in this.training_batches(epoch):
-        outputs = this.outputs(inputs)
-        loss = this.objective.loss(outputs, targets)
-        this.optimizer.zero_grad()
-        loss.backward()
-        meter.add_step(advance(this.optimizer, loss))
-        meter.add(loss, this.objective.right_answers(outputs, targets), len(targets))
+    for batch, samples in zip(this.training_batches(epoch), this.batch_sizes, strict=True):
+        step(this, batch, processes.weight(samples), meter)
         if this.schedule is not None:
             this.schedule.step()
         progress.step(epoch, meter)
+    processes.send_buffers(this.model)
     return meter
+
+
+def step(this: Session, batch: Batch, weight: float, meter: Meter) -> None:
+    """Make one step on this process's share of a batch, whose weight is 1 where the shares are equal."""
+    inputs, targets = batch
+    outputs = this.outputs(inputs)
+    loss = this.loss(outputs, targets)
+    weighted = loss if weight == 1 else weight * loss
+    this.optimizer.zero_grad()
+    weighted.backward()
+    meter.add_step(advance(this.optimizer, weighted))
+    meter.add(loss, this.objective.right_answers(outputs, targets), len(targets))
+
+
+def _layers_seed(seed: int, epoch: int) -> int:
+    """Seed the layers that draw, as dropout does: in every process for other samples."""
+    own = f" {processes.rank()}" if processes.rank() else ""
+    return stream_seed(f"layers{own}", seed, epoch)
 
 
 def _evaluate(this: Session, epoch: int) -> Record:
@@ -95,6 +107,6 @@ def _scores(this: Session, batches: Iterable[Batch]) -> Scores:
     scores = Scores()
     for inputs, targets in batches:
         outputs = this.outputs(inputs)
-        loss = this.objective.loss(outputs, targets)
+        loss = this.loss(outputs, targets)
         scores.add(loss, this.objective.right_answers(outputs, targets), len(targets))
     return scores

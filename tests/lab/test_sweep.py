@@ -52,7 +52,7 @@ def test_the_winner_is_chosen_on_held_out_samples(recipe, tmp_path, capsys):
 def test_a_stopped_search_goes_on_and_counts_nothing_twice(recipe, tmp_path, monkeypatch, capsys):
     from polyak_lab import sweep
 
-    out, real, calls = tmp_path / "out", sweep.train, []
+    out, real, calls = tmp_path / "out", sweep.attempt, []
 
     def cut_short(*arguments):
         calls.append(None)
@@ -60,7 +60,7 @@ def test_a_stopped_search_goes_on_and_counts_nothing_twice(recipe, tmp_path, mon
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(sweep, "train", cut_short)
+    monkeypatch.setattr(sweep, "attempt", cut_short)
     assert call("sweep", recipe, "--out", out) == 130
     assert call("sweep", recipe, "--out", out) == 0
     assert "3 of 6 trials left" in capsys.readouterr().out

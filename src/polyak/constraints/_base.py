@@ -9,7 +9,8 @@ from numbers import Real
 
 from torch import Tensor
 
-from .._vector import Vector, real
+from .._chunks import Vector
+from .._vector import real
 
 
 class Constraint(ABC):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _vector
+from .._chunks import Vector
 from ._base import Constraint, check_size, real_only
 
 
@@ -43,10 +44,14 @@ class L2Ball(Constraint):
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x · min{1, radius/‖x‖₂}."""
         x = [_vector.real(p) for p in params]
-        norm = _vector.sum_squares(x, params).sqrt()
+        self.shrink_(x, _vector.sum_squares(x, params))
+
+    def shrink_(self, x: Vector, squared_norm: Tensor, fused: bool = False) -> None:
+        """Project tensors whose ‖x‖² is known: a step measures it while it moves them."""
+        norm = squared_norm.sqrt()
         inside = norm <= self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
         if not _vector.read_on_cpu(inside):
-            _vector.rescale_(x, torch.where(inside, 1.0, self.radius / norm))
+            _vector.rescale_(x, torch.where(inside, 1.0, self.radius / norm), fused=fused)
 
 
 @final

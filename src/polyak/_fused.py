@@ -1,0 +1,83 @@
+"""fused=True on the CPU: the kernel of torch.optim.SGD, which moves everything in one pass over the memory.
+
+That kernel keeps γ outside the buffer, ALI-G's standard momentum keeps it inside. But it makes the standard move, too,
+if the buffer b holds the momentum in units of a scale s, v = s·b:
+
+    b ← mb − (γ/s)u,  x ← x − γu + γmb    is    v ← μv − γu,  x ← x − γu + μv    for    s = √(γ s₋),  m = μ s₋/s
+
+where s₋ is the scale of the step before. The group carries s as `momentum_scale`; any other move sets it back to 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._chunks import Row, Vector, blocks, flat
+from ._line import Block
+from ._vector import scale_, squares
+
+TYPES = frozenset({torch.float32, torch.float64})
+STRETCH = 1e8  # how far γ may be from s₋, as a factor; beyond that, 1 − (1 − γ/s) would lose digits
+
+
+def move(block: Block, rows: list[Vector], gamma: float, measure: bool) -> tuple[list[Tensor], list[Vector]]:
+    """Move what the kernel can move; return numbers whose sum is its new ‖x‖² (if asked to measure), and the rest."""
+    views = _flat_rows(rows)
+    factors = None if views is None else _factors(block, gamma)
+    if views is None or factors is None:
+        return [], rows
+    found: list[Tensor] = []
+    for x, u, v in blocks(views):
+        _sgd(x, u, v, gamma, *factors)
+        found += squares(x, x[0].dtype) if measure else []
+    return found, [[], [], []]
+
+
+def restore_units(block: Block) -> None:
+    """v ← s·b: let the buffers hold the momentum itself."""
+    scale, block.group["momentum_scale"] = block.group["momentum_scale"], 1.0
+    if scale != 1.0:
+        for v in block.v + block.idle:
+            scale_([v], scale)
+
+
+def _factors(block: Block, gamma: float) -> tuple[float, float] | None:
+    """Return m and γ/s, and keep s; None if this move is not one of the kernel's."""
+    group, mu = block.group, block.group["momentum"]
+    before = group["momentum_scale"]
+    if group.get("adjusted_momentum"):
+        return (mu, 1.0) if before == 1.0 else None
+    if not mu or block.idle or not 1 / STRETCH <= gamma / before <= STRETCH:
+        return None
+    group["momentum_scale"] = scale = math.sqrt(gamma * before)
+    return mu * before / scale, gamma / scale
+
+
+def _flat_rows(rows: list[Vector]) -> list[Row] | None:
+    """Return flat views of all tensors; None unless they are of one type and lie in memory alike."""
+    if {tensor.dtype for column in rows for tensor in column} - TYPES:
+        return None
+    views = [flat(row) for row in zip(*rows, strict=True)]
+    alike = all(view is not None and len({tensor.dtype for tensor in view}) == 1 for view in views)
+    return views if alike else None  # type: ignore[return-value]
+
+
+def _sgd(x: Vector, u: Vector, v: Vector, gamma: float, momentum: float, fresh: float) -> None:
+    """v ← momentum·v − fresh·u;  x ← x − γu + γ·momentum·v."""
+    torch._fused_sgd_(
+        x,
+        u,
+        v,
+        weight_decay=0.0,
+        momentum=momentum,
+        lr=-gamma,
+        dampening=1.0 - fresh,
+        nesterov=True,
+        maximize=True,  # −u: our buffer points along the step, torch's along the gradient
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=None,
+    )

@@ -1,0 +1,135 @@
+"""fused=True on CUDA: Triton kernels that take all tensors of a kind in one launch.
+
+A kernel finds its tensors in a table of addresses, so that the number of tensors does not matter. A program takes one
+span of one tensor, and leaves the sum of squares of its span in a place of its own: nothing depends on the order in
+which programs run. γ and the mask `skip` are read on the device, so the host never waits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SPAN = tl.constexpr(8192)  # numbers per program
+BLOCK = tl.constexpr(1024)  # numbers at a time
+
+
+@triton.jit
+def _load(x, i, size, FULL: tl.constexpr, ACC: tl.constexpr):
+    # A full span needs no mask, which lets the compiler load 16 bytes at a time.
+    if FULL:
+        return tl.load(x + i).to(ACC)
+    return tl.load(x + i, mask=i < size, other=0.0).to(ACC)
+
+
+@triton.jit
+def _store(x, i, value, size, FULL: tl.constexpr, TYPE: tl.constexpr):
+    """Store numbers in the tensor's type, and return what can be read there now."""
+    rounded = value.to(TYPE)
+    if FULL:
+        tl.store(x + i, rounded)
+    else:
+        tl.store(x + i, rounded, mask=i < size)
+    return rounded.to(value.dtype)
+
+
+@triton.jit
+def _pointer(table, tensor, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    pointer = tl.load(table + tensor).to(tl.pointer_type(TYPE))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
+
+
+@triton.jit
+def _measure_span(x, first, size, FULL: tl.constexpr, ACC: tl.constexpr):
+    total = tl.zeros((BLOCK,), ACC)
+    for start in range(0, SPAN if FULL else size - first, BLOCK):
+        here = _load(x, first + start + tl.arange(0, BLOCK), size, FULL, ACC)
+        total += here * here
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def measure(sizes, owner, begin, x_table, sums, X: tl.constexpr, ACC: tl.constexpr, ALIGNED: tl.constexpr):
+    """Write the Σx² of every span."""
+    program = tl.program_id(0)
+    tensor, first = tl.load(owner + program), tl.load(begin + program) * SPAN
+    size, x = tl.load(sizes + tensor), _pointer(x_table, tensor, X, ALIGNED)
+    if first + SPAN <= size:
+        tl.store(sums + program, _measure_span(x, first, size, True, ACC))
+    else:
+        tl.store(sums + program, _measure_span(x, first, size, False, ACC))
+
+
+@triton.jit
+def _scale_span(x, a, first, size, FULL: tl.constexpr, X: tl.constexpr, ACC: tl.constexpr):
+    for start in range(0, SPAN if FULL else size - first, BLOCK):
+        i = first + start + tl.arange(0, BLOCK)
+        _store(x, i, a * _load(x, i, size, FULL, ACC), size, FULL, X)
+
+
+@triton.jit
+def scale(sizes, owner, begin, x_table, factor, X: tl.constexpr, ACC: tl.constexpr, ALIGNED: tl.constexpr):
+    """x ← a·x; programs that find a = 1 touch nothing."""
+    a = tl.load(factor).to(ACC)
+    if a != 1.0:
+        program = tl.program_id(0)
+        tensor, first = tl.load(owner + program), tl.load(begin + program) * SPAN
+        size, x = tl.load(sizes + tensor), _pointer(x_table, tensor, X, ALIGNED)
+        if first + SPAN <= size:
+            _scale_span(x, a, first, size, True, X, ACC)
+        else:
+            _scale_span(x, a, first, size, False, X, ACC)
+
+
+@triton.jit
+def _move_span(
+    x,
+    u,
+    v,
+    a,
+    mu,
+    first,
+    size,
+    FORM: tl.constexpr,
+    FULL: tl.constexpr,
+    X: tl.constexpr,
+    V: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Move one span as `_moves` says it, with a = −γ, and return its new Σx²."""
+    total = tl.zeros((BLOCK,), ACC)
+    for start in range(0, SPAN if FULL else size - first, BLOCK):
+        i = first + start + tl.arange(0, BLOCK)
+        x_here, u_here = _load(x, i, size, FULL, ACC), _load(u, i, size, FULL, ACC)
+        moved = x_here + a * u_here
+        if FORM != "plain":
+            kept = (mu * _load(v, i, size, FULL, ACC)).to(V).to(ACC)
+            fresh = a * u_here if FORM == "nesterov" else -u_here
+            momentum = _store(v, i, kept + fresh, size, FULL, V)
+            weight = mu if FORM == "nesterov" else -a * mu
+            moved = moved.to(X).to(ACC) + weight * momentum
+        moved = _store(x, i, moved, size, FULL, X)
+        total += moved * moved
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def move(
+    sizes, owner, begin, x_table, u_table, v_table, sums, gamma, skip, mu_high, mu_low,
+    FORM: tl.constexpr, X: tl.constexpr, U: tl.constexpr, V: tl.constexpr, ACC: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Move every span unless the mask says that the step is skipped, and write its new Σx²."""
+    program = tl.program_id(0)
+    tensor, first = tl.load(owner + program), tl.load(begin + program) * SPAN
+    size, x = tl.load(sizes + tensor), _pointer(x_table, tensor, X, ALIGNED)
+    full = first + SPAN <= size
+    if tl.load(skip):
+        tl.store(sums + program, _measure_span(x, first, size, False, ACC))
+    else:
+        u, v = _pointer(u_table, tensor, U, ALIGNED), _pointer(v_table, tensor, V, ALIGNED)
+        a = -tl.load(gamma).to(ACC)
+        mu = tl.full((), 0.0, ACC) + mu_high + mu_low  # two float32 arguments hold a float64
+        if full:
+            tl.store(sums + program, _move_span(x, u, v, a, mu, first, size, FORM, True, X, V, ACC))
+        else:
+            tl.store(sums + program, _move_span(x, u, v, a, mu, first, size, FORM, False, X, V, ACC))

@@ -1,0 +1,24 @@
+"""What torchrun tells a process about itself, read without torch."""
+
+import os
+
+from polyak_lab.errors import LabError
+
+
+class AloneError(LabError):
+    """What one process ran into alone, and so has to say itself."""
+
+
+def size() -> int:
+    """Count the processes that train together; 1 without torchrun."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
+
+
+def rank() -> int:
+    """Name this process among all of them."""
+    return int(os.environ["RANK"]) if size() > 1 else 0
+
+
+def local_rank() -> int:
+    """Name this process among those of its machine: the number of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0

@@ -1,0 +1,282 @@
+"""The trials of a sweep as tasks of a Ray cluster.
+
+One process, on a machine of the cluster, holds the study; it asks for a trial whenever a node has room and tells what
+came out. A trial whose node or worker went away is submitted again with the same values: Ray's own retries do the
+same, but say nothing and know no end when it is the trial that kills its worker. Workers reach the study through a
+mailbox, an actor beside the driver: every epoch is a question, whether to stop there, that waits for the answer.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from polyak_lab.arguments import say
+from polyak_lab.config import Run
+from polyak_lab.errors import LabError
+from polyak_lab.files import said_clearly
+from polyak_lab.recipes import on_device
+from polyak_lab.resolve import resolve
+from polyak_lab.trial import Outcome, Trial, attempt_away, bring_home, outcome
+
+if TYPE_CHECKING:  # a worker needs no Optuna
+    from polyak_lab.sweep import Search
+
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # else two minutes pass before Ray gives an address up
+
+try:
+    import ray
+    from ray.exceptions import NodeDiedError, RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise LabError("polyak sweep --ray needs Ray: install it with pip install 'polyak[ray]'.") from error
+
+ENVIRONMENT = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as on the command line: threads that wait sleep
+CRASHES = 5  # of one trial's worker, its node being well; more are the trial's own doing
+NO_NODE = 5.0  # seconds between two looks for a node, when none is left
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a worker says after every epoch; epoch 0 says where the trial is."""
+
+    number: int
+    node: str
+    epoch: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A trial that ended: what came out, or the sentence that says why nothing did."""
+
+    node: str
+    outcome: Outcome | None = None
+    files: dict[str, bytes] | None = None
+    refusal: str = ""
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Questions of workers, which wait here for the answers of the driver."""
+
+    def __init__(self) -> None:
+        self.questions: asyncio.Queue[tuple[int, Epoch]] = asyncio.Queue()
+        self.answers: dict[int, asyncio.Future[bool]] = {}
+        self.asked = 0
+
+    async def ask(self, epoch: Epoch) -> bool:
+        """Leave a question and wait for its answer."""
+        self.asked += 1
+        answer = self.answers[self.asked] = asyncio.get_running_loop().create_future()
+        await self.questions.put((self.asked, epoch))
+        return await answer
+
+    async def next(self) -> tuple[int, Epoch]:
+        """Wait for the next question."""
+        return await self.questions.get()
+
+    async def answer(self, question: int, stop: bool) -> None:
+        """Answer a question."""
+        self.answers.pop(question).set_result(stop)
+
+
+@ray.remote(max_retries=0)
+def try_out(trial: Trial, mailbox: Any) -> Arrival:
+    """Train a trial on this node."""
+    node = ray.get_runtime_context().get_node_id()
+
+    def behind(epoch: int, score: float) -> bool:
+        return ray.get(mailbox.ask.remote(Epoch(trial.number, node, epoch, score)))
+
+    behind(0, 0.0)
+    try:
+        resolve(trial.run)  # whether this node has the device
+        return Arrival(node, *attempt_away(trial, behind))
+    except LabError as error:
+        return Arrival(node, refusal=str(error))
+
+
+@contextmanager
+def cluster(address: str) -> Iterator["Cluster"]:
+    """Join a cluster, and leave it with every trial of this sweep stopped."""
+    _check_answers(address)
+    _join(address)
+    try:
+        yield Cluster(address)
+    except RayError as error:
+        raise LabError(f"The Ray cluster at {address} stopped this sweep ({_reason(error)}).") from error
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=ENVIRONMENT)
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise LabError(f"The Ray cluster at {address} cannot be joined ({_reason(error)}).") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits without a word
+
+
+class Cluster:
+    """The nodes of a Ray cluster as workers of a sweep."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def resolve(self, run: Run) -> Run:
+        """Spell a run out for the nodes; this machine need not have their device."""
+        return on_device(resolve(on_device(run, "cpu")), _device(run))
+
+    def work(self, search: "Search", left: int) -> None:
+        """Keep the nodes busy until so many more trials count."""
+        base = search.base
+        needs = {"GPU": 1} if _device(base) == "cuda" else {"CPU": base.training.threads or 1}
+        if not _room(needs):
+            raise LabError(f"No node of the Ray cluster at {self.address} has {_spelt(needs)}, which a trial needs.")
+        _Shift(search, left, needs).work()
+
+
+class _Shift:
+    """The trials that are on nodes, those that wait, and how many are left to do."""
+
+    def __init__(self, search: "Search", left: int, needs: Mapping[str, int]) -> None:
+        self.search = search
+        self.left = left
+        self.needs = needs
+        self.task = try_out.options(num_cpus=needs.get("CPU", 0), num_gpus=needs.get("GPU", 0))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
+        self.question = self.mailbox.next.remote()
+        self.flying: dict[ray.ObjectRef, Trial] = {}
+        self.waiting: list[Trial] = []
+        self.nodes: dict[int, str] = {}
+        self.crashes: Counter[int] = Counter()
+
+    def work(self) -> None:
+        """Submit where there is room, then deal with what comes first."""
+        stranded = False
+        while self.left:
+            self._submit()
+            if not self.flying and self.left and not stranded:
+                say(self.search.console, f"No node with {_spelt(self.needs)} is left: waiting for one.")
+            stranded = not self.flying
+            ready, _ = ray.wait([self.question, *self.flying], timeout=NO_NODE if stranded else None)
+            for reference in ready:
+                self._land(reference) if reference in self.flying else self._answer()
+
+    def _submit(self) -> None:
+        """Fill the nodes, but no more: a task that Ray holds back would start when another waits for an answer."""
+        room = _room(self.needs)
+        while len(self.flying) < room and (trial := self._next()) is not None:
+            place = trial.at(trial.folder)
+            if place.finished:
+                self._count(trial, outcome(place), ", done before")
+                continue
+            with said_clearly("make the run folder", trial.folder):
+                trial.folder.mkdir(parents=True, exist_ok=True)
+            self.flying[self.task.remote(trial, self.mailbox)] = trial
+
+    def _next(self) -> Trial | None:
+        """Take a trial whose folder nobody works in: one that waits, else a new one."""
+        busy = {trial.folder for trial in self.flying.values()}
+        while len(self.waiting) + len(self.flying) < self.left and all(trial.folder in busy for trial in self.waiting):
+            self.waiting.append(self.search.ask())
+        free = next((trial for trial in self.waiting if trial.folder not in busy), None)
+        if free is not None:
+            self.waiting.remove(free)
+        return free
+
+    def _answer(self) -> None:
+        number, epoch = ray.get(self.question)
+        self.question = self.mailbox.next.remote()
+        self.nodes[epoch.number] = epoch.node
+        stop = self.search.behind(epoch.number, epoch.epoch, epoch.score)
+        self.mailbox.answer.remote(number, stop)
+
+    def _land(self, reference: ray.ObjectRef) -> None:
+        trial = self.flying.pop(reference)
+        try:
+            arrival = ray.get(reference)
+        except RayTaskError as error:
+            self._fail(trial, f"{_reason(error.cause)}.")
+        except RayError as error:
+            self._lose(trial, error)
+        else:
+            if arrival.refusal:
+                self._fail(trial, arrival.refusal)
+            bring_home(trial, arrival.files)
+            self._count(trial, arrival.outcome, self._where(trial))
+
+    def _count(self, trial: Trial, found: Outcome, where: str) -> None:
+        self.search.tell(trial, found, where)
+        self.left -= 1
+
+    def _lose(self, trial: Trial, error: RayError) -> None:
+        """Submit a trial again, unless it seems to be the one that kills its workers."""
+        lost = isinstance(error, NodeDiedError)
+        self.crashes[trial.number] += not lost
+        if self.crashes[trial.number] == CRASHES:
+            self._fail(trial, f"its worker died {CRASHES} times ({_reason(error)}).")
+        what = "the node was lost" if lost else "its worker died"
+        say(self.search.console, f"trial {trial.number}: {trial.name}: {what}{self._where(trial)}; submitted again")
+        self.waiting.insert(0, trial)
+
+    def _fail(self, trial: Trial, why: str) -> NoReturn:
+        self.search.fail(trial)
+        said = f"Trial {trial.number} ({trial.name}) failed{self._where(trial)}: {why}"
+        raise LabError(f"{said} The same command goes on without it.")
+
+    def _where(self, trial: Trial) -> str:
+        """Name the node a trial was last heard from."""
+        known = self.nodes.get(trial.number)
+        names = [f", on {node['NodeName']} ({node['NodeID'][:6]})" for node in ray.nodes() if node["NodeID"] == known]
+        return "".join(names)
+
+
+def _check_answers(address: str) -> None:
+    """Knock before Ray does, which tries for most of a minute."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise LabError(f"--ray {address}: write auto or HOST:PORT, the address that `ray start --head` printed.")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LabError(f"No Ray cluster answers at {address} ({reason}): start one with `ray start --head`.") from error
+
+
+def _device(run: Run) -> str:
+    """Choose what kind of device; Ray says which of a node's GPUs, and a worker sees no other."""
+    name = run.training.device
+    if name == "auto":
+        return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+    return "cuda" if name.startswith("cuda") else name
+
+
+def _room(needs: Mapping[str, int]) -> int:
+    """Count the trials that the living nodes hold at a time."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(kind, 0) / amount) for kind, amount in needs.items()) for node in nodes)
+
+
+def _spelt(needs: Mapping[str, int]) -> str:
+    return " and ".join(f"{amount} {kind}" for kind, amount in needs.items())
+
+
+def _reason(error: BaseException) -> str:
+    """Say an error of another machine in a line."""
+    if missing := re.search(r"No module named '([\w.]+)'", str(error)):
+        return f"Python finds no {missing[1]} there: every node needs pip install 'polyak[lab,ray]'"
+    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
