@@ -86,17 +86,18 @@ def test_inductor_makes_the_same_step(method):
 
 @pytest.mark.gpu
 @each_form
-def test_a_whole_training_step_is_captured_in_a_cuda_graph_and_replayed(method, form):
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_whole_training_step_is_captured_in_a_cuda_graph_and_replayed(method, form, fused):
     """Forward, backward and step in one graph: nothing in the step waits for the device or depends on its data."""
-    ends = [cuda_training(method, form, capture) for capture in (False, True)]
+    ends = [cuda_training(method, form, capture, fused) for capture in (False, True)]
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-6)
 
 
-def cuda_training(method: Method, form: str, capture: bool) -> dict[str, Tensor]:
+def cuda_training(method: Method, form: str, capture: bool, fused: bool | None) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).cuda()
-    optimizer = method.build(model.parameters(), form, lr=0.1, constraint=polyak.L2Ball(5.0))
+    optimizer = method.build(model.parameters(), form, lr=0.1, constraint=polyak.L2Ball(5.0), fused=fused)
     x, y = torch.zeros(32, 8, device="cuda"), torch.zeros(32, 1, device="cuda")
     batches = torch.randn(STEPS, 32, 8, generator=torch.Generator().manual_seed(1)).cuda()
 

@@ -81,6 +81,11 @@ def largest(params: list[nn.Parameter]) -> float:
     return min(torch.finfo(p.dtype).max for p in params if p.grad is not None)
 
 
+def held(optimizer: polyak.PolyakOptimizer, params: list[nn.Parameter]) -> float:
+    """Return ‖v‖² of a buffer that holds gradients: today's γ multiplies the old ones, too."""
+    return sum(float(optimizer.state[p]["momentum_buffer"].to(torch.cdouble).abs().square().sum()) for p in params)
+
+
 def check_scalars(optimizer: polyak.PolyakOptimizer) -> None:
     for name, value in snapshot(optimizer).items():
         assert value.isfinite().all(), name
@@ -97,7 +102,9 @@ def check_skip(optimizer: polyak.PolyakOptimizer, index: int, finite: bool) -> N
     assert finite or not having or last.skipped
     if last.skipped and finite:
         longest = min(float(last.ratio), group["lr"]) / (1 - group["momentum"])
-        assert not math.isfinite(longest) or longest**2 * float(last.grad_sq_norm) > largest(having)
+        length = float(last.grad_sq_norm) + (held(optimizer, having) if group.get("adjusted_momentum") else 0.0)
+        too_far = longest * longest * length > largest(having) or length > largest(having) * largest(having) / 4
+        assert not math.isfinite(longest) or too_far
     assert not last.skipped or float(last.step_size) == 0.0
 
 

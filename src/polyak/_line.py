@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._chunks import Vector
-from ._distributed import send
-from ._vector import scalar_dtype
+from ._distributed import aligned, send
+from ._options import check_dense
+from ._vector import real, scalar_dtype
 
 Group = dict[str, Any]
 
@@ -47,6 +48,22 @@ class Block(NamedTuple):
     g: Vector
     v: Vector
     idle: Vector
+
+    @classmethod
+    def of(cls, group: Group, state: Mapping[Tensor, dict[str, Tensor]]) -> Block:
+        """Collect what a step of the group reads and moves."""
+        block = cls(group, [], [], [], [], [])
+        for p in group["params"]:
+            if p.grad is None:
+                block.idle.extend(state[p].values() if p in state else ())
+                continue
+            check_dense(p.grad)
+            block.params.append(p)
+            block.x.append(real(p))
+            block.g.append(real(aligned(p.grad, p)))
+            if group["momentum"]:
+                block.v.append(real(state[p]["momentum_buffer"]))
+        return block
 
 
 def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:

@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from . import _options
 from ._chunks import Vector
-from ._distributed import aligned, check_agreement, mean, spans_processes
+from ._distributed import check_agreement, mean, spans_processes
 from ._line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
 from ._projection import measurable, project
 from ._safety import fits, usable_cap
-from ._vector import add_up, read_on_cpu, real, sum_squares
+from ._vector import add_up, read_on_cpu, sum_squares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -124,7 +124,7 @@ class PolyakOptimizer(Optimizer):
         for group in self.param_groups:
             _options.check_cap(type(self).__name__, group["lr"])
             self._init_group(group)
-        blocks = [self._block(group) for group in self.param_groups]
+        blocks = [Block.of(group, self.state) for group in self.param_groups]
         if given is None:
             refuse_without_loss(type(self).__name__, self.param_groups)
             return None
@@ -231,20 +231,6 @@ class PolyakOptimizer(Optimizer):
             if group["momentum"] and p.grad is not None and "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
-    def _block(self, group: Group) -> Block:
-        block = Block(group, [], [], [], [], [])
-        for p in group["params"]:
-            if p.grad is None:
-                block.idle.extend(self.state[p].values() if p in self.state else ())
-            else:
-                _options.check_dense(p.grad)
-                block.params.append(p)
-                block.x.append(real(p))
-                block.g.append(real(aligned(p.grad, p)))
-                if group["momentum"]:
-                    block.v.append(real(self.state[p]["momentum_buffer"]))
-        return block
-
     @torch.no_grad()
     def _project(self, squares: Sequence[Tensor] = ()) -> None:
         project(self.param_groups, self._group_constraints, self._constraint, squares)
@@ -271,7 +257,7 @@ class PolyakOptimizer(Optimizer):
         super().add_param_group(group)
         self._group_constraints.append(constraint)
         try:
-            _options.check_params(owner, group["params"])
+            _options.check_params(owner, group["params"], group.get("fused"))
             place_scalars(self.param_groups, self._scalars)
             if self._ready:
                 self._project()

@@ -66,6 +66,9 @@ INSTEAD: dict[str, str] = {
 FOREIGN = frozenset({"params", "param_names", "initial_lr", "constraint"})
 
 
+KERNELS = frozenset({"cpu", "cuda", "meta"})  # devices on which fused=True runs
+
+
 def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Raise ValueError unless every key of the group is an option, or torch's own, and every value allowed."""
     for name, value in group.items():
@@ -93,11 +96,13 @@ def check_cap(owner: str, lr: Tensor | float) -> None:
         )
 
 
-def check_params(owner: str, params: Iterable[Tensor]) -> None:
-    """Raise TypeError unless all parameters can be moved."""
+def check_params(owner: str, params: Iterable[Tensor], fused: bool | None) -> None:
+    """Raise TypeError unless all parameters can be moved, ValueError unless they can be moved as asked."""
     for p in params:
         if not (p.is_floating_point() or p.is_complex()):
             raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
+        if fused and p.device.type not in KERNELS:
+            raise ValueError(f"{owner}: fused=True has no kernel for the device {p.device}: leave it out.")
 
 
 def unknown(owner: str, name: str, options: Mapping[str, Any]) -> str:

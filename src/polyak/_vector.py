@@ -159,8 +159,10 @@ def read_on_cpu(scalar: Tensor) -> Any:
 
 def launch() -> Any:
     """Return the module that needs Triton, which PyTorch brings along on CUDA."""
-    from . import _launch
-
+    try:
+        from . import _launch
+    except ImportError as error:
+        raise RuntimeError("fused=True needs Triton on CUDA: pip install triton, or leave fused out.") from error
     return _launch
 
 

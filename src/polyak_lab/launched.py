@@ -19,6 +19,11 @@ def rank() -> int:
     return int(os.environ["RANK"]) if size() > 1 else 0
 
 
+def size_here() -> int:
+    """Count the processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+
+
 def local_rank() -> int:
     """Name this process among those of its machine: the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0

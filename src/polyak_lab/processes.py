@@ -147,7 +147,8 @@ def check_device(name: str) -> None:
         return
     if ":" in name:
         raise LabError(f"The device {name!r} is one GPU for {size()} processes: write cuda, and each takes its own.")
-    if launched.local_rank() >= torch.cuda.device_count():
+    if launched.size_here() > torch.cuda.device_count():
         raise LabError(
-            f"This machine has {torch.cuda.device_count()} GPUs: start at most one process for each, or write cpu."
+            f"{launched.size_here()} processes share this machine, but it has {torch.cuda.device_count()} GPUs: "
+            "start at most one process for each, or write cpu."
         )

@@ -34,9 +34,9 @@ def _resolve_training(training: Training) -> Training:
 
 
 def _resolve_device(name: str) -> str:
-    processes.check_device(name)
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    processes.check_device(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -2,11 +2,10 @@
 
 One process, on a machine of the cluster, holds the study; it asks for a trial whenever a node has room and tells what
 came out. A trial whose node or worker went away is submitted again with the same values: Ray's own retries do the
-same, but say nothing and know no end when it is the trial that kills its worker. Workers reach the study through a
-mailbox, an actor beside the driver: every epoch is a question, whether to stop there, that waits for the answer.
+same, but say nothing and know no end when it is the trial that kills its worker. What runs on the nodes is in
+`sweep_worker`.
 """
 
-import asyncio
 import logging
 import os
 import re
@@ -15,8 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from polyak_lab.arguments import say
 from polyak_lab.config import Run
@@ -24,84 +22,28 @@ from polyak_lab.errors import LabError
 from polyak_lab.files import said_clearly
 from polyak_lab.recipes import on_device
 from polyak_lab.resolve import resolve
-from polyak_lab.trial import Outcome, Trial, attempt_away, bring_home, outcome
+from polyak_lab.trial import Outcome, Trial, bring_home, outcome
 
-if TYPE_CHECKING:  # a worker needs no Optuna
+if TYPE_CHECKING:
     from polyak_lab.sweep import Search
 
-os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # else two minutes pass before Ray gives an address up
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # else minutes pass before Ray gives an address up
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray's page about every loss, beside the line said here
 
 try:
     import ray
-    from ray.exceptions import NodeDiedError, RayError, RayTaskError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise LabError("polyak sweep --ray needs Ray: install it with pip install 'polyak[ray]'.") from error
+else:
+    from polyak_lab.sweep_worker import Mailbox, try_out
 
 ENVIRONMENT = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as on the command line: threads that wait sleep
+LOST = "the node was lost"
+LOSSES = {NodeDiedError: LOST, OutOfMemoryError: "the node was short of memory"}
 CRASHES = 5  # of one trial's worker, its node being well; more are the trial's own doing
-NO_NODE = 5.0  # seconds between two looks for a node, when none is left
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What a worker says after every epoch; epoch 0 says where the trial is."""
-
-    number: int
-    node: str
-    epoch: int
-    score: float
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A trial that ended: what came out, or the sentence that says why nothing did."""
-
-    node: str
-    outcome: Outcome | None = None
-    files: dict[str, bytes] | None = None
-    refusal: str = ""
-
-
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Questions of workers, which wait here for the answers of the driver."""
-
-    def __init__(self) -> None:
-        self.questions: asyncio.Queue[tuple[int, Epoch]] = asyncio.Queue()
-        self.answers: dict[int, asyncio.Future[bool]] = {}
-        self.asked = 0
-
-    async def ask(self, epoch: Epoch) -> bool:
-        """Leave a question and wait for its answer."""
-        self.asked += 1
-        answer = self.answers[self.asked] = asyncio.get_running_loop().create_future()
-        await self.questions.put((self.asked, epoch))
-        return await answer
-
-    async def next(self) -> tuple[int, Epoch]:
-        """Wait for the next question."""
-        return await self.questions.get()
-
-    async def answer(self, question: int, stop: bool) -> None:
-        """Answer a question."""
-        self.answers.pop(question).set_result(stop)
-
-
-@ray.remote(max_retries=0)
-def try_out(trial: Trial, mailbox: Any) -> Arrival:
-    """Train a trial on this node."""
-    node = ray.get_runtime_context().get_node_id()
-
-    def behind(epoch: int, score: float) -> bool:
-        return ray.get(mailbox.ask.remote(Epoch(trial.number, node, epoch, score)))
-
-    behind(0, 0.0)
-    try:
-        resolve(trial.run)  # whether this node has the device
-        return Arrival(node, *attempt_away(trial, behind))
-    except LabError as error:
-        return Arrival(node, refusal=str(error))
+LOOK = 5.0  # seconds between two looks at which nodes there are
 
 
 @contextmanager
@@ -166,13 +108,22 @@ class _Shift:
         """Submit where there is room, then deal with what comes first."""
         stranded = False
         while self.left:
+            self._abandon()
             self._submit()
             if not self.flying and self.left and not stranded:
                 say(self.search.console, f"No node with {_spelt(self.needs)} is left: waiting for one.")
             stranded = not self.flying
-            ready, _ = ray.wait([self.question, *self.flying], timeout=NO_NODE if stranded else None)
+            ready, _ = ray.wait([self.question, *self.flying], timeout=LOOK)
             for reference in ready:
                 self._land(reference) if reference in self.flying else self._answer()
+
+    def _abandon(self) -> None:
+        """Give up the trials of lost nodes: one that hangs keeps its connections, and Ray waits for minutes."""
+        gone = _gone()
+        for reference, trial in [*self.flying.items()]:
+            if self.nodes.get(trial.number) in gone:
+                del self.flying[reference]
+                self._wait_again(trial, LOST)
 
     def _submit(self) -> None:
         """Fill the nodes, but no more: a task that Ray holds back would start when another waits for an answer."""
@@ -197,10 +148,13 @@ class _Shift:
         return free
 
     def _answer(self) -> None:
+        """Answer the oldest question; who asks from a node given up shall stop."""
         number, epoch = ray.get(self.question)
         self.question = self.mailbox.next.remote()
-        self.nodes[epoch.number] = epoch.node
-        stop = self.search.behind(epoch.number, epoch.epoch, epoch.score)
+        stop = epoch.node in _gone()
+        if not stop:
+            self.nodes[epoch.number] = epoch.node
+            stop = self.search.behind(epoch.number, epoch.epoch, epoch.score)
         self.mailbox.answer.remote(number, stop)
 
     def _land(self, reference: ray.ObjectRef) -> None:
@@ -223,12 +177,15 @@ class _Shift:
 
     def _lose(self, trial: Trial, error: RayError) -> None:
         """Submit a trial again, unless it seems to be the one that kills its workers."""
-        lost = isinstance(error, NodeDiedError)
-        self.crashes[trial.number] += not lost
+        what = LOSSES.get(type(error), "its worker died")
+        self.crashes[trial.number] += what != LOST
         if self.crashes[trial.number] == CRASHES:
-            self._fail(trial, f"its worker died {CRASHES} times ({_reason(error)}).")
-        what = "the node was lost" if lost else "its worker died"
+            self._fail(trial, f"{what}, for the {CRASHES}th time ({_reason(error)}).")
+        self._wait_again(trial, what)
+
+    def _wait_again(self, trial: Trial, what: str) -> None:
         say(self.search.console, f"trial {trial.number}: {trial.name}: {what}{self._where(trial)}; submitted again")
+        self.nodes.pop(trial.number, None)
         self.waiting.insert(0, trial)
 
     def _fail(self, trial: Trial, why: str) -> NoReturn:
@@ -263,6 +220,10 @@ def _device(run: Run) -> str:
     if name == "auto":
         return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
     return "cuda" if name.startswith("cuda") else name
+
+
+def _gone() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def _room(needs: Mapping[str, int]) -> int:

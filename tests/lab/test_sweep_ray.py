@@ -138,13 +138,13 @@ def test_a_node_is_killed_and_no_trial_is_lost_or_counted_twice(nodes, second, s
     out = tmp_path / "out"
     driver = Driver(search(trials=12), out, nodes)
     driver.read_until(r"trial \d+: .*, on two \(")
-    until(lambda: second.workers() and len(under_way(out)) == 2)
+    until(lambda: second.workers() and len(under_way(out)) >= 2)
     assert second.kill() == 1
     assert driver.finish() == 0, driver.errors
     assert states(out).keys() <= {"COMPLETE", "PRUNED"}
     check_each_trial_counts_once(out, trials=12, epochs=12)
     (again,) = re.findall(r"trial (\d+): .*: (?:the node was lost|its worker died), on two .*; submitted", driver.said)
-    finished = re.findall(r"trial (\d+): .*, on (\w+) \(", driver.said)
+    finished = re.findall(r"trial (\d+): .*, on (\w+) \(\w+\)\n", driver.said)
     assert sorted(int(number) for number, _ in finished) == [*range(12)]
     assert dict(finished)[again] == "one"
     folder = out / "trials" / study(out).trials[int(again)].user_attrs["folder"]
@@ -179,7 +179,7 @@ def test_a_trial_whose_worker_keeps_dying_is_given_up(nodes, search, tmp_path):
     assert driver.finish() == 1
     assert len(re.findall(r"trial 0: .*: its worker died(?:, on one \(\w+\))?; submitted again", driver.said)) == 4
     assert "polyak: Trial 0 (lr" in driver.errors
-    assert "its worker died 5 times" in driver.errors
+    assert "its worker died, for the 5th time" in driver.errors
     assert "Traceback" not in driver.errors
     assert states(tmp_path / "out") == {"FAIL": 1}
 

@@ -1,0 +1,41 @@
+"""Compile every kernel for two GPUs, which needs none, and print what the instructions are, as JSON."""
+
+import itertools
+import json
+import re
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from polyak import _triton
+
+TYPES = {
+    **dict.fromkeys(("sizes", "owner", "begin", "x_table", "u_table", "v_table"), "*i64"),
+    **dict.fromkeys(("sums", "gamma", "factor"), "*fp32"),
+    **dict.fromkeys(("mu_high", "mu_low"), "fp32"),
+    "skip": "*i1",
+}
+KERNELS = {
+    "measure": (_triton.measure, {}),
+    "scale": (_triton.scale, {}),
+    **{form: (_triton.move, {"FORM": form}) for form in ("plain", "nesterov", "adjusted")},
+}
+
+
+def instructions(name: str, dtype: tl.dtype, architecture: int) -> dict[str, int]:
+    """Count the wide loads and stores, and the multiplications that are fused with an addition."""
+    kernel, constants = KERNELS[name]
+    constants = {"X": dtype, "U": dtype, "V": dtype, "ACC": tl.float32, "ALIGNED": True, **constants}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    source = ASTSource(kernel, {arg: TYPES.get(arg, "constexpr") for arg in kernel.arg_names}, constexprs=constants)
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    ptx = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["ptx"]
+    wide = {"loads": r"ld\.global\.v[48]", "stores": r"st\.global\.v[48]", "atomics": r"\b(atom|red)\."}
+    return {what: len(re.findall(pattern, ptx)) for what, pattern in wide.items()}
+
+
+if __name__ == "__main__":
+    cases = itertools.product(KERNELS, (tl.float32, tl.bfloat16), (80, 90))
+    print(json.dumps([[name, str(dtype), arch, instructions(name, dtype, arch)] for name, dtype, arch in cases]))

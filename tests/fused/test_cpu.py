@@ -1,0 +1,171 @@
+"""fused=True on the CPU: one kernel, whose buffer is in units of its own, makes the moves of the paper."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import polyak
+from catalogue import METHODS, Problem, each_form, each_method
+from observe import give, random_like, refused
+
+SIZES = ((1 << 19) + 3, 5, (1 << 17) + 1)
+
+
+def pair(method, form, shapes=((3, 2), (4,)), **options):
+    """Return the loop and the kernel on equal parameters."""
+    found = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        params = [nn.Parameter(value) for value in random_like([torch.empty(shape) for shape in shapes], seed=7)]
+        found.append(method.build(params, form, **{"lr": 0.1, **options}, **backend))
+    return found
+
+
+def step(optimizers, t, loss=1.0, without=()):
+    for optimizer in optimizers:
+        params = optimizer.param_groups[0]["params"]
+        grads = random_like(params, seed=t)
+        give(params, *(None if i in without else grad for i, grad in enumerate(grads)))
+        optimizer.step(loss=loss)
+
+
+def momentum(optimizer):
+    """Return v itself, whatever the units of the buffer."""
+    group = optimizer.param_groups[0]
+    return [group["momentum_scale"] * state["momentum_buffer"] for state in optimizer.state.values()]
+
+
+def assert_equal(optimizers, rtol=1e-5, atol=1e-6):
+    loop, kernel = optimizers
+    for p, q in zip(loop.param_groups[0]["params"], kernel.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
+    torch.testing.assert_close(momentum(loop), momentum(kernel), rtol=rtol, atol=atol)
+
+
+@each_form
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_the_kernel_moves_as_the_loop_does(method, form, dtype, rtol):
+    ends = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        problem = Problem.make()
+        params = problem.params(dtype)
+        optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(2.0), **backend)
+        ends.append(problem.steps(optimizer, params, 100))
+    assert np.linalg.norm(ends[0] - ends[1]) <= rtol * np.linalg.norm(ends[0])
+
+
+@each_form
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("backend", [{}, {"fused": True}], ids=["default", "fused"])
+def test_tensors_larger_than_a_piece_are_moved_everywhere(method, form, backend, layout):
+    ends = []
+    for chosen in ({"foreach": False}, backend):
+        image = torch.ones(3, 5, 211, 199).contiguous(memory_format=layout)
+        params = [nn.Parameter(image), *(nn.Parameter(torch.ones(size)) for size in SIZES)]
+        optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(500.0), **chosen)
+        for t in range(3):
+            give(params, *(grad.to(memory_format=torch.preserve_format) for grad in random_like(params, seed=t)))
+            optimizer.step(loss=1e6)
+        ends.append(torch.cat([p.detach().reshape(-1) for p in params]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=2e-6, atol=2e-6)
+
+
+@each_method
+def test_a_parameter_without_a_gradient_keeps_its_momentum(method):
+    optimizers = pair(method, "nesterov")
+    for t, without in enumerate([(), (1,), (1,), (), (0,), ()]):
+        step(optimizers, t, without=without)
+    assert_equal(optimizers)
+
+
+@each_method
+def test_steps_of_length_zero_and_of_any_other_length_keep_the_momentum(method):
+    optimizers = pair(method, "nesterov", lr=1e3)
+    for t, loss in enumerate([1.0, 0.0, 1e-12, 10.0, 1e-30, 1e4, 1.0]):
+        step(optimizers, t, loss=loss)
+        assert_equal(optimizers, atol=1e-4)
+
+
+def test_the_buffer_is_in_units_of_the_scale():
+    optimizers = pair(METHODS[0], "nesterov")
+    for t in range(5):
+        step(optimizers, t, loss=1.0 + t)
+    loop, kernel = (optimizer.param_groups[0]["momentum_scale"] for optimizer in optimizers)
+    assert loop == 1.0
+    assert kernel != 1.0
+    assert_equal(optimizers)
+
+
+@each_form
+def test_a_state_goes_from_one_backend_to_the_other(method, form):
+    loop, kernel = pair(method, form)
+    for t in range(3):
+        step((loop, kernel), t)
+    for source in (loop, kernel):
+        for backend in ({"foreach": False}, {"fused": True}):
+            params = [nn.Parameter(p.detach().clone()) for p in source.param_groups[0]["params"]]
+            other = method.build(params, form, lr=0.1)
+            other.load_state_dict(copy.deepcopy(source.state_dict()))
+            other.param_groups[0].update({"foreach": None, "fused": None, **backend})
+            step((other,), 3)
+            expected, _ = pair(method, form)
+            for t in range(4):
+                step((expected,), t)
+            assert_equal((expected, other))
+
+
+def test_two_backends_at_once_are_refused():
+    w = nn.Parameter(torch.ones(2))
+    with refused(ValueError, "ALIG", "fused=True and foreach=True", "choose one"):
+        polyak.ALIG([w], fused=True, foreach=True)
+    with refused(ValueError, "fused=True and foreach=True"):
+        polyak.ALIG([{"params": [w], "foreach": True}], fused=True)
+
+
+def test_a_device_without_a_kernel_is_refused():
+    with torch._subclasses.FakeTensorMode():
+        w = nn.Parameter(torch.ones(2, device="xpu"))
+    with refused(ValueError, "ALIG", "no kernel for the device xpu:0", "leave it out"):
+        polyak.ALIG([w], fused=True)
+
+
+def test_the_norm_of_a_large_gradient_is_right():
+    w = nn.Parameter(torch.zeros(40_000_000))
+    w.grad = torch.full_like(w, 0.1)
+    optimizer = polyak.ALIG([w])
+    optimizer.step(loss=1.0)
+    assert float(optimizer.last_step().grad_sq_norm) == pytest.approx(4e7 * float(torch.tensor(0.1)) ** 2, rel=1e-4)
+
+
+@each_form
+def test_no_operation_makes_a_tensor_of_more_than_a_mebibyte(method, form):
+    for backend in ({}, {"fused": True}):
+        params = [nn.Parameter(torch.ones(size)) for size in (3_000_000, 10, 300_000)]
+        optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(10.0), **backend)
+        for t in range(2):  # the first step also makes the momentum buffers
+            give(params, *random_like(params, seed=t))
+            with Largest() as largest:
+                optimizer.step(loss=1.0)
+        assert largest.bytes <= 1 << 20
+
+
+class Largest(TorchDispatchMode):
+    """Note the size of the largest tensor that an operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if is_tensor(t)}
+        for made in filter(is_tensor, tree_leaves(result)):
+            if made.untyped_storage().data_ptr() not in known:
+                self.bytes = max(self.bytes, made.untyped_storage().nbytes())
+        return result
+
+
+def is_tensor(value):
+    return isinstance(value, torch.Tensor)

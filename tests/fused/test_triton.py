@@ -1,0 +1,167 @@
+"""fused=True on CUDA, without a GPU: Triton interprets the kernels, and compiles them for two GPUs.
+
+TRITON_INTERPRET=1 lets the CPU stand for a device, of which nothing is read: γ and the mask stay tensors.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import polyak
+from catalogue import Problem, each_form, each_method
+from observe import changed, give, moved, random_like, snapshot
+
+pytest.importorskip("triton")
+HERE = Path(__file__).parent
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles its kernels or interprets them")
+WIDE = [(torch.float64, 1e-12), (torch.float32, 1e-6)]
+# Single numbers, none at all, spans that are full, one short and one over, and many of them.
+SHAPES = ((), (0,), (3, 2), (8191,), (8192,), (8193,), (5, 7, 600))
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def large(dtype=torch.float32, shapes=SHAPES):
+    return [nn.Parameter(value) for value in random_like([torch.empty(shape, dtype=dtype) for shape in shapes], seed=3)]
+
+
+def run(optimizer, steps=2, loss=1.0):
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for t in range(steps):
+        give(params, *random_like(params, seed=t))
+        optimizer.step(loss=loss)
+    return torch.cat([p.detach().reshape(-1) for p in params])
+
+
+@without_gpu
+@each_form
+@pytest.mark.parametrize("steps", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("dtype", "rtol"), WIDE, ids=str)
+def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, interpreted):
+    ends = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        problem = Problem.make()
+        params = problem.params(dtype)
+        optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(2.0), **backend)
+        ends.append(problem.steps(optimizer, params, steps))
+    assert np.linalg.norm(ends[0] - ends[1]) <= rtol * np.linalg.norm(ends[0])
+
+
+@without_gpu
+@each_form
+@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_float16_is_rounded_as_the_loop_does(method, form, steps, interpreted):
+    """Bit for bit while the cap is the step size, since then the order of the sums does not matter."""
+    ends = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        params = large(torch.float16, SHAPES[:4])
+        ends.append(run(method.build(params, form, lr=1e-3, **backend), steps, loss=1e6))
+    assert torch.equal(*ends)
+
+
+@without_gpu
+@each_form
+def test_bfloat16_is_moved_up_to_its_rounding(method, form, interpreted):
+    """The interpreter cuts bfloat16 off where GPUs round, so bits are compared on a GPU only."""
+    ends = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        params = large(torch.bfloat16, SHAPES[:4])
+        ends.append(run(method.build(params, form, lr=0.1, **backend), loss=1e6).float())
+    assert (ends[0] - ends[1]).norm() <= 4 * torch.finfo(torch.bfloat16).eps * ends[0].norm()
+
+
+@without_gpu
+@pytest.mark.parametrize("radius", [1e3, 50.0], ids=["inside", "active"])
+@each_method
+def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radius, interpreted):
+    ends, norms = [], []
+    for backend in ({"foreach": False}, {"fused": True}):
+        optimizer = method.build(large(), "nesterov", lr=0.1, constraint=polyak.L2Ball(radius), **backend)
+        ends.append(run(optimizer, loss=1e6))
+        norms.append(optimizer.last_step().grad_sq_norm)
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*norms, rtol=1e-5, atol=0)
+    assert (float(ends[1].norm()) == pytest.approx(radius, rel=1e-5)) == (radius == 50.0)
+
+
+@without_gpu
+@each_form
+def test_layouts_a_kernel_cannot_take_are_moved_all_the_same(method, form, interpreted):
+    ends = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        base = torch.arange(24.0).reshape(4, 6) / 10
+        params = [nn.Parameter(base[:, ::2]), nn.Parameter(base.t().clone().t()), nn.Parameter(torch.ones(3))]
+        ends.append(run(method.build(params, form, lr=0.1, constraint=polyak.L2Ball(4.0), **backend)))
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
+
+
+@without_gpu
+@each_form
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_skipped_step_stores_nothing(method, form, loss, interpreted):
+    optimizer = method.build(large(shapes=SHAPES[:4]), form, lr=0.1, constraint=polyak.L2Ball(1e3), fused=True)
+    run(optimizer)
+    before = snapshot(optimizer)
+    run(optimizer, steps=1, loss=loss)
+    assert moved(before, snapshot(optimizer)) == set()
+    assert optimizer.last_step().skipped
+
+
+@without_gpu
+@each_form
+def test_two_runs_are_the_same_bits(method, form, interpreted):
+    ends = []
+    for _ in range(2):
+        optimizer = method.build(large(), form, lr=0.1, constraint=polyak.L2Ball(50.0), fused=True)
+        run(optimizer)
+        ends.append(snapshot(optimizer))
+    assert changed(*ends) == set()
+
+
+@without_gpu
+def test_wide_buffers_of_narrow_parameters_and_mixed_types(interpreted):
+    ends = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        params = [*large(torch.float16, SHAPES[:4]), *large(torch.float32, SHAPES[:4])]
+        options = {"momentum": 0.9, "float32_momentum": True, **backend}
+        ends.append(run(polyak.ALIG(params, lr=1e-3, **options), loss=1e6))
+    assert torch.equal(*ends)
+
+
+@without_gpu
+def test_a_buffer_in_units_of_the_cpu_kernel_is_read_as_what_it_means(monkeypatch):
+    ends = []
+    for interpret in ("0", "1"):
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        optimizer = polyak.ALIG(large(shapes=SHAPES[:4]), momentum=0.9, fused=True)
+        run(optimizer, steps=3)
+        assert optimizer.param_groups[0]["momentum_scale"] != 1.0
+        monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        ends.append(run(optimizer, steps=3))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+def test_the_compiled_kernels_load_16_bytes_at_a_time_and_add_in_a_fixed_order():
+    """For sm_80 and sm_90; no GPU is needed to compile, and no kernel may use an atomic addition."""
+    done = subprocess.run([sys.executable, HERE / "compile_kernels.py"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(found) == 20
+    for name, dtype, architecture, counts in found:
+        assert counts["loads"] > 0, (name, dtype, architecture)
+        assert (counts["stores"] > 0) == (name != "measure"), (name, dtype, architecture)
+        assert counts["atomics"] == 0, (name, dtype, architecture)
+
+
+def test_without_triton_a_sentence_says_what_to_do():
+    script = "import sys; sys.modules['triton'] = None\n" + (HERE / "one_step.py").read_text()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "fused=True needs Triton on CUDA: pip install triton, or leave fused out.\n"

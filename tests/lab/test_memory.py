@@ -1,0 +1,60 @@
+"""A device with too little memory: a sentence that helps, and a run that can go on."""
+
+import re
+
+import pytest
+import torch
+
+from lab.runs import call
+from polyak_lab import models
+
+TRAIN = ("train", "--data", "digits", "--model", "mlp", "--optimizer", "alig", "--device", "cpu", "--threads", 1)
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """Let the network run out of memory in training after so many batches."""
+
+    def limit(batches):
+        build, seen = models.build, []
+
+        def count(model, _):
+            seen.append(None)
+            if model.training and len(seen) > batches:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
+
+        def full(*arguments):
+            model = build(*arguments)
+            model.register_forward_pre_hook(count)
+            return model
+
+        monkeypatch.setattr(models, "build", full)
+
+    return limit
+
+
+def said(capsys):
+    sentence = capsys.readouterr().err
+    assert re.fullmatch(r"polyak: [^\n]+\n", sentence)
+    return sentence
+
+
+def test_the_sentence_says_what_to_write_and_the_checkpoint_is_kept(tmp_path, memory_for, monkeypatch, capsys):
+    flags = (*TRAIN, "--epochs", 3, "--batch-size", 128, "--out")
+    assert call(*flags, tmp_path / "whole") == 0
+    memory_for(20)
+    assert call(*flags, tmp_path / "run") == 1
+    sentence = said(capsys)
+    assert "cpu ran out of memory with batch_size = 128" in sentence
+    assert "batch_size = 64 in the recipe or --batch-size 64, or precision = " in sentence
+    assert "--precision bfloat16; the checkpoint is kept" in sentence
+    monkeypatch.undo()
+    assert call(*flags, tmp_path / "run") == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_what_was_tried_already_is_not_proposed(tmp_path, memory_for, capsys):
+    memory_for(0)
+    flags = ("--batch-size", 1, "--precision", "bfloat16", "--out", tmp_path / "run")
+    assert call(*TRAIN, *flags) == 1
+    assert "batch_size = 1: write a smaller model; " in said(capsys)
