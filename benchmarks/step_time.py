@@ -1,17 +1,23 @@
-"""Time a step of each optimizer against torch's fused SGD, interleaved in one process, and print the ratios.
+"""Time a step of each optimizer against torch's fused SGD, by turns in one process, and print the ratios.
 
-    python benchmarks/step_time.py [--model resnet34] [--rounds 15] [--threads 2] [--device cpu]
+    python benchmarks/step_time.py [--model resnet34] [--rounds 15] [--threads 2] [--device cpu] [--out FILE]
 
 A ratio is the median over rounds of this step's time over fused SGD's in the same round; the quartiles stand behind it.
+GB/s counts what a step must read and write at least (docs/cost.md), beside the speed of a copy. On a GPU, kernels and
+waits of the host are counted as well. AliG of pytorch_optimizer and optax's Polyak SGD take part where installed.
 """
 
 import argparse
+import gc
 import importlib.util
 import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -60,45 +66,106 @@ def parameters(model: str, device: str) -> list[torch.nn.Parameter]:
     return made
 
 
-def contestants(model: str, device: str) -> Iterator[tuple[str, Step]]:
-    """Yield every optimizer by name, the yardstick first."""
-    loss = torch.ones((), device=device)
+class Contestant(NamedTuple):
+    """How to make a step, and how often it must at least read or write the vector of all parameters."""
 
-    def ours(**options) -> Step:
+    make: Callable[[str, str], Step]
+    passes: int
+
+
+def ours(**options) -> Callable[[str, str], Step]:
+    def make(model: str, device: str) -> Step:
         optimizer = polyak.ALIG(parameters(model, device), lr=0.1, **options)
+        loss = torch.ones((), device=device)
         return lambda: optimizer.step(loss=loss)
 
-    nesterov = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
-    yield "torch SGD, fused", torch.optim.SGD(parameters(model, device), **nesterov, fused=True).step
-    yield "torch SGD, default", torch.optim.SGD(parameters(model, device), **nesterov).step
-    yield "torch AdamW, fused", torch.optim.AdamW(parameters(model, device), fused=True).step
-    yield "ALI-G, no momentum", ours()
-    yield "ALI-G, momentum", ours(momentum=0.9)
-    yield "ALI-G, adjusted momentum", ours(momentum=0.9, adjusted_momentum=True)
-    yield "ALI-G, momentum, ball inactive", ours(momentum=0.9, constraint=polyak.L2Ball(1e6))
-    yield "ALI-G, momentum, ball active", ours(momentum=0.9, constraint=polyak.L2Ball(1.0))
-    yield "ALI-G, momentum, foreach", ours(momentum=0.9, foreach=True)
-    for name, radius in (("the paper's pseudo-code", None), ("the same, ball active", 1.0)):
-        literal = AuthorsALIG(parameters(model, device), lr=0.1, momentum=0.9, radius=radius)
-        yield name, lambda literal=literal: literal.step(loss)
-    if importlib.util.find_spec("pytorch_optimizer"):
-        from pytorch_optimizer import AliG
-
-        rival = AliG(parameters(model, device), max_lr=0.1, momentum=0.9)
-        yield "pytorch_optimizer AliG", lambda: rival.step(lambda: 1.0)
+    return make
 
 
-def times(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
-    """Return each step's seconds in every round, after two rounds that do not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds + 2):
-        for name, step in steps.items():
-            _wait(device)
-            start = time.perf_counter()
-            step()
-            _wait(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: column[2:] for name, column in seconds.items()}
+def torchs(cls: type, **options) -> Callable[[str, str], Step]:
+    return lambda model, device: cls(parameters(model, device), lr=0.1, **options).step
+
+
+def literal(radius: float | None) -> Callable[[str, str], Step]:
+    def make(model: str, device: str) -> Step:
+        optimizer = AuthorsALIG(parameters(model, device), lr=0.1, momentum=0.9, radius=radius)
+        loss = torch.ones((), device=device)
+        return lambda: optimizer.step(loss)
+
+    return make
+
+
+def released(radius: float | None) -> Callable[[str, str], Step]:
+    def make(model: str, device: str) -> Step:
+        from pytorch_optimizer import AliG, l2_projection
+
+        own = parameters(model, device)
+        project = None if radius is None else lambda: l2_projection(own, radius)
+        optimizer = AliG(own, max_lr=0.1, momentum=0.9, projection_fn=project)
+        return lambda: optimizer.step(lambda: 1.0)
+
+    return make
+
+
+def optax_sgd(model: str, device: str) -> Step:
+    import jax
+    import optax
+
+    own = [jax.numpy.asarray(p.detach().cpu().numpy()) for p in parameters(model, "cpu")]
+    rule = optax.chain(optax.polyak_sgd(0.1), optax.trace(0.9, nesterov=True))
+    update = jax.jit(lambda state, own: rule.update(own, state, own, value=1.0), donate_argnums=0)
+    apply = jax.jit(optax.apply_updates, donate_argnums=0)
+    held = [rule.init(own), own]
+
+    def step() -> None:
+        updates, held[0] = update(held[0], held[1])
+        held[1] = apply(held[1], updates)
+        jax.block_until_ready(held[1])
+
+    return step
+
+
+NESTEROV = {"momentum": 0.9, "nesterov": True}
+MOMENTUM = {"momentum": 0.9}
+INSIDE, OUTSIDE = polyak.L2Ball(1e6), polyak.L2Ball(1.0)
+YARDSTICK = Contestant(torchs(torch.optim.SGD, **NESTEROV, fused=True), 5)
+CONTESTANTS = {
+    "torch SGD, loop": Contestant(torchs(torch.optim.SGD, **NESTEROV, foreach=False), 5),
+    "torch SGD, foreach": Contestant(torchs(torch.optim.SGD, **NESTEROV, foreach=True), 5),
+    "torch AdamW, fused": Contestant(torchs(torch.optim.AdamW, fused=True), 7),
+    "ALI-G, no momentum": Contestant(ours(), 4),
+    "ALI-G, momentum": Contestant(ours(**MOMENTUM), 6),
+    "ALI-G, momentum, fused": Contestant(ours(**MOMENTUM, fused=True), 6),
+    "ALI-G, momentum, loop": Contestant(ours(**MOMENTUM, foreach=False), 6),
+    "ALI-G, momentum, foreach": Contestant(ours(**MOMENTUM, foreach=True), 6),
+    "ALI-G, adjusted": Contestant(ours(**MOMENTUM, adjusted_momentum=True), 7),
+    "ALI-G, adjusted, fused": Contestant(ours(**MOMENTUM, adjusted_momentum=True, fused=True), 7),
+    "ALI-G, ball inactive": Contestant(ours(**MOMENTUM, constraint=INSIDE), 6),
+    "ALI-G, ball inactive, fused": Contestant(ours(**MOMENTUM, constraint=INSIDE, fused=True), 6),
+    "ALI-G, ball active": Contestant(ours(**MOMENTUM, constraint=OUTSIDE), 8),
+    "ALI-G, ball active, fused": Contestant(ours(**MOMENTUM, constraint=OUTSIDE, fused=True), 8),
+    "authors' algorithm": Contestant(literal(None), 6),
+    "authors' algorithm, ball active": Contestant(literal(1.0), 8),
+}
+if importlib.util.find_spec("pytorch_optimizer"):
+    CONTESTANTS["pytorch_optimizer AliG"] = Contestant(released(None), 6)
+    CONTESTANTS["pytorch_optimizer AliG, ball active"] = Contestant(released(1.0), 8)
+if importlib.util.find_spec("optax"):
+    CONTESTANTS["optax polyak_sgd, trace"] = Contestant(optax_sgd, 6)
+
+
+def seconds(step: Step, device: str) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def times(one: Step, other: Step, rounds: int, device: str) -> list[tuple[float, float]]:
+    """Time two steps by turns, after three rounds that do not count."""
+    found = [(seconds(one, device), seconds(other, device)) for _ in range(rounds + 3)]
+    return found[3:]
 
 
 def _wait(device: str) -> None:
@@ -106,16 +173,53 @@ def _wait(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def show(model: str, seconds: dict[str, list[float]], console: Console) -> None:
-    """Print one table."""
-    yardstick = next(iter(seconds.values()))
-    table = Table(title=f"{model}: {statistics.median(yardstick) * 1e6:.0f} µs per step of fused SGD")
-    for heading in ("optimizer", "ratio", "quartiles"):
+def counts(step: Step, device: str) -> list[str]:
+    """Count the kernels and the waits of one step on a GPU, and its largest need of memory in MiB."""
+    if device == "cpu":
+        return []
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        step()
+        peak = torch.cuda.max_memory_allocated() - before
+    events = found.events()
+    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+    waits = sum("Synchronize" in event.name for event in events)
+    return [str(kernels), str(waits), f"{peak / 2**20:.1f}"]
+
+
+def copy_speed(model: str, device: str) -> float:
+    """Return the bytes per second of a copy as large as the model, read and write counted."""
+    source = torch.ones(sum(p.numel() for p in parameters(model, device)), device=device)
+    target = torch.empty_like(source)
+    taken = statistics.median(seconds(lambda: target.copy_(source), device) for _ in range(7))
+    return 2 * source.nbytes / taken
+
+
+def measure(model: str, rounds: int, device: str) -> Table:
+    """Time every contestant against the yardstick; only these two are in memory at a time."""
+    size = sum(p.nbytes for p in parameters(model, device))
+    rows, yardsticks = [], []
+    for name, contestant in CONTESTANTS.items():
+        gc.collect()
+        yardstick, step = YARDSTICK.make(model, device), contestant.make(model, device)
+        taken = times(yardstick, step, rounds, device)
+        low, middle, high = statistics.quantiles([b / a for a, b in taken], n=4)
+        speed = contestant.passes * size / statistics.median(b for _, b in taken)
+        yardsticks += [a for a, _ in taken]
+        rows.append([name, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{speed / 1e9:.1f}", *counts(step, device)])
+    base = statistics.median(yardsticks)
+    title = f"{model}: {size / 4e6:.2f} million numbers; torch SGD, fused: {base * 1e6:.0f} µs, "
+    title += f"{YARDSTICK.passes * size / base / 1e9:.1f} GB/s; a copy: {copy_speed(model, device) / 1e9:.1f} GB/s"
+    table = Table(title=title)
+    extra = ["kernels", "waits", "MiB"] if device != "cpu" else []
+    for heading in ("optimizer", "ratio", "quartiles", "GB/s", *extra):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
-    for name, column in seconds.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(column, yardstick, strict=True)], n=4)
-        table.add_row(name, f"{middle:.2f}", f"{low:.2f} to {high:.2f}")
-    console.print(table)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def main() -> None:
@@ -124,17 +228,20 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    console = Console()
+    console = Console(record=True, width=120)
     where = platform.machine() if chosen.device == "cpu" else torch.cuda.get_device_name(chosen.device)
     console.print(
-        f"torch {torch.__version__}, {chosen.device} ({where}), {chosen.threads} threads, n = {chosen.rounds}"
+        f"{date.today()}, torch {torch.__version__}, {chosen.device} ({where}), {chosen.threads} threads, "
+        f"{chosen.rounds} rounds (20 times as many for the mlp)"
     )
     for model in chosen.model or ["mlp", "resnet34"]:
-        rounds = chosen.rounds * (20 if model == "mlp" else 1)
-        show(model, times(dict(contestants(model, chosen.device)), rounds, chosen.device), console)
+        console.print(measure(model, chosen.rounds * (20 if model == "mlp" else 1), chosen.device))
+    if chosen.out is not None:
+        chosen.out.write_text(console.export_text())
 
 
 if __name__ == "__main__":

@@ -220,4 +220,4 @@ def test_parameters_come_as_an_iterator_as_names_or_as_groups(method):
         loss.backward()
         optimizer.step(loss=loss)
     assert named.param_groups[0]["param_names"] == ["weight", "bias"]
-    assert torch.equal(model.weight, twin.weight)
+    torch.testing.assert_close(model.weight, twin.weight)

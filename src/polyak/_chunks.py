@@ -8,8 +8,11 @@ of large tensors, and small tensors of a kind together.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -18,12 +21,15 @@ Vector = list[Tensor]
 Row = tuple[Tensor, ...]
 
 MULTI_TENSOR_DEVICES = frozenset({"cuda", "xpu"})
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the CPU then stands for a device
 PIECE = 1 << 19  # numbers per tensor; three float32 vectors of this length are 6 MiB
+SMALL = PIECE // 4  # tensors of fewer numbers share a piece
+KIND = attrgetter("device", "dtype")
 
 
-def is_interpreting() -> bool:
-    """Return whether Triton interprets its kernels; the CPU then stands for a device, of which nothing is read."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def reads_nothing(device: torch.device) -> bool:
+    """Return whether the host may not read what is on a device: it would wait, or bind a compiled graph to a number."""
+    return device.type != "cpu" or INTERPRETED or torch.compiler.is_compiling()
 
 
 def on_triton(x: Vector) -> bool:
@@ -31,50 +37,46 @@ def on_triton(x: Vector) -> bool:
     if not x or torch.compiler.is_compiling():
         return False
     device = x[0].device.type
-    return device == "cuda" or (device == "cpu" and is_interpreting())
+    return device == "cuda" or (device == "cpu" and INTERPRETED)
 
 
 def chunks(x: Vector, *others: Vector, foreach: bool | None) -> Iterator[tuple[Vector, ...]]:
     """Cut vectors of equal layout into pieces: one tensor, all of a kind, or (None) what suits the device."""
-    rows = zip(x, *others, strict=True)
     device = x[0].device.type if x else "cpu"
     if foreach is None and device == "cpu" and not torch.compiler.is_compiling():
-        yield from blocks(rows)
+        yield from blocks(x, *others)
     elif foreach or (foreach is None and device in MULTI_TENSOR_DEVICES):
-        yield from _kinds(rows, None)
+        yield from _kinds(zip(x, *others, strict=True), math.inf)
     else:
-        yield from (tuple([tensor] for tensor in row) for row in rows)
+        yield from (tuple([tensor] for tensor in row) for row in zip(x, *others, strict=True))
 
 
-def blocks(rows: Iterable[Row]) -> Iterator[tuple[Vector, ...]]:
-    """Cut rows into pieces that a cache holds."""
-    small = []
-    for row in rows:
-        if is_small(row[0]):
-            small.append(row)
-        else:
+def blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
+    """Cut vectors into pieces that a cache holds."""
+    sizes = [*map(Tensor.numel, vectors[0])]
+    if sum(sizes) <= PIECE and len({*map(KIND, chain(*vectors))}) == 1:  # small models: no time for the rest
+        yield vectors
+        return
+    rows = [*zip(*vectors, strict=True)]
+    for row, size in zip(rows, sizes, strict=True):
+        if size >= SMALL:
             yield from (tuple([piece] for piece in pieces) for pieces in slices(row))
-    yield from _kinds(small, PIECE)
+    yield from _kinds((row for row, size in zip(rows, sizes, strict=True) if size < SMALL), PIECE)
 
 
-def is_small(tensor: Tensor) -> bool:
-    """Return whether a tensor shares a piece with others."""
-    return tensor.numel() < PIECE // 4
-
-
-def _kinds(rows: Iterable[Row], limit: int | None) -> Iterator[tuple[Vector, ...]]:
+def _kinds(rows: Iterable[Row], limit: float) -> Iterator[tuple[Vector, ...]]:
     """Collect the rows of a kind (device and types), at most so many numbers at a time."""
-    waiting: dict[object, tuple[tuple[Vector, ...], int]] = {}
+    waiting: dict[object, list[Row]] = {}
+    sizes: dict[object, int] = {}
     for row in rows:
-        kind = (row[0].device, *(tensor.dtype for tensor in row))
-        columns, size = waiting.get(kind) or (tuple([] for _ in row), 0)
-        if limit is not None and columns[0] and size + row[0].numel() > limit:
-            yield columns
-            columns, size = tuple([] for _ in row), 0
-        for column, tensor in zip(columns, row, strict=True):
-            column.append(tensor)
-        waiting[kind] = columns, size + row[0].numel()
-    yield from (columns for columns, _ in waiting.values())
+        kind = tuple(map(KIND, row))
+        size = sizes.get(kind, 0) + row[0].numel()
+        if size > limit and kind in waiting:
+            yield tuple(map(list, zip(*waiting.pop(kind), strict=True)))
+            size = row[0].numel()
+        waiting.setdefault(kind, []).append(row)
+        sizes[kind] = size
+    yield from (tuple(map(list, zip(*found, strict=True))) for found in waiting.values())
 
 
 def slices(row: Row) -> Iterable[Row]:

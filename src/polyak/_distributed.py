@@ -31,7 +31,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return the piece of a tensor that this process holds."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if type(tensor) not in PLAIN and is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def full(tensor: Tensor) -> Tensor:

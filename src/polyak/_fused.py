@@ -11,11 +11,12 @@ where s₋ is the scale of the step before. The group carries s as `momentum_sca
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from ._chunks import Row, Vector, blocks, flat
+from ._chunks import Vector, blocks, flat
 from ._line import Block
 from ._vector import scale_, squares
 
@@ -23,14 +24,14 @@ TYPES = frozenset({torch.float32, torch.float64})
 STRETCH = 1e8  # how far γ may be from s₋, as a factor; beyond that, 1 − (1 − γ/s) would lose digits
 
 
-def move(block: Block, rows: list[Vector], gamma: float, measure: bool) -> tuple[list[Tensor], list[Vector]]:
+def move(
+    block: Block, rows: list[Vector], gamma: float, measure: bool
+) -> tuple[list[Tensor], list[Vector]]:
     """Move what the kernel can move; return numbers whose sum is its new ‖x‖² (if asked to measure), and the rest."""
-    views = _flat_rows(rows)
-    factors = None if views is None else _factors(block, gamma)
-    if views is None or factors is None:
+    if not _are_alike(rows) or (factors := _factors(block, gamma)) is None:
         return [], rows
     found: list[Tensor] = []
-    for x, u, v in blocks(views):
+    for x, u, v in blocks(*rows):
         _sgd(x, u, v, gamma, *factors)
         found += squares(x, x[0].dtype) if measure else []
     return found, [[], [], []]
@@ -56,13 +57,11 @@ def _factors(block: Block, gamma: float) -> tuple[float, float] | None:
     return mu * before / scale, gamma / scale
 
 
-def _flat_rows(rows: list[Vector]) -> list[Row] | None:
-    """Return flat views of all tensors; None unless they are of one type and lie in memory alike."""
-    if {tensor.dtype for column in rows for tensor in column} - TYPES:
-        return None
-    views = [flat(row) for row in zip(*rows, strict=True)]
-    alike = all(view is not None and len({tensor.dtype for tensor in view}) == 1 for view in views)
-    return views if alike else None  # type: ignore[return-value]
+def _are_alike(rows: list[Vector]) -> bool:
+    """Return whether all tensors are of one type that the kernel knows, and those of a row lie in memory alike."""
+    if len(types := {tensor.dtype for tensor in chain(*rows)}) != 1 or not types <= TYPES:
+        return False
+    return all(map(Tensor.is_contiguous, chain(*rows))) or None not in map(flat, zip(*rows, strict=True))
 
 
 def _sgd(x: Vector, u: Vector, v: Vector, gamma: float, momentum: float, fresh: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._distributed import send
+from ._vector import cast
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -85,8 +85,8 @@ def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
     """Return a number as a new detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
     if isinstance(number, Tensor):
         check_single(number, name)
-        number = number.detach().reshape(())
-        return send(number.clone(), like).to(like.dtype)
+        number = number.detach()
+        return cast((number if number.dim() == 0 else number.reshape(())).clone(), like)
     if isinstance(number, Real):
         number = float(number)
         return torch.full_like(like, number if abs(number) <= torch.finfo(like.dtype).max else number * math.inf)

@@ -192,29 +192,29 @@ class PolyakOptimizer(Optimizer):
     ) -> bool:
         """Move a group; return False if it is known to stay where it is."""
         gamma, sane = self._decide(line.of(block.group, lower_bound), block)
-        here = read_on_cpu(sane)
-        if here is False:
+        if sane is False:
             return False
-        step, skip = (gamma, ~sane) if here is None else (read_on_cpu(gamma), None)
-        squares += move(block, u, step, skip, measure)
+        skip = ~sane if isinstance(sane, Tensor) else None
+        squares += move(block, u, gamma, skip, measure)
         return True
 
-    def _decide(self, line: Line, block: Block) -> tuple[Tensor, Tensor]:
-        """Return γ and whether it is sane to step so far; the group's memory follows only a step that moves."""
+    def _decide(self, line: Line, block: Block) -> tuple[Tensor | float, Tensor | bool]:
+        """Return γ, and whether it is sane to step so far; the group's memory follows only a step that moves."""
         group = block.group
         memory = {name: group[name] for name in self.memory(group)}
         ratio, cap = self.step_size(line, group)
         cap = usable_cap(cap, ratio)
         gamma = torch.where(line.slope > 0, ratio.clamp(max=cap), 0.0)
-        sane = fits(gamma, line, block)
-        if not read_on_cpu(sane):
-            gamma = torch.where(sane, gamma, 0.0)
-            group["skipped_steps"].add_(~sane)
+        known = None if reads_nothing(gamma.device) else (gamma.item(), line.value.item(), line.slope.item())
+        sane = fits(*(known or (gamma, line.value, line.slope)), block)
+        if sane is not True:
+            gamma = torch.where(torch.as_tensor(sane), gamma, 0.0)
+            group["skipped_steps"].add_(torch.as_tensor(not sane) if known else ~sane)
         for name, before in memory.items():
             group[name] = before.copy_(torch.where(gamma > 0, group[name], before))
         group["step_size"] = gamma
         self._last.append((line, ratio, cap, gamma, sane))
-        return gamma, sane
+        return (known[0] if known and sane else gamma), sane
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""

@@ -8,13 +8,15 @@ Scalars that come from the loss are 0-dim tensors on the device and are never re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
-from ._chunks import Vector, chunks, is_interpreting, is_small, on_triton, slices
-from ._distributed import by_layout, full, local, piece_of, send, total
+from ._chunks import Vector, chunks, on_triton, reads_nothing, slices
+from ._distributed import by_layout, full, is_sharded, local, piece_of, send, total
 
 Scalar = Tensor | float
 
@@ -27,10 +29,12 @@ def real(tensor: Tensor) -> Tensor:
 
 def scalar_dtype(x: Sequence[Tensor]) -> torch.dtype:
     """Return the type in which sums over the vector are kept: float32, or wider if a tensor is wider."""
-    dtype = torch.float32
-    for tensor_dtype in {tensor.dtype for tensor in x}:
-        dtype = torch.promote_types(dtype, tensor_dtype.to_real())
-    return dtype
+    return _widest(frozenset([tensor.dtype for tensor in x]))
+
+
+@cache
+def _widest(dtypes: frozenset[torch.dtype]) -> torch.dtype:
+    return reduce(torch.promote_types, [dtype.to_real() for dtype in dtypes], torch.float32)
 
 
 def sum_squares(
@@ -51,20 +55,26 @@ def sum_squares(
 
 def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
     """Return numbers whose sum is ‖x‖², for one chunk."""
-    on_cpu = x[0].device.type == "cpu" and not torch.compiler.is_compiling()
-    if len(x) > 1 or (on_cpu and is_small(x[0])):
-        return torch._foreach_powsum(x, 2, dtype=dtype)
-    if not on_cpu:
-        return [torch.linalg.vector_norm(x[0], dtype=dtype).square()]
-    # torch's norm of 40 million float32 numbers is wrong by 0.5 % on the CPU; sums over slices are right, and faster.
+    if x[0].device.type != "cpu" or torch.compiler.is_compiling():
+        many = torch._foreach_powsum(x, 2, dtype=dtype) if len(x) > 1 else None
+        return many or [torch.linalg.vector_norm(x[0], dtype=dtype).square()]
+    if len(x) > 1:
+        return [_square(_flatten_dense_tensors(x), dtype)]
+    # torch's norm of 40 million float32 numbers can be wrong by 4 % on the CPU; sums over slices are right, and faster.
     return [_square(piece, dtype) for (piece,) in slices((x[0],))]
 
 
 def add_up(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the sum of scalars on the device and in the type of another."""
     if len(parts) == 1:
-        return send(parts[0], like).to(like.dtype)
-    return torch.stack([send(part, like).to(like.dtype) for part in parts]).sum()
+        return cast(parts[0], like)
+    return torch.stack([cast(part, like) for part in parts]).sum()
+
+
+def cast(scalar: Tensor, like: Tensor) -> Tensor:
+    """Return a scalar on the device and in the type of another."""
+    scalar = send(scalar, like)
+    return scalar if scalar.dtype == like.dtype else scalar.to(like.dtype)
 
 
 def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
@@ -152,9 +162,7 @@ def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:
 
 def read_on_cpu(scalar: Tensor) -> Any:
     """Read a scalar on the CPU, which costs nothing; return None on other devices, so that the host never waits."""
-    if scalar.device.type != "cpu" or torch.compiler.is_compiling() or is_interpreting():
-        return None
-    return scalar.item()
+    return None if reads_nothing(scalar.device) else scalar.item()
 
 
 def launch() -> Any:
@@ -167,6 +175,8 @@ def launch() -> Any:
 
 
 def _over_processes(here: Callable[[list[Any]], Tensor], owners: Sequence[Tensor], rows: Iterable[Any]) -> Tensor:
+    if not any(map(is_sharded, owners)):
+        return here(list(rows))
     parts = [total(here(some), layout) for layout, some in by_layout(owners, rows).items()]
     return parts[0] if len(parts) == 1 else add_up(parts, parts[0])
 

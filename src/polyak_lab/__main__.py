@@ -5,7 +5,6 @@ Nothing here imports torch before a verb needs it, so that `polyak --help` answe
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     # Threads that wait should sleep: spinning, the default, made a small model 6 times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(_run(argv))
+    launched.leave(_run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -242,6 +241,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt as stop:
         arguments.say(errors, "polyak: stopped; the same command goes on.")
         return 143 if isinstance(stop, Terminated) else 130
+    except SystemExit as stop:  # after a usage error, or --help
+        return int(stop.code or 0)
     return 0
 
 

@@ -1,8 +1,14 @@
 """What torchrun tells a process about itself, read without torch."""
 
 import os
+import signal
+import sys
+import time
+from typing import NoReturn
 
 from polyak_lab.errors import LabError
+
+PATIENCE = 2.0  # seconds; once a process has failed torchrun ends the others, and the first one is to say why
 
 
 class AloneError(LabError):
@@ -27,3 +33,15 @@ def size_here() -> int:
 def local_rank() -> int:
     """Name this process among those of its machine: the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; among several at once, as gloo's threads outlive their group and can abort a slow end."""
+    if size() == 1:
+        sys.exit(code)
+    if code and rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch.nn.utils import get_total_norm
 
-from polyak_lab import memory, processes, session
+from polyak_lab import graph, memory, processes, session, step
 from polyak_lab.batches import Batch, stream_seed
 from polyak_lab.config import Run
 from polyak_lab.metrics import Meter, Scores
-from polyak_lab.optimizers import advance
 from polyak_lab.progress import Progress
 from polyak_lab.record import RunFolder
 from polyak_lab.session import AUGMENTED_VALIDATION, Session
@@ -63,24 +62,14 @@ def steps(this: Session, epoch: int, progress: Progress) -> Meter:
     this.model.train()
     meter = Meter()
     for batch, samples in zip(this.training_batches(epoch), this.batch_sizes, strict=True):
-        step(this, batch, processes.weight(samples), meter)
+        seen = make_step(this, batch, processes.weight(samples))
+        meter.add_step(seen.observed)
+        meter.add(seen.loss, seen.correct, len(batch[1]))
         if this.schedule is not None:
             this.schedule.step()
         progress.step(epoch, meter)
     processes.send_buffers(this.model)
     return meter
-
-
-def step(this: Session, batch: Batch, weight: float, meter: Meter) -> None:
-    """Make one step on this process's share of a batch, whose weight is 1 where the shares are equal."""
-    inputs, targets = batch
-    outputs = this.outputs(inputs)
-    loss = this.loss(outputs, targets)
-    weighted = loss if weight == 1 else weight * loss
-    this.optimizer.zero_grad()
-    weighted.backward()
-    meter.add_step(advance(this.optimizer, weighted))
-    meter.add(loss, this.objective.right_answers(outputs, targets), len(targets))
 
 
 def _layers_seed(seed: int, epoch: int) -> int:

@@ -1,6 +1,6 @@
 """fused=True on CUDA, without a GPU: Triton interprets the kernels, and compiles them for two GPUs.
 
-TRITON_INTERPRET=1 lets the CPU stand for a device, of which nothing is read: γ and the mask stay tensors.
+With TRITON_INTERPRET=1 the CPU stands for a device, of which nothing is read: γ and the mask stay tensors.
 """
 
 import json
@@ -16,6 +16,7 @@ from torch import nn
 import polyak
 from catalogue import Problem, each_form, each_method
 from observe import changed, give, moved, random_like, snapshot
+from polyak import _chunks
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -27,7 +28,8 @@ SHAPES = ((), (0,), (3, 2), (8191,), (8192,), (8193,), (5, 7, 600))
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are imported
+    monkeypatch.setattr(_chunks, "INTERPRETED", True)
 
 
 def large(dtype=torch.float32, shapes=SHAPES):
@@ -140,12 +142,13 @@ def test_wide_buffers_of_narrow_parameters_and_mixed_types(interpreted):
 @without_gpu
 def test_a_buffer_in_units_of_the_cpu_kernel_is_read_as_what_it_means(monkeypatch):
     ends = []
-    for interpret in ("0", "1"):
-        monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for interpret in (False, True):
+        monkeypatch.setattr(_chunks, "INTERPRETED", False)
         optimizer = polyak.ALIG(large(shapes=SHAPES[:4]), momentum=0.9, fused=True)
         run(optimizer, steps=3)
         assert optimizer.param_groups[0]["momentum_scale"] != 1.0
-        monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        monkeypatch.setattr(_chunks, "INTERPRETED", interpret)
         ends.append(run(optimizer, steps=3))
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+OURS = re.compile(r"^polyak: |/polyak_lab/")  # torchrun itself tells of every process that failed
 POLYAK = ("--no-python", Path(sys.executable).parent / "polyak")
 
 
@@ -26,13 +28,13 @@ def start(*command: object, processes: int = 2) -> subprocess.Popen:
 
 
 def end(child: subprocess.Popen, seconds: float = 120.0) -> tuple[int, str, str]:
-    """Wait for the end; return the exit code, what was printed, and what our own processes said about errors."""
+    """Wait for the end; return the exit code, what was printed, and our own error messages, tracebacks included."""
     try:
         printed, errors = child.communicate(timeout=seconds)
     finally:
         kill(child)
     sys.stderr.write(errors)  # pytest shows it where a test fails
-    return child.returncode, printed, "".join(line for line in errors.splitlines(True) if line.startswith("polyak: "))
+    return child.returncode, printed, "".join(filter(OURS.search, errors.splitlines(True)))
 
 
 def kill(child: subprocess.Popen) -> None:

@@ -1,0 +1,33 @@
+"""One training step: forward, backward, and the optimizer's move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from polyak_lab.optimizers import Observed, advance
+
+if TYPE_CHECKING:
+    from polyak_lab.batches import Batch
+    from polyak_lab.session import Session
+
+
+class Step(NamedTuple):
+    """What a step saw and did, still on the device."""
+
+    loss: Tensor
+    correct: Tensor | None
+    observed: Observed
+
+
+def make(this: Session, batch: Batch, weight: float) -> Step:
+    """Make one step on this process's share of a batch, whose weight is 1 where the shares are equal."""
+    inputs, targets = batch
+    outputs = this.outputs(inputs)
+    loss = this.loss(outputs, targets)
+    weighted = loss if weight == 1 else weight * loss
+    this.optimizer.zero_grad()
+    weighted.backward()
+    observed = advance(this.optimizer, weighted)
+    return Step(loss.detach(), this.objective.right_answers(outputs, targets), observed)
