@@ -8,7 +8,6 @@ of large tensors, and small tensors of a kind together.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -22,8 +21,9 @@ Row = tuple[Tensor, ...]
 
 MULTI_TENSOR_DEVICES = frozenset({"cuda", "xpu"})
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the CPU then stands for a device
-PIECE = 1 << 19  # numbers per tensor; three float32 vectors of this length are 6 MiB
-SMALL = PIECE // 4  # tensors of fewer numbers share a piece
+PIECE = 1 << 19  # numbers of a piece: three float32 vectors of this length are 6 MiB
+SMALL = 1 << 15  # tensors of fewer numbers share a piece
+SHARED = 1 << 17  # numbers of a piece that is shared
 KIND = attrgetter("device", "dtype")
 
 
@@ -46,7 +46,7 @@ def chunks(x: Vector, *others: Vector, foreach: bool | None) -> Iterator[tuple[V
     if foreach is None and device == "cpu" and not torch.compiler.is_compiling():
         yield from blocks(x, *others)
     elif foreach or (foreach is None and device in MULTI_TENSOR_DEVICES):
-        yield from _kinds(zip(x, *others, strict=True), math.inf)
+        yield from _kinds(zip(x, *others, strict=True))
     else:
         yield from (tuple([tensor] for tensor in row) for row in zip(x, *others, strict=True))
 
@@ -54,42 +54,52 @@ def chunks(x: Vector, *others: Vector, foreach: bool | None) -> Iterator[tuple[V
 def blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
     """Cut vectors into pieces that a cache holds."""
     sizes = [*map(Tensor.numel, vectors[0])]
-    if sum(sizes) <= PIECE and len({*map(KIND, chain(*vectors))}) == 1:  # small models: no time for the rest
-        yield vectors
-        return
-    rows = [*zip(*vectors, strict=True)]
-    for row, size in zip(rows, sizes, strict=True):
+    if len({*map(KIND, chain(*vectors))}) > 1:
+        for kind in _kinds(zip(*vectors, strict=True)):
+            yield from _blocks_of_a_kind(kind, [*map(Tensor.numel, kind[0])])
+    elif sum(sizes) <= SHARED:
+        yield from [vectors] if sizes else []
+    else:
+        yield from _blocks_of_a_kind(vectors, sizes)
+
+
+def _blocks_of_a_kind(vectors: tuple[Vector, ...], sizes: list[int]) -> Iterator[tuple[Vector, ...]]:
+    together: list[Row] = []
+    held = 0
+    for row, size in zip(zip(*vectors, strict=True), sizes, strict=True):
         if size >= SMALL:
-            yield from (tuple([piece] for piece in pieces) for pieces in slices(row))
-    yield from _kinds((row for row, size in zip(rows, sizes, strict=True) if size < SMALL), PIECE)
+            for pieces in slices(row):
+                yield tuple([[piece] for piece in pieces])
+            continue
+        if held + size > SHARED:
+            yield tuple(map(list, zip(*together, strict=True)))
+            together, held = [], 0
+        together.append(row)
+        held += size
+    if together:
+        yield tuple(map(list, zip(*together, strict=True)))
 
 
-def _kinds(rows: Iterable[Row], limit: float) -> Iterator[tuple[Vector, ...]]:
-    """Collect the rows of a kind (device and types), at most so many numbers at a time."""
-    waiting: dict[object, list[Row]] = {}
-    sizes: dict[object, int] = {}
+def _kinds(rows: Iterable[Row]) -> Iterator[tuple[Vector, ...]]:
+    """Collect the rows of a kind: of one device and the same types."""
+    kinds: dict[object, list[Row]] = {}
     for row in rows:
-        kind = tuple(map(KIND, row))
-        size = sizes.get(kind, 0) + row[0].numel()
-        if size > limit and kind in waiting:
-            yield tuple(map(list, zip(*waiting.pop(kind), strict=True)))
-            size = row[0].numel()
-        waiting.setdefault(kind, []).append(row)
-        sizes[kind] = size
-    yield from (tuple(map(list, zip(*found, strict=True))) for found in waiting.values())
+        kinds.setdefault(tuple(map(KIND, row)), []).append(row)
+    yield from (tuple(map(list, zip(*found, strict=True))) for found in kinds.values())
 
 
 def slices(row: Row) -> Iterable[Row]:
     """Cut tensors of one layout into slices of a size that a cache holds; other tensors stay whole."""
     if (views := flat(row)) is None:
         return [row]
-    return [views] if views[0].numel() <= PIECE else zip(*(torch.split(view, PIECE) for view in views), strict=True)
+    count = -(-views[0].numel() // PIECE)
+    return [views] if count <= 1 else zip(*[view.chunk(count) for view in views], strict=True)
 
 
 def flat(row: Row) -> Row | None:
     """Return one-dimensional views of tensors whose numbers lie in memory in the same order, without gaps."""
-    if all(tensor.is_contiguous() for tensor in row):
-        return tuple(tensor.view(-1) for tensor in row)
+    if all(map(Tensor.is_contiguous, row)):
+        return tuple([tensor.view(-1) for tensor in row])
     strides = row[0].stride()
     order = sorted(range(row[0].dim()), key=strides.__getitem__, reverse=True)
     if any(tensor.stride() != strides for tensor in row) or not row[0].permute(order).is_contiguous():

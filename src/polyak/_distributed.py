@@ -31,7 +31,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return the piece of a tensor that this process holds."""
-    return tensor.to_local() if type(tensor) not in PLAIN and is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def full(tensor: Tensor) -> Tensor:
 
 def aligned(grad: Tensor, p: Tensor) -> Tensor:
     """Return the gradient in the layout of its parameter; tensor parallel may leave it as partial sums."""
-    if is_sharded(grad) and grad.placements != p.placements:  # type: ignore[attr-defined]
+    if type(grad) not in PLAIN and is_sharded(grad) and grad.placements != p.placements:  # type: ignore[attr-defined]
         return grad.redistribute(placements=p.placements)  # type: ignore[attr-defined, no-any-return]
     return grad
 

@@ -16,25 +16,21 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ._chunks import Vector, blocks, flat
+from ._chunks import Vector, flat
 from ._line import Block
-from ._vector import scale_, squares
+from ._vector import scale_
 
 TYPES = frozenset({torch.float32, torch.float64})
 STRETCH = 1e8  # how far γ may be from s₋, as a factor; beyond that, 1 − (1 − γ/s) would lose digits
 
 
-def move(
-    block: Block, rows: list[Vector], gamma: float, measure: bool
-) -> tuple[list[Tensor], list[Vector]]:
-    """Move what the kernel can move; return numbers whose sum is its new ‖x‖² (if asked to measure), and the rest."""
+def move(block: Block, rows: list[Vector], gamma: float) -> bool:
+    """Move the parameters if the kernel can; return whether it could."""
     if not _are_alike(rows) or (factors := _factors(block, gamma)) is None:
-        return [], rows
-    found: list[Tensor] = []
-    for x, u, v in blocks(*rows):
-        _sgd(x, u, v, gamma, *factors)
-        found += squares(x, x[0].dtype) if measure else []
-    return found, [[], [], []]
+        return False
+    x, u, v = rows
+    _sgd(x, u, v, gamma, *factors)
+    return True
 
 
 def restore_units(block: Block) -> None:

@@ -15,6 +15,7 @@ from ._options import check_dense
 from ._vector import real, scalar_dtype
 
 Group = dict[str, Any]
+ZERO = 0.0  # the usual bound, which needs no subtraction
 
 
 class Line(NamedTuple):
@@ -22,17 +23,18 @@ class Line(NamedTuple):
 
     value: Tensor
     slope: Tensor
-    lower_bound: Tensor | float = 0.0
+    lower_bound: Tensor | float = ZERO
 
     @property
     def gap(self) -> Tensor:
         """(value − lower_bound)₊, how far the loss can still fall."""
-        return (self.value - self.lower_bound).clamp(min=0.0)
+        above = self.value if self.lower_bound is ZERO else self.value - self.lower_bound
+        return above.clamp(min=0.0)
 
     def of(self, group: Group, lower_bound: Tensor | None) -> Line:
         """Return the line as one group sees it: on its device, above the call's bound or else the group's own."""
         scalar = group["step_size"]
-        bound = group["lower_bound"] if lower_bound is None else send(lower_bound, scalar)
+        bound = (group["lower_bound"] or ZERO) if lower_bound is None else send(lower_bound, scalar)
         return Line(send(self.value, scalar), send(self.slope, scalar), bound)
 
 
@@ -52,18 +54,18 @@ class Block(NamedTuple):
     @classmethod
     def of(cls, group: Group, state: Mapping[Tensor, dict[str, Tensor]]) -> Block:
         """Collect what a step of the group reads and moves."""
-        block = cls(group, [], [], [], [], [])
-        for p in group["params"]:
-            if p.grad is None:
-                block.idle.extend(state[p].values() if p in state else ())
-                continue
-            check_dense(p.grad)
-            block.params.append(p)
-            block.x.append(real(p))
-            block.g.append(real(aligned(p.grad, p)))
-            if group["momentum"]:
-                block.v.append(real(state[p]["momentum_buffer"]))
-        return block
+        moving = [p for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in moving]
+        for grad in grads:
+            check_dense(grad)
+        return cls(
+            group,
+            moving,
+            [*map(real, moving)],
+            [real(aligned(grad, p)) for grad, p in zip(grads, moving, strict=True)],
+            [real(state[p]["momentum_buffer"]) for p in moving] if group["momentum"] else [],
+            [v for p in group["params"] if p.grad is None and p in state for v in state[p].values()],
+        )
 
 
 def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _fused
 from ._chunks import Vector, chunks, on_triton
 from ._line import Block, Group
-from ._vector import Scalar, axpy_, launch, scalar_dtype, scale_, squares
+from ._vector import Scalar, axpy_, launch, scale_, sum_squares
 
 Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None], None]
 
@@ -41,22 +41,18 @@ def adjusted_nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, ski
 FORMS: dict[str, Move] = {"plain": plain, "nesterov": nesterov, "adjusted": adjusted_nesterov}
 
 
-def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measure: bool) -> list[Tensor]:
-    """Move the parameters of a group along −γu; if asked to measure, return numbers whose sum is the new ‖x‖²."""
-    group, form = block.group, _form(block.group)
+def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None) -> list[Tensor]:
+    """Move the parameters of a group along −γu; return numbers whose sum is the new ‖x‖², if they came by the way."""
+    group, rows = block.group, [block.x, u, block.v or block.x]
+    if group.get("fused") and isinstance(gamma, float) and _fused.move(block, rows, gamma):
+        return []
+    _fused.restore_units(block)
     found: list[Tensor] = []
-    rows = [block.x, u, block.v or block.x]
-    if group.get("fused") and isinstance(gamma, float):
-        found, rows = _fused.move(block, rows, gamma, measure)
-    elif group.get("fused") and skip is not None and on_triton(block.x):
-        _fused.restore_units(block)
-        found, rows = launch().move(form, rows, gamma, skip, group["momentum"])
-    if rows[0]:
-        _fused.restore_units(block)
-    for x_chunk, u_chunk, v_chunk in chunks(*rows, foreach=group["foreach"]):
-        FORMS[form](x_chunk, u_chunk, v_chunk, -gamma, group["momentum"], skip)
-        found += squares(x_chunk, scalar_dtype(block.x)) if measure else []
-    return found
+    if group.get("fused") and isinstance(gamma, Tensor) and skip is not None and on_triton(block.x):
+        found, rows = launch().move(_form(group), rows, gamma, skip, group["momentum"])
+    for x, u_chunk, v in chunks(*rows, foreach=group["foreach"]):
+        FORMS[_form(group)](x, u_chunk, v, -gamma, group["momentum"], skip)
+    return [*found, sum_squares(rows[0])] if found and rows[0] else found
 
 
 def _form(group: Group) -> str:

@@ -16,9 +16,9 @@ from ._line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, re
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
-from ._projection import measurable, project
-from ._safety import fits, usable_cap
-from ._vector import add_up, read_on_cpu, sum_squares
+from ._projection import norm_parts, project
+from ._safety import bounded, fits, usable_cap
+from ._vector import add_up, sum_squares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -69,7 +69,7 @@ class PolyakOptimizer(Optimizer):
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
         self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
-        self._last: list[tuple[Line, Tensor, Tensor | float, Tensor, Tensor]] = []
+        self._last: list[tuple[Line, Tensor, Tensor | float, Tensor, Tensor | bool]] = []
 
     # What a method defines
 
@@ -135,13 +135,10 @@ class PolyakOptimizer(Optimizer):
         if grad_sq_norm is not None:
             line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
         self._last.clear()  # in place: torch.compile of 2.11 cannot set an attribute here
-        measure = measurable(blocks, self._group_constraints, self._constraint)
-        squares: list[Tensor] = []
-        moved = [
-            self._move(line, *pair, lower_bound, measure, squares) for pair in zip(blocks, directions, strict=True)
-        ]
-        if any(moved):
-            self._project(squares if all(moved) else [])
+        pairs = zip(blocks, directions, strict=True)
+        moved = [self._move(line.of(block.group, lower_bound), block, u) for block, u in pairs]
+        if any(squares is not None for squares in moved):
+            self._project(blocks, moved)
         return value
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
@@ -179,6 +176,7 @@ class PolyakOptimizer(Optimizer):
         if not self._last:
             raise RuntimeError("last_step() has nothing to tell before the first step(loss=loss).")
         line, ratio, cap, gamma, sane = self._last[group]
+        sane = torch.as_tensor(sane, device=gamma.device)
         skipped_steps = self.param_groups[group]["skipped_steps"].clone()
         return LastStep(line.value, line.slope, ratio, gamma, (ratio > cap) & sane, ~sane, skipped_steps)
 
@@ -187,26 +185,20 @@ class PolyakOptimizer(Optimizer):
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _move(
-        self, line: Line, block: Block, u: Vector, lower_bound: Tensor | None, measure: bool, squares: list[Tensor]
-    ) -> bool:
-        """Move a group; return False if it is known to stay where it is."""
-        gamma, sane = self._decide(line.of(block.group, lower_bound), block)
+    def _move(self, line: Line, block: Block, u: Vector) -> list[Tensor] | None:
+        """Move a group; return what the move measured of the new ‖x‖², or None if the group is known to stay."""
+        gamma, sane = self._decide(line, block)
         if sane is False:
-            return False
-        skip = ~sane if isinstance(sane, Tensor) else None
-        squares += move(block, u, gamma, skip, measure)
-        return True
+            return None
+        return move(block, u, gamma, ~sane if isinstance(sane, Tensor) else None)
 
     def _decide(self, line: Line, block: Block) -> tuple[Tensor | float, Tensor | bool]:
         """Return γ, and whether it is sane to step so far; the group's memory follows only a step that moves."""
         group = block.group
         memory = {name: group[name] for name in self.memory(group)}
         ratio, cap = self.step_size(line, group)
-        cap = usable_cap(cap, ratio)
-        gamma = torch.where(line.slope > 0, ratio.clamp(max=cap), 0.0)
-        known = None if reads_nothing(gamma.device) else (gamma.item(), line.value.item(), line.slope.item())
-        sane = fits(*(known or (gamma, line.value, line.slope)), block)
+        gamma, known = bounded(ratio, cap := usable_cap(cap, ratio), line)
+        sane = fits(known or (gamma, line.value, line.slope), block)
         if sane is not True:
             gamma = torch.where(torch.as_tensor(sane), gamma, 0.0)
             group["skipped_steps"].add_(torch.as_tensor(not sane) if known else ~sane)
@@ -214,7 +206,7 @@ class PolyakOptimizer(Optimizer):
             group[name] = before.copy_(torch.where(gamma > 0, group[name], before))
         group["step_size"] = gamma
         self._last.append((line, ratio, cap, gamma, sane))
-        return (known[0] if known and sane else gamma), sane
+        return (known[0] if known else gamma), sane
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""
@@ -227,13 +219,14 @@ class PolyakOptimizer(Optimizer):
 
     def _init_group(self, group: Group) -> None:
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
-        for p in group["params"]:
-            if group["momentum"] and p.grad is not None and "momentum_buffer" not in self.state[p]:
+        for p in group["params"] if group["momentum"] else ():
+            if p.grad is not None and "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
-    @torch.no_grad()
-    def _project(self, squares: Sequence[Tensor] = ()) -> None:
-        project(self.param_groups, self._group_constraints, self._constraint, squares)
+    def _project(self, blocks: Sequence[Block] = (), moved: Sequence[list[Tensor] | None] = ()) -> None:
+        if any(self._group_constraints):
+            squares = norm_parts(blocks, moved, self._group_constraints, self._constraint)
+            project(self.param_groups, self._group_constraints, self._constraint, squares)
 
     # Groups and state
 

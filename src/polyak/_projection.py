@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ._chunks import Vector
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .constraints import Constraint
 
 
+@torch.no_grad()
 def project(
     groups: Sequence[Group],
     constraints: Sequence[Constraint | None],
@@ -38,9 +40,16 @@ def project(
         shared.project_(together)
 
 
-def measurable(blocks: Sequence[Block], constraints: Sequence[Constraint | None], shared: Constraint | None) -> bool:
-    """Return whether the moves pass by all numbers of the one ball: then its norm costs no reading of its own."""
-    if not isinstance(shared, L2Ball) or any(constraint is not shared for constraint in constraints):
-        return False
+def norm_parts(
+    blocks: Sequence[Block],
+    moved: Sequence[list[Tensor] | None],
+    constraints: Sequence[Constraint | None],
+    shared: Constraint | None,
+) -> list[Tensor]:
+    """Return numbers whose sum is the ‖x‖² of the one ball, if the moves have measured all of it; else none."""
+    if not all(moved) or not isinstance(shared, L2Ball) or any(other is not shared for other in constraints):
+        return []
     bound = [p for block in blocks for p in block.group["params"] if p.requires_grad]
-    return sum(len(block.params) for block in blocks) == len(bound) and not any(map(is_sharded, bound))
+    if sum(len(block.params) for block in blocks) != len(bound) or any(map(is_sharded, bound)):
+        return []
+    return [part for parts in moved for part in parts or ()]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ._distributed import send
-from ._line import Block
-from ._vector import Scalar, cast, sum_squares
+from ._line import Block, Line
+from ._vector import cast, read_on_cpu, sum_squares
 
 
 def usable_cap(cap: Tensor | float, ratio: Tensor) -> Tensor | float:
@@ -19,9 +19,18 @@ def usable_cap(cap: Tensor | float, ratio: Tensor) -> Tensor | float:
     return send(cap, ratio).to(ratio.dtype).clamp(min=0.0) if isinstance(cap, Tensor) else cap
 
 
-def fits(gamma: Scalar, value: Scalar, slope: Scalar, block: Block) -> Any:
+def bounded(ratio: Tensor, cap: Tensor | float, line: Line) -> tuple[Tensor, tuple[float, float, float] | None]:
+    """Return γ = min(ratio, cap), 0 for a zero slope; and γ, value and slope as numbers where they may be read."""
+    gamma, slope = ratio.clamp(max=cap), read_on_cpu(line.slope)
+    if slope is None or not slope > 0:
+        gamma = torch.where(line.slope > 0, gamma, 0.0)
+    return gamma, None if slope is None else (gamma.item(), line.value.item(), slope)
+
+
+def fits(numbers: tuple[Any, Any, Any], block: Block) -> Any:
     """Return whether the loss is finite and the parameters' type holds the step's squared length; false for NaN too."""
-    largest, group = _largest(frozenset([tensor.dtype for tensor in block.x])), block.group
+    (gamma, value, slope), group = numbers, block.group
+    largest = _largest(frozenset([tensor.dtype for tensor in block.x]))
     if not (block.v and group.get("adjusted_momentum")):
         return gamma * (gamma * slope) + (value - value) <= largest
     # This buffer holds gradients, not steps: it may not overflow, nor be too long for the γ of today.

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from ._chunks import Vector, chunks, on_triton, reads_nothing, slices
-from ._distributed import by_layout, full, is_sharded, local, piece_of, send, total
+from ._chunks import PIECE, Vector, chunks, on_triton, reads_nothing, slices
+from ._distributed import PLAIN, by_layout, full, is_sharded, local, piece_of, send, total
 
 Scalar = Tensor | float
 
 
 def real(tensor: Tensor) -> Tensor:
     """Return the tensor itself, its local piece if it is sharded, or a real view if it is complex."""
-    tensor = local(tensor)
+    if type(tensor) not in PLAIN:
+        tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -59,9 +60,9 @@ def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
         many = torch._foreach_powsum(x, 2, dtype=dtype) if len(x) > 1 else None
         return many or [torch.linalg.vector_norm(x[0], dtype=dtype).square()]
     if len(x) > 1:
-        return [_square(_flatten_dense_tensors(x), dtype)]
+        return [_square(_flatten_dense_tensors(x), dtype)]  # type: ignore[no-untyped-call]
     # torch's norm of 40 million float32 numbers can be wrong by 4 % on the CPU; sums over slices are right, and faster.
-    return [_square(piece, dtype) for (piece,) in slices((x[0],))]
+    return [_square(piece, dtype) for (piece,) in ([x] if x[0].numel() <= PIECE else slices((x[0],)))]
 
 
 def add_up(parts: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
 def rescale_(x: Vector, a: Tensor, *, fused: bool | None = None) -> None:
     """x ← a·x, for a whole vector."""
     rest = launch().scale_(x, a) if fused and on_triton(x) else x
-    for (chunk,) in chunks(rest, foreach=None):
+    for (chunk,) in chunks(rest, foreach=True):
         scale_(chunk, a)
 
 
@@ -182,7 +183,8 @@ def _over_processes(here: Callable[[list[Any]], Tensor], owners: Sequence[Tensor
 
 
 def _square(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.dtype == dtype and x.dim() == 1:
+    if x.dtype == dtype and x.is_contiguous():
+        x = x if x.dim() == 1 else x.view(-1)
         return torch.dot(x, x)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=dtype)
     return norm.square()

@@ -64,6 +64,8 @@ class Train:
     """Keep the channels of images innermost: faster convolutions."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    cuda_graph: bool = False
+    """Replay the whole step as one CUDA graph: faster where Python is what a small network waits for."""
     out: Path | None = None
     """The folder of the run. Default: a name made of the run's content, below runs/."""
 
@@ -236,14 +238,20 @@ def _run(argv: Sequence[str] | None) -> int:
         verb.execute(Console() if speaks else Console(quiet=True, force_terminal=False))
     except LabError as error:
         errors.quiet &= not isinstance(error, launched.AloneError)
-        arguments.say(errors, f"polyak: {error}")
+        _say_last(errors, f"polyak: {error}")
         return 1
     except KeyboardInterrupt as stop:
-        arguments.say(errors, "polyak: stopped; the same command goes on.")
+        _say_last(errors, "polyak: stopped; the same command goes on.")
         return 143 if isinstance(stop, Terminated) else 130
     except SystemExit as stop:  # after a usage error, or --help
         return int(stop.code or 0)
     return 0
+
+
+def _say_last(errors: Console, text: str) -> None:
+    """Say why this process ends; a signal has nothing left to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    arguments.say(errors, text)
 
 
 def _check_alone(verb: Any) -> None:

@@ -36,6 +36,7 @@ class TrainArguments(Protocol):
     precision: str
     channels_last: bool
     compile: bool
+    cuda_graph: bool
 
 
 def as_run(flags: TrainArguments) -> config.Run:
@@ -57,6 +58,7 @@ def as_run(flags: TrainArguments) -> config.Run:
             precision=flags.precision,
             channels_last=flags.channels_last,
             compile=flags.compile,
+            cuda_graph=flags.cuda_graph,
         ),
         config.Schedule(flags.schedule, flags.milestones, flags.factor),
     )

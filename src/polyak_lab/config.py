@@ -70,8 +70,8 @@ class Schedule:
 class Training:
     """How long, in which batches, from which seeds, on what, and how the score is taken.
 
-    The last three change the speed and, within rounding, nothing else: autocast to bfloat16, images with their channels
-    innermost, and `torch.compile`.
+    The last four change the speed and, within rounding, nothing else: autocast to bfloat16, images with their channels
+    innermost, `torch.compile`, and the whole step as one CUDA graph.
     """
 
     epochs: int
@@ -85,6 +85,7 @@ class Training:
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "training", ("epochs", "batch_size", "max_batches", "threads"))
@@ -180,8 +181,11 @@ _MAKES = {float: float, tuple: tuple}
 
 
 def as_json(run: Run) -> dict[str, Any]:
-    """Turn a run into what config.json holds."""
-    return plain(asdict(run))
+    """Turn a run into what config.json holds; a key that came later stands there if it is used."""
+    table = asdict(run)
+    if not run.training.cuda_graph:
+        del table["training"]["cuda_graph"]
+    return plain(table)
 
 
 def plain(value: Any) -> Any:

@@ -1,24 +1,28 @@
 """The whole training step as one CUDA graph: recorded once, then replayed without waiting for Python.
 
-A method that reads the loss never waits for the device, so that forward, backward, step size, move and projection are one
-graph. The first steps of a run warm it up, and a smaller last batch is made as it comes: a run with the graph makes the
-steps of one without.
+A method that reads the loss never waits for the device, so that forward, backward, step size, move and projection are
+one graph. The first steps of a run warm it up, and a smaller last batch is made as it comes: a run with the graph makes
+the steps of one without.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 import polyak
 from polyak_lab import processes, step
-from polyak_lab.batches import Batch
-from polyak_lab.config import Run
 from polyak_lab.errors import LabError
 from polyak_lab.optimizers import OPTIMIZERS, Observed
-from polyak_lab.session import Session
 from polyak_lab.step import Step
+
+if TYPE_CHECKING:
+    from polyak_lab.batches import Batch
+    from polyak_lab.config import Run
+    from polyak_lab.session import Session
 
 T = TypeVar("T")
 
@@ -43,6 +47,12 @@ def check(run: Run) -> None:
     for reason, holds in refusals.items():
         if holds:
             raise LabError(f"training.cuda_graph does not go here: {reason}.")
+
+
+def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let a schedule write lr where a replayed step reads it."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
 
 
 class Recorder:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from polyak_lab import data, models, optimizers, processes
+from polyak_lab import data, graph, models, optimizers, processes
 from polyak_lab.config import Run, Training, check_known
 from polyak_lab.errors import LabError
 
@@ -16,7 +16,9 @@ def resolve(run: Run) -> Run:
     check_known(run.model.name, models.NAMES, "model")
     optimizer = optimizers.resolve(run.optimizer)
     _check_schedule(run, optimizer.options.get("lr", 0.0))
-    return replace(run, optimizer=optimizer, training=_resolve_training(run.training))
+    resolved = replace(run, optimizer=optimizer, training=_resolve_training(run.training))
+    graph.check(resolved)
+    return resolved
 
 
 def _check_schedule(run: Run, lr: float) -> None:

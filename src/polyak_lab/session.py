@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import deterministic
 
-from polyak_lab import batches, data, models, optimizers, processes
+from polyak_lab import batches, data, graph, models, optimizers, processes, step
 from polyak_lab.batches import Batch
 from polyak_lab.config import Data, Run
 from polyak_lab.data import Dataset
 from polyak_lab.data.parts import parts, through_kernel
 from polyak_lab.errors import LabError
 from polyak_lab.objectives import OBJECTIVES, Objective
+from polyak_lab.step import Step
 
 AUGMENTED_VALIDATION = "sps-augmented-validation"
 
@@ -40,6 +41,8 @@ class Session:
     """The model as it is called: itself, or compiled."""
     replica: Callable[[Tensor], Tensor]
     """The network as it is called in training: among several processes, one whose backward averages gradients."""
+
+    make_step: Callable[["Session", Batch, float], Step]
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Call the network, in bfloat16 where the run asks for it; losses are always taken in float32."""
@@ -108,10 +111,13 @@ def start(run: Run, data_set: Dataset | None = None) -> Session:
     model = processes.with_shared_statistics(_model(run, found), device.type).to(device, memory_format=layout)
     sizes = batches.sizes(len(found.train.targets), training.batch_size, training.max_batches)
     optimizer = optimizers.build(run.optimizer, model.parameters(), len(sizes))
+    if training.cuda_graph and run.schedule.name != "constant":
+        graph.keep_lr_on_device(optimizer, device)
     schedule = optimizers.build_schedule(run.schedule, optimizer, training.epochs, len(sizes))
     network: Any = torch.compile(model) if training.compile else model
     objective, replica = OBJECTIVES[found.loss], processes.replica(network)
-    return Session(run, found, model, optimizer, schedule, objective, sizes, network, replica)
+    make_step = graph.Recorder() if training.cuda_graph else step.make
+    return Session(run, found, model, optimizer, schedule, objective, sizes, network, replica, make_step)
 
 
 @functools.lru_cache(maxsize=1)

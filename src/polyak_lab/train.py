@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils import get_total_norm
 
-from polyak_lab import graph, memory, processes, session, step
+from polyak_lab import memory, processes, session
 from polyak_lab.batches import Batch, stream_seed
 from polyak_lab.config import Run
 from polyak_lab.metrics import Meter, Scores
@@ -62,7 +62,7 @@ def steps(this: Session, epoch: int, progress: Progress) -> Meter:
     this.model.train()
     meter = Meter()
     for batch, samples in zip(this.training_batches(epoch), this.batch_sizes, strict=True):
-        seen = make_step(this, batch, processes.weight(samples))
+        seen = this.make_step(this, batch, processes.weight(samples))
         meter.add_step(seen.observed)
         meter.add(seen.loss, seen.correct, len(batch[1]))
         if this.schedule is not None:

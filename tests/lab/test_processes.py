@@ -22,7 +22,7 @@ name = "ALI-G"
 optimizer = { name = "alig", lr = 0.1, momentum = 0.9, l2_ball = 20.0 }
 [[row]]
 name = "SPS"
-optimizer = { name = "sps", c = 5.0 } # with c = 0.5 this run is chaos: a second thread moves its end by 1e-2
+optimizer = { name = "sps", c = 20.0 } # with c = 5, rounding alone moves the end of one run in four by 1e-4
 [[row]]
 name = "SGD"
 optimizer = { name = "sgd", lr = 0.1, momentum = 0.9 }
@@ -34,6 +34,7 @@ optimizer = { name = "alig", lr = 0.1, momentum = 0.9, l2_ball = 20.0 }
 [[row]]
 name = "Cropped"
 data = { name = "digits", augment = true }
+model = "logistic"
 training = { eval_protocol = "sps-augmented-validation" }
 optimizer = { name = "alig", lr = 0.1, momentum = 0.9 }
 """
@@ -155,7 +156,7 @@ def test_a_process_that_runs_out_of_memory_says_so_and_stops_the_others(tmp_path
     assert code == 1
     assert said.count("batch_size = 74") == 1
     assert said.count("\n") == 2
-    assert "Another process of this run is gone" in said
+    assert said.count("the same command goes on") == 2  # torchrun may be faster to stop the first than it is to notice
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epochs"] == 2
 
 
