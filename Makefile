@@ -30,7 +30,7 @@ test-gpu: $(READY) ## what only a CUDA device can prove
 test-frameworks: $(FRAMEWORKS) ## the integrations with the real Lightning, transformers and Accelerate (installs them)
 	@$(BIN)/pytest tests/frameworks -m "frameworks and not gpu"
 
-test-sweep: $(SWEEP) ## the search over declared values with the real Optuna (installs it)
+test-sweep: $(SWEEP) ## the search, here and on a two-node Ray cluster (installs Optuna and Ray)
 	@$(BIN)/pytest -m sweep
 
 test-system: $(READY) ## checks on Debian's data sets and in a real browser (installs them: scripts/system-packages)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SPAN = tl.constexpr(8192)  # numbers per program
+SPAN = tl.constexpr(4096)  # numbers per program
 BLOCK = tl.constexpr(1024)  # numbers at a time
 
 
@@ -42,7 +42,7 @@ def _pointer(table, tensor, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 @triton.jit
 def _measure_span(x, first, size, FULL: tl.constexpr, ACC: tl.constexpr):
     total = tl.zeros((BLOCK,), ACC)
-    for start in range(0, SPAN if FULL else size - first, BLOCK):
+    for start in range(0, SPAN, BLOCK):
         here = _load(x, first + start + tl.arange(0, BLOCK), size, FULL, ACC)
         total += here * here
     return tl.sum(total, 0)
@@ -62,7 +62,7 @@ def measure(sizes, owner, begin, x_table, sums, X: tl.constexpr, ACC: tl.constex
 
 @triton.jit
 def _scale_span(x, a, first, size, FULL: tl.constexpr, X: tl.constexpr, ACC: tl.constexpr):
-    for start in range(0, SPAN if FULL else size - first, BLOCK):
+    for start in range(0, SPAN, BLOCK):
         i = first + start + tl.arange(0, BLOCK)
         _store(x, i, a * _load(x, i, size, FULL, ACC), size, FULL, X)
 
@@ -98,7 +98,7 @@ def _move_span(
 ):
     """Move one span as `_moves` says it, with a = −γ, and return its new Σx²."""
     total = tl.zeros((BLOCK,), ACC)
-    for start in range(0, SPAN if FULL else size - first, BLOCK):
+    for start in range(0, SPAN, BLOCK):
         i = first + start + tl.arange(0, BLOCK)
         x_here, u_here = _load(x, i, size, FULL, ACC), _load(u, i, size, FULL, ACC)
         moved = x_here + a * u_here
