@@ -97,7 +97,8 @@ def literal(radius: float | None) -> Callable[[str, str], Step]:
 
 def released(radius: float | None) -> Callable[[str, str], Step]:
     def make(model: str, device: str) -> Step:
-        from pytorch_optimizer import AliG, l2_projection
+        from pytorch_optimizer import AliG
+        from pytorch_optimizer.optimizer.alig import l2_projection
 
         own = parameters(model, device)
         project = None if radius is None else lambda: l2_projection(own, radius)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._chunks import Vector
-from ._distributed import aligned, send
+from ._distributed import PLAIN, aligned, send
 from ._options import check_dense
 from ._vector import real, scalar_dtype
 
 Group = dict[str, Any]
+KIND = attrgetter("__class__", "layout", "dtype")
+# Tensors that are vectors as they stand: neither sharded nor sparse nor complex.
+COMMON = frozenset(product(PLAIN, [torch.strided], [torch.float32, torch.float64, torch.bfloat16, torch.float16]))
 ZERO = 0.0  # the usual bound, which needs no subtraction
 
 
@@ -56,16 +61,14 @@ class Block(NamedTuple):
         """Collect what a step of the group reads and moves."""
         moving = [p for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in moving]
+        held = [state[p]["momentum_buffer"] for p in moving] if group["momentum"] else []
+        idle = [v for p in group["params"] if p.grad is None and p in state for v in state[p].values()]
+        if {*map(KIND, moving), *map(KIND, grads)} <= COMMON:
+            return cls(group, moving, [*moving], grads, held, idle)
         for grad in grads:
             check_dense(grad)
-        return cls(
-            group,
-            moving,
-            [*map(real, moving)],
-            [real(aligned(grad, p)) for grad, p in zip(grads, moving, strict=True)],
-            [real(state[p]["momentum_buffer"]) for p in moving] if group["momentum"] else [],
-            [v for p in group["params"] if p.grad is None and p in state for v in state[p].values()],
-        )
+        g = [real(aligned(grad, p)) for grad, p in zip(grads, moving, strict=True)]
+        return cls(group, moving, [*map(real, moving)], g, [*map(real, held)], idle)
 
 
 def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
