@@ -62,7 +62,10 @@ class Block(NamedTuple):
         moving = [p for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in moving]
         held = [state[p]["momentum_buffer"] for p in moving] if group["momentum"] else []
-        idle = [v for p in group["params"] if p.grad is None and p in state for v in state[p].values()]
+        still = (
+            [p for p in group["params"] if p.grad is None and p in state] if len(moving) < len(group["params"]) else []
+        )
+        idle = [v for p in still for v in state[p].values()]
         if {*map(KIND, moving), *map(KIND, grads)} <= COMMON:
             return cls(group, moving, [*moving], grads, held, idle)
         for grad in grads:

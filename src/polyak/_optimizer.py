@@ -137,7 +137,7 @@ class PolyakOptimizer(Optimizer):
         self._last.clear()  # in place: torch.compile of 2.11 cannot set an attribute here
         pairs = zip(blocks, directions, strict=True)
         moved = [self._move(line.of(block.group, lower_bound), block, u) for block, u in pairs]
-        if any(squares is not None for squares in moved):
+        if moved != [None] * len(moved):
             self._project(blocks, moved)
         return value
 
@@ -224,7 +224,7 @@ class PolyakOptimizer(Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
     def _project(self, blocks: Sequence[Block] = (), moved: Sequence[list[Tensor] | None] = ()) -> None:
-        if any(self._group_constraints):
+        if any(constraint is not None for constraint in self._group_constraints):
             squares = norm_parts(blocks, moved, self._group_constraints, self._constraint)
             project(self.param_groups, self._group_constraints, self._constraint, squares)
 

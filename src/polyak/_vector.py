@@ -48,7 +48,8 @@ def sum_squares(
 
     def here(part: Vector) -> Tensor:
         found, rest = launch().squares(part) if fused and on_triton(part) else ([], part)
-        found += [square for (chunk,) in chunks(rest, foreach=foreach) for square in squares(chunk, dtype)]
+        for (chunk,) in chunks(rest, foreach=None if part[0].is_cpu else foreach):
+            found += squares(chunk, dtype)
         return add_up(found, found[0]) if found else torch.zeros((), dtype=dtype, device=part[0].device)
 
     return _over_processes(here, owners or x, x)
