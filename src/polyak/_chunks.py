@@ -68,7 +68,7 @@ def _blocks_of_a_kind(vectors: tuple[Vector, ...], sizes: list[int]) -> Iterator
     held = 0
     for row, size in zip(zip(*vectors, strict=True), sizes, strict=True):
         if size >= SMALL:
-            for pieces in slices(row):
+            for pieces in slices(row) if size > PIECE else [row]:
                 yield tuple([[piece] for piece in pieces])
             continue
         if held + size > SHARED:

@@ -67,7 +67,7 @@ def _by_kind(rows: Sequence[Row]) -> tuple[list[list[Row]], list[Row]]:
 
 _uploaded: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 _spare: list[Tensor] = []
-_captured: list[tuple[Tensor, Tensor]] = []
+_captured: list[tuple[Tensor, ...]] = []
 
 
 class _Launch(NamedTuple):
@@ -85,6 +85,8 @@ class _Launch(NamedTuple):
         addresses = tuple(tensor.data_ptr() for column in zip(*rows, strict=True) for tensor in column)
         table = _upload(addresses, device).view(len(dtypes), len(rows))
         spans = _spans(tuple(row[0].numel() for row in rows), device)
+        if _is_capturing(device):
+            _captured.append(spans)  # a graph must find them there at every replay
         return cls(device, dtypes, spans, list(table.unbind()), all(address % 16 == 0 for address in addresses))
 
     @property
@@ -141,8 +143,9 @@ def _send(numbers: Tensor, device: torch.device) -> Tensor:
         return numbers.pin_memory().to(device, non_blocking=True)
     index = next(i for i, spare in enumerate(_spare) if len(spare) >= len(numbers))
     host = _spare.pop(index)[: len(numbers)].copy_(numbers)
-    _captured.append((host, host.to(device, non_blocking=True)))
-    return _captured[-1][1]
+    there = host.to(device, non_blocking=True)
+    _captured.append((host, there))
+    return there
 
 
 def _is_capturing(device: torch.device) -> bool:

@@ -100,6 +100,8 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
         a = torch.where(skip, 1.0, a)
     if isinstance(a, Tensor):
         a = send(a, x[0])
+    elif not (_is_narrow(x) or reads_nothing(x[0].device)):
+        a = torch.full((), a, dtype=x[0].dtype)  # thrice as fast as a number on the CPU
     if isinstance(a, Tensor) and _is_narrow(x):  # torch would round a to the type of x first
         for tensor in x:
             tensor.copy_(tensor.to(a.dtype) * a)
