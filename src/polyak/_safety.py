@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 from ._distributed import send
 from ._line import Block, Line
 from ._vector import cast, read_on_cpu, sum_squares
+
+LARGEST = {t: torch.finfo(t).max for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 def usable_cap(cap: Tensor | float, ratio: Tensor) -> Tensor | float:
@@ -30,7 +31,7 @@ def bounded(ratio: Tensor, cap: Tensor | float, line: Line) -> tuple[Tensor, tup
 def fits(numbers: tuple[Any, Any, Any], block: Block) -> Any:
     """Return whether the loss is finite and the parameters' type holds the step's squared length; false for NaN too."""
     (gamma, value, slope), group = numbers, block.group
-    largest = _largest(frozenset([tensor.dtype for tensor in block.x]))
+    largest = min([LARGEST[dtype] for dtype in {tensor.dtype for tensor in block.x}], default=math.inf)
     if not (block.v and group.get("adjusted_momentum")):
         return gamma * (gamma * slope) + (value - value) <= largest
     # This buffer holds gradients, not steps: it may not overflow, nor be too long for the γ of today.
@@ -38,9 +39,3 @@ def fits(numbers: tuple[Any, Any, Any], block: Block) -> Any:
     slope = slope + (cast(held, slope) if isinstance(slope, Tensor) else held.item())
     short = slope <= min(largest * largest / 4, torch.finfo(group["step_size"].dtype).max)
     return (gamma * (gamma * slope) + (value - value) <= largest) & short
-
-
-@cache
-def _largest(dtypes: frozenset[torch.dtype]) -> float:
-    """Return the largest number that all types can hold."""
-    return min([math.inf, *(torch.finfo(dtype).max for dtype in dtypes)])

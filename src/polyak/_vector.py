@@ -8,7 +8,6 @@ Scalars that come from the loss are 0-dim tensors on the device and are never re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from ._distributed import PLAIN, by_layout, full, is_sharded, local, piece_of, s
 
 Scalar = Tensor | float
 
+DOUBLE = frozenset({torch.float64, torch.complex128})
+
 
 def real(tensor: Tensor) -> Tensor:
     """Return the tensor itself, its local piece if it is sharded, or a real view if it is complex."""
@@ -30,12 +31,7 @@ def real(tensor: Tensor) -> Tensor:
 
 def scalar_dtype(x: Sequence[Tensor]) -> torch.dtype:
     """Return the type in which sums over the vector are kept: float32, or wider if a tensor is wider."""
-    return _widest(frozenset([tensor.dtype for tensor in x]))
-
-
-@cache
-def _widest(dtypes: frozenset[torch.dtype]) -> torch.dtype:
-    return reduce(torch.promote_types, [dtype.to_real() for dtype in dtypes], torch.float32)
+    return torch.float64 if not DOUBLE.isdisjoint([tensor.dtype for tensor in x]) else torch.float32
 
 
 def sum_squares(
