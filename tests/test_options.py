@@ -135,6 +135,11 @@ GROUPS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], tuple[str
         TypeError,
         ("leave the torch.int64 tensor out",),
     ),
+    "8 bits": (
+        lambda: {"params": [torch.ones(2).to(torch.float8_e5m2)]},
+        TypeError,
+        ("leave the torch.float8_e5m2 tensor out",),
+    ),
     "flags": (lambda: {"params": [torch.ones(2, dtype=torch.bool)]}, TypeError, ("leave the torch.bool tensor out",)),
 }
 

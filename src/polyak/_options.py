@@ -66,6 +66,7 @@ INSTEAD: dict[str, str] = {
 FOREIGN = frozenset({"params", "param_names", "initial_lr", "constraint"})
 
 
+TYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 KERNELS = frozenset({"cpu", "cuda", "meta"})  # devices on which fused=True runs
 
 
@@ -99,7 +100,7 @@ def check_cap(owner: str, lr: Tensor | float) -> None:
 def check_params(owner: str, params: Iterable[Tensor], fused: bool | None) -> None:
     """Raise TypeError unless all parameters can be moved, ValueError unless they can be moved as asked."""
     for p in params:
-        if not (p.is_floating_point() or p.is_complex()):
+        if p.dtype.to_real() not in TYPES:
             raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
         if fused and p.device.type not in KERNELS:
             raise ValueError(f"{owner}: fused=True has no kernel for the device {p.device}: leave it out.")
