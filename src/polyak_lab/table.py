@@ -104,8 +104,9 @@ def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
     """Lay the table out for a terminal."""
     head, lines = cells(rows)
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    for index, (name, *column) in enumerate(zip(head, *lines, strict=True)):
+        widest = max([len(_plain_text(cell)) for cell in column], default=0)  # numbers stay whole, headings may fold
+        table.add_column(name, justify="left" if index == 0 else "right", min_width=widest if index else 8)
     for line in lines:
         table.add_row(*map(_plain_text, line))
     return table
