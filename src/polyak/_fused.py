@@ -45,9 +45,11 @@ def _factors(block: Block, gamma: float) -> tuple[float, float] | None:
     """Return m and γ/s, and keep s; None if this move is not one of the kernel's."""
     group, mu = block.group, block.group["momentum"]
     before = group["momentum_scale"]
+    if not mu:
+        return None
     if group.get("adjusted_momentum"):
         return (mu, 1.0) if before == 1.0 else None
-    if not mu or block.idle or not 1 / STRETCH <= gamma / before <= STRETCH:
+    if block.idle or not 1 / STRETCH <= gamma / before <= STRETCH:
         return None
     group["momentum_scale"] = scale = math.sqrt(gamma * before)
     return mu * before / scale, gamma / scale

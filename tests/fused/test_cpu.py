@@ -90,6 +90,13 @@ def test_steps_of_length_zero_and_of_any_other_length_keep_the_momentum(method):
         assert_equal(optimizers, atol=1e-4)
 
 
+def test_the_adjusted_form_without_momentum_is_the_plain_move():
+    optimizers = pair(METHODS[0], "none", adjusted_momentum=True)
+    for t in range(3):
+        step(optimizers, t)
+    assert_equal(optimizers)
+
+
 def test_the_buffer_is_in_units_of_the_scale():
     optimizers = pair(METHODS[0], "nesterov")
     for t in range(5):
