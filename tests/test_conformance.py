@@ -25,7 +25,6 @@ from conformance import INFOS, affine, all_inputs, closure_of, trained
 ABSENT = "no method has the option "
 NOT_APPLICABLE = {
     "test_capturable": ABSENT + "capturable: every step is; tests/test_compile.py captures one in a CUDA graph",
-    "test_fused_matches_forloop": "compares buffers, which our kernel keeps in units of its own; see tests/fused",
     "test_fused_error_on_params_on_meta": "on meta every backend makes the same step",
     "test_grad_scaling_autocast_fused_optimizers": "no grad_scale; tests/test_loss_doors.py has the GradScaler",
     "test_rosenbrock_sparse": "sparse gradients are refused",

@@ -32,14 +32,6 @@ def reads_nothing(device: torch.device) -> bool:
     return device.type != "cpu" or INTERPRETED or torch.compiler.is_compiling()
 
 
-def on_triton(x: Vector) -> bool:
-    """Return whether Triton's kernels can take a vector."""
-    if not x or torch.compiler.is_compiling():
-        return False
-    device = x[0].device.type
-    return device == "cuda" or (device == "cpu" and INTERPRETED)
-
-
 def chunks(x: Vector, *others: Vector, foreach: bool | None) -> Iterator[tuple[Vector, ...]]:
     """Cut vectors of equal layout into pieces: one tensor, all of a kind, or (None) what suits the device."""
     device = x[0].device.type if x else "cpu"

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from . import _chunks
 from . import _triton as kernels
 from ._chunks import Row, Vector, flat
 
@@ -36,19 +38,22 @@ def scale_(x: Vector, a: Tensor) -> Vector:
     kinds, others = _by_kind([(tensor,) for tensor in x])
     for launch in map(_Launch.of, kinds):
         launch.run(kernels.scale, a.to(launch.device))
+    increment_version(x)
     return [tensor for (tensor,) in others]
 
 
 def move(
-    form: str, rows: Sequence[Vector], gamma: Tensor, skip: Tensor, mu: float
+    form: str, rows: Sequence[Vector], gamma: Tensor, skip: Tensor, mu: float, measured: bool
 ) -> tuple[list[Tensor], list[Vector]]:
-    """Move what the kernels can move; return numbers whose sum is its new ‖x‖², and the rest."""
+    """Move what the kernels can move; return numbers whose sum is its new ‖x‖², measured or not, and the rest."""
     kinds, others = _by_kind(list(zip(*rows, strict=True)))
     high = float(torch.tensor(mu, dtype=torch.float32))
     found = [
         launch.sums(kernels.move, gamma.to(launch.device), skip.to(launch.device), high, mu - high, FORM=form)
         for launch in map(_Launch.of, kinds)
     ]
+    for vector in (rows[0], rows[2]):
+        increment_version(vector)
     return found, [[row[column] for row in others] for column in range(len(rows))]
 
 
@@ -57,12 +62,17 @@ def _by_kind(rows: Sequence[Row]) -> tuple[list[list[Row]], list[Row]]:
     kinds: dict[object, list[Row]] = {}
     others: list[Row] = []
     for row in rows:
-        views = flat(row) if all(tensor.dtype in TYPES for tensor in row) else None
+        views = flat(row) if all(map(_is_simple, row)) else None
         if views is None:
             others.append(row)
         elif views[0].numel():
             kinds.setdefault((row[0].device, *(tensor.dtype for tensor in row)), []).append(views)
     return list(kinds.values()), others
+
+
+def _is_simple(tensor: Tensor) -> bool:
+    """Return whether a tensor is plain numbers in the memory of a kernel's device."""
+    return tensor.dtype in TYPES and tensor.is_cpu == _chunks.INTERPRETED and not tensor.is_neg()
 
 
 _uploaded: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}

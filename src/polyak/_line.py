@@ -44,17 +44,13 @@ class Line(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The parameters of one group that have a gradient, and their local pieces as vectors of real tensors.
-
-    `idle` are the momentum buffers of parameters that have none this time.
-    """
+    """The parameters of one group that have a gradient, and their local pieces as vectors of real tensors."""
 
     group: Group
     params: list[Tensor]
     x: Vector
     g: Vector
     v: Vector
-    idle: Vector
 
     @classmethod
     def of(cls, group: Group, state: Mapping[Tensor, dict[str, Tensor]]) -> Block:
@@ -62,23 +58,18 @@ class Block(NamedTuple):
         moving = [p for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in moving]
         held = [state[p]["momentum_buffer"] for p in moving] if group["momentum"] else []
-        still = (
-            [p for p in group["params"] if p.grad is None and p in state] if len(moving) < len(group["params"]) else []
-        )
-        idle = [v for p in still for v in state[p].values()]
         if {*map(KIND, moving), *map(KIND, grads)} <= COMMON:
-            return cls(group, moving, [*moving], grads, held, idle)
+            return cls(group, moving, [*moving], grads, held)
         for grad in grads:
             check_dense(grad)
         g = [real(aligned(grad, p)) for grad, p in zip(grads, moving, strict=True)]
-        return cls(group, moving, [*map(real, moving)], g, [*map(real, held)], idle)
+        return cls(group, moving, [*map(real, moving)], g, [*map(real, held)])
 
 
 def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
     """Keep every group's scalars on the device of its parameters, in one type that is float32 or wider."""
     dtype = scalar_dtype([p for group in groups for p in group["params"]])
     for group in groups:
-        group.setdefault("momentum_scale", 1.0)
         device = group["params"][0].device if group["params"] else None
         for name, first in scalars(group).items():
             kind = torch.int64 if name == "skipped_steps" else dtype

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import _fused
-from ._chunks import Vector, chunks, on_triton
+from ._chunks import Vector, chunks
 from ._line import Block, Group
-from ._vector import Scalar, axpy_, launch, scale_, sum_squares
+from ._vector import Scalar, axpy_, compiled, scale_, sum_squares
 
 Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None], None]
 
@@ -41,15 +40,12 @@ def adjusted_nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, ski
 FORMS: dict[str, Move] = {"plain": plain, "nesterov": nesterov, "adjusted": adjusted_nesterov}
 
 
-def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None) -> list[Tensor]:
-    """Move the parameters of a group along −γu; return numbers whose sum is the new ‖x‖², if they came by the way."""
-    group, rows = block.group, [block.x, u, block.v or block.x]
-    if group.get("fused") and isinstance(gamma, float) and _fused.move(block, rows, gamma):
-        return []
-    _fused.restore_units(block)
-    found: list[Tensor] = []
-    if group.get("fused") and isinstance(gamma, Tensor) and skip is not None and on_triton(block.x):
-        found, rows = launch().move(_form(group), rows, gamma, skip, group["momentum"])
+def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measured: bool) -> list[Tensor]:
+    """Move the parameters of a group along −γu; return numbers whose sum is the new ‖x‖², if a kernel `measured` it."""
+    group, rows, found = block.group, [block.x, u, block.v or block.x], list[Tensor]()
+    kernels = compiled(block.x) if group.get("fused") else None
+    if kernels:
+        found, rows = kernels.move(_form(group), rows, gamma, skip, group["momentum"], measured)
     for x, u_chunk, v in chunks(*rows, foreach=group["foreach"]):
         FORMS[_form(group)](x, u_chunk, v, -gamma, group["momentum"], skip)
     return [*found, sum_squares(rows[0])] if found and rows[0] else found

@@ -19,6 +19,7 @@ from ._moves import move
 from ._projection import norm_parts, project
 from ._safety import bounded, fits, usable_cap
 from ._vector import add_up, sum_squares
+from .constraints.balls import L2Ball
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -190,7 +191,8 @@ class PolyakOptimizer(Optimizer):
         gamma, sane = self._decide(line, block)
         if sane is False:
             return None
-        return move(block, u, gamma, ~sane if isinstance(sane, Tensor) else None)
+        skip = ~sane if isinstance(sane, Tensor) else None
+        return move(block, u, gamma, skip, isinstance(self._constraint, L2Ball))
 
     def _decide(self, line: Line, block: Block) -> tuple[Tensor | float, Tensor | bool]:
         """Return γ, and whether it is sane to step so far; the group's memory follows only a step that moves."""
@@ -242,7 +244,7 @@ class PolyakOptimizer(Optimizer):
         """
         owner = type(self).__name__
         scalars = self._scalars(self.defaults | param_group)
-        group = {name: value for name, value in param_group.items() if name not in {*scalars, "momentum_scale"}}
+        group = {name: value for name, value in param_group.items() if name not in scalars}
         _options.check(owner, group, self.defaults)
         constraint = _options.check_constraint(owner, group.pop("constraint", self._constraint))
         group.pop("weight_decay", None)

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._build import REALS, kernels
+from ._chunks import INTERPRETED
+
 
 class Allowed(NamedTuple):
     """The values an option may take: a test, and the same in words."""
@@ -98,12 +101,14 @@ def check_cap(owner: str, lr: Tensor | float) -> None:
 
 
 def check_params(owner: str, params: Iterable[Tensor], fused: bool | None) -> None:
-    """Raise TypeError unless all parameters can be moved, ValueError unless they can be moved as asked."""
+    """Raise TypeError unless all parameters can be moved, ValueError or RuntimeError unless as it is asked."""
     for p in params:
         if p.dtype.to_real() not in TYPES:
             raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
         if fused and p.device.type not in KERNELS:
             raise ValueError(f"{owner}: fused=True has no kernel for the device {p.device}: leave it out.")
+        if fused and p.is_cpu and not INTERPRETED and p.dtype in REALS:
+            kernels(p.dtype)
 
 
 def unknown(owner: str, name: str, options: Mapping[str, Any]) -> str:

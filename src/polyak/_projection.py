@@ -11,7 +11,7 @@ from torch import Tensor
 from ._chunks import Vector
 from ._distributed import is_sharded
 from ._line import Block, Group
-from ._vector import add_up, real
+from ._vector import add_up, real, sum_squares
 from .constraints.balls import L2Ball
 
 if TYPE_CHECKING:
@@ -32,12 +32,20 @@ def project(
         if constraint is shared:
             together += x
         elif constraint is not None:
-            constraint.project_(x)
-    if squares and isinstance(shared, L2Ball):
-        fused = any(group.get("fused") for group in groups)
-        shared.shrink_([real(p) for p in together], add_up(squares, groups[0]["step_size"]), fused)
-    elif shared is not None and together:
-        shared.project_(together)
+            _project(constraint, x, bool(group.get("fused")))
+    if shared is not None and together:
+        known = add_up(squares, groups[0]["step_size"]) if squares else None
+        _project(shared, together, any(group.get("fused") for group in groups), known)
+
+
+def _project(constraint: Constraint, params: Vector, fused: bool, squared_norm: Tensor | None = None) -> None:
+    if not isinstance(constraint, L2Ball):
+        constraint.project_(params)
+        return
+    x = [real(p) for p in params]
+    if squared_norm is None:  # by the routine that measures in a step, so that a projected point stays as it is
+        squared_norm = sum_squares(x, params, fused=fused)
+    constraint.shrink_(x, squared_norm, fused)
 
 
 def norm_parts(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from ._chunks import PIECE, Vector, chunks, on_triton, reads_nothing, slices
+from . import _chunks, _native
+from ._chunks import PIECE, Vector, chunks, reads_nothing, slices
 from ._distributed import PLAIN, by_layout, full, is_sharded, local, piece_of, send, total
 
 Scalar = Tensor | float
@@ -43,7 +44,8 @@ def sum_squares(
     dtype = scalar_dtype(x)
 
     def here(part: Vector) -> Tensor:
-        found, rest = launch().squares(part) if fused and on_triton(part) else ([], part)
+        kernels = compiled(part) if fused else None
+        found, rest = kernels.squares(part) if kernels else ([], part)
         for (chunk,) in chunks(rest, foreach=None if part[0].is_cpu else foreach):
             found += squares(chunk, dtype)
         return add_up(found, found[0]) if found else torch.zeros((), dtype=dtype, device=part[0].device)
@@ -109,7 +111,8 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
 
 def rescale_(x: Vector, a: Tensor, *, fused: bool | None = None) -> None:
     """x ← a·x, for a whole vector."""
-    rest = launch().scale_(x, a) if fused and on_triton(x) else x
+    kernels = compiled(x) if fused else None
+    rest = kernels.scale_(x, a) if kernels else x
     for (chunk,) in chunks(rest, foreach=True):
         scale_(chunk, a)
 
@@ -165,8 +168,13 @@ def read_on_cpu(scalar: Tensor) -> Any:
     return None if reads_nothing(scalar.device) else scalar.item()
 
 
-def launch() -> Any:
-    """Return the module that needs Triton, which PyTorch brings along on CUDA."""
+def compiled(x: Vector) -> Any:
+    """Return the module whose kernels take vectors of this device: Triton's on CUDA, C on the CPU; None elsewhere."""
+    device = x[0].device.type if x and not torch.compiler.is_compiling() else None
+    if device == "cpu" and not _chunks.INTERPRETED:
+        return _native
+    if device not in ("cpu", "cuda"):
+        return None
     try:
         from . import _launch
     except ImportError as error:

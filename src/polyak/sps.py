@@ -40,7 +40,8 @@ class SPS(PolyakOptimizer):
         constraint: a convex set such as `polyak.L2Ball(100.0)`, projected on at construction and after every step.
         float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
         foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
-        fused: move the parameters in one pass over the memory, on CUDA by Triton kernels. Default None, which is False.
+        fused: move and measure in one pass over the memory, on CUDA by Triton kernels, on the CPU by kernels that the
+            machine's C compiler builds at the first use. Default None, which is False.
         sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
             gradients. Default True; with False every process steps on its own loss.
         process_group: the processes that share the loss; None for all.
@@ -48,6 +49,7 @@ class SPS(PolyakOptimizer):
     Raises:
         ValueError: an option is outside its range, or a group has an option that does not exist.
         TypeError: an argument does not exist, the constraint is none, or a parameter is not floating-point.
+        RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
 
     Example:
         >>> import torch, polyak

@@ -1,4 +1,4 @@
-"""fused=True on the CPU: one kernel, whose buffer is in units of its own, makes the moves of the paper."""
+"""fused=True on the CPU: the compiled kernels make the moves of the paper, on every layout, and say what they lack."""
 
 import copy
 
@@ -14,13 +14,14 @@ from catalogue import METHODS, Problem, each_form, each_method
 from observe import give, random_like, refused
 
 SIZES = ((1 << 19) + 3, 5, (1 << 17) + 1)
+LIKE = (torch.empty(3, 2), torch.empty(4))
 
 
-def pair(method, form, shapes=((3, 2), (4,)), **options):
+def pair(method, form, like=LIKE, **options):
     """Return the loop and the kernel on equal parameters."""
     found = []
     for backend in ({"foreach": False}, {"fused": True}):
-        params = [nn.Parameter(value) for value in random_like([torch.empty(shape) for shape in shapes], seed=7)]
+        params = [nn.Parameter(value) for value in random_like(like, seed=7)]
         found.append(method.build(params, form, **{"lr": 0.1, **options}, **backend))
     return found
 
@@ -34,9 +35,7 @@ def step(optimizers, t, loss=1.0, without=()):
 
 
 def momentum(optimizer):
-    """Return v itself, whatever the units of the buffer."""
-    group = optimizer.param_groups[0]
-    return [group["momentum_scale"] * state["momentum_buffer"] for state in optimizer.state.values()]
+    return [state["momentum_buffer"] for state in optimizer.state.values()]
 
 
 def assert_equal(optimizers, rtol=1e-5, atol=1e-6):
@@ -56,6 +55,17 @@ def test_the_kernel_moves_as_the_loop_does(method, form, dtype, rtol):
         optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(2.0), **backend)
         ends.append(problem.steps(optimizer, params, 100))
     assert np.linalg.norm(ends[0] - ends[1]) <= rtol * np.linalg.norm(ends[0])
+
+
+@each_form
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_bits_are_those_of_the_loop_where_the_cap_decides(method, form, dtype):
+    shapes = [torch.empty(size, dtype=dtype) for size in (1, 7, 63, 8193, 40_001)]
+    loop, kernel = pair(method, form, shapes)
+    for t in range(20):
+        step((loop, kernel), t, loss=1e9)
+    assert all(map(torch.equal, loop.param_groups[0]["params"], kernel.param_groups[0]["params"]))
+    assert all(map(torch.equal, momentum(loop), momentum(kernel)))
 
 
 @each_form
@@ -94,16 +104,6 @@ def test_the_adjusted_form_without_momentum_is_the_plain_move():
     optimizers = pair(METHODS[0], "none", adjusted_momentum=True)
     for t in range(3):
         step(optimizers, t)
-    assert_equal(optimizers)
-
-
-def test_the_buffer_is_in_units_of_the_scale():
-    optimizers = pair(METHODS[0], "nesterov")
-    for t in range(5):
-        step(optimizers, t, loss=1.0 + t)
-    loop, kernel = (optimizer.param_groups[0]["momentum_scale"] for optimizer in optimizers)
-    assert loop == 1.0
-    assert kernel != 1.0
     assert_equal(optimizers)
 
 
@@ -158,6 +158,44 @@ def test_no_operation_makes_a_tensor_of_more_than_a_mebibyte(method, form):
             with Largest() as largest:
                 optimizer.step(loss=1.0)
         assert largest.bytes <= 1 << 20
+
+
+@each_form
+def test_autograd_sees_that_the_parameters_have_changed(method, form):
+    for backend in ({}, {"fused": True}):
+        w = nn.Parameter(torch.ones(3))
+        optimizer = method.build([w], form, lr=0.1, constraint=polyak.L2Ball(1.0), **backend)
+        loss = (w * w).sum()
+        give([w], torch.ones(3))
+        optimizer.step(loss=1.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("backend", [{}, {"fused": True}], ids=["default", "fused"])
+def test_a_projected_point_stays_as_it_is_when_training_goes_on(backend):
+    params = [nn.Parameter(value) for value in random_like([torch.empty(size) for size in SIZES], seed=3)]
+    for t in range(3):
+        optimizer = polyak.ALIG(params, momentum=0.9, constraint=polyak.L2Ball(9.0), **backend)
+        give(params, *random_like(params, seed=t))
+        optimizer.step(loss=1e6)
+        ended = [p.detach().clone() for p in params]
+        polyak.ALIG(params, constraint=polyak.L2Ball(9.0), **backend)
+        assert all(map(torch.equal, params, ended))
+
+
+def test_tensors_without_a_kernel_are_moved_beside_those_with_one():
+    ends = []
+    for backend in ({"foreach": False}, {"fused": True}):
+        imaginary = torch.full((5,), 1 + 2j).conj().imag  # its memory holds the numbers with the other sign
+        values = (torch.ones(4), torch.ones(4, dtype=torch.float16), torch.ones(5))
+        params = [nn.Parameter(value.clone()) for value in values]
+        optimizer = polyak.ALIG(params, momentum=0.9, constraint=polyak.L2Ball(3.0), **backend)
+        for _ in range(3):
+            give(params, *values[:2], imaginary)
+            optimizer.step(loss=1.0)
+        ends.append(torch.cat([p.detach().float() for p in params]))
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
 
 
 class Largest(TorchDispatchMode):

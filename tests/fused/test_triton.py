@@ -139,20 +139,6 @@ def test_wide_buffers_of_narrow_parameters_and_mixed_types(interpreted):
     assert torch.equal(*ends)
 
 
-@without_gpu
-def test_a_buffer_in_units_of_the_cpu_kernel_is_read_as_what_it_means(monkeypatch):
-    ends = []
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for interpret in (False, True):
-        monkeypatch.setattr(_chunks, "INTERPRETED", False)
-        optimizer = polyak.ALIG(large(shapes=SHAPES[:4]), momentum=0.9, fused=True)
-        run(optimizer, steps=3)
-        assert optimizer.param_groups[0]["momentum_scale"] != 1.0
-        monkeypatch.setattr(_chunks, "INTERPRETED", interpret)
-        ends.append(run(optimizer, steps=3))
-    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
-
-
 def test_the_compiled_kernels_load_16_bytes_at_a_time_and_add_in_a_fixed_order():
     """For sm_80 and sm_90; no GPU is needed to compile, and no kernel may use an atomic addition."""
     done = subprocess.run([sys.executable, HERE / "compile_kernels.py"], capture_output=True, text=True, check=True)

@@ -50,8 +50,10 @@ class L2Ball(Constraint):
         """Project tensors whose ‖x‖² is known: a step measures it while it moves them."""
         norm = squared_norm.sqrt()
         inside = norm <= self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
-        if not _vector.read_on_cpu(inside):
-            _vector.rescale_(x, torch.where(inside, 1.0, self.radius / norm), fused=fused)
+        if known := _vector.read_on_cpu(inside):
+            return
+        factor = self.radius / norm
+        _vector.rescale_(x, torch.where(inside, 1.0, factor) if known is None else factor, fused=fused)
 
 
 @final
