@@ -22,7 +22,8 @@
 #endif
 
 #define SPAN 8192         /* numbers of a span: three vectors of them are at most 192 KiB */
-#define LANES 64          /* sums that run side by side within a span */
+#define LANES 64          /* sums that run side by side within a span, */
+#define SHORT (16 * LANES) /* in the type of x for so many numbers, and in double beyond */
 #define ALONE (1L << 15)  /* below so many numbers, waking a second thread takes longer than the work */
 
 enum form { MEASURE, SCALE, PLAIN, NESTEROV, ADJUSTED };
@@ -35,12 +36,16 @@ struct pass {
 };
 
 static double squares(const REAL *x, int64_t n) {
-  REAL lane[LANES] = {0};
-  double sum = 0;
+  double sums[LANES] = {0}, sum = 0;
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES)
-    for (int k = 0; k < LANES; k++) lane[k] += x[i + k] * x[i + k];
-  for (int k = 0; k < LANES; k++) sum += lane[k];
+  while (i + LANES <= n) {
+    REAL lane[LANES] = {0};
+    int64_t end = i + SHORT < n ? i + SHORT : n;
+    for (; i + LANES <= end; i += LANES)
+      for (int k = 0; k < LANES; k++) lane[k] += x[i + k] * x[i + k];
+    for (int k = 0; k < LANES; k++) sums[k] += lane[k];
+  }
+  for (int k = 0; k < LANES; k++) sum += sums[k];
   for (; i < n; i++) sum += x[i] * x[i];
   return sum;
 }

@@ -46,9 +46,11 @@ def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measured: 
     kernels = compiled(block.x) if group.get("fused") else None
     if kernels:
         found, rows = kernels.move(_form(group), rows, gamma, skip, group["momentum"], measured)
+    if not rows[0]:
+        return found
     for x, u_chunk, v in chunks(*rows, foreach=group["foreach"]):
         FORMS[_form(group)](x, u_chunk, v, -gamma, group["momentum"], skip)
-    return [*found, sum_squares(rows[0])] if found and rows[0] else found
+    return [*found, sum_squares(rows[0])] if found else []
 
 
 def _form(group: Group) -> str:

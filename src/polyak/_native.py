@@ -24,14 +24,14 @@ FORMS = {"measure": 0, "scale": 1, "plain": 2, "nesterov": 3, "adjusted": 4}
 def squares(x: Vector) -> tuple[list[Tensor], Vector]:
     """Return numbers whose sum is ‖x‖² for the tensors a kernel can take, and the other tensors."""
     kinds, (others,) = _by_kind([x])
-    return [kind.run("measure", measured=True) for kind in kinds], others
+    return [kind.measured("measure") for kind in kinds], others
 
 
-def scale_(x: Vector, a: Tensor) -> Vector:
+def scale_(x: Vector, a: float) -> Vector:
     """x ← a·x for the tensors a kernel can take; return the others."""
     kinds, (others,) = _by_kind([x])
     for kind in kinds:
-        kind.run("scale", a.item())
+        kind.run("scale", a)
     increment_version(x)
     return others
 
@@ -41,10 +41,15 @@ def move(
 ) -> tuple[list[Tensor], Sequence[Vector]]:
     """Move what the kernels can move; return numbers whose sum is its new ‖x‖², if that is measured, and the rest."""
     kinds, others = _by_kind(rows)
-    found = [kind.run(form, gamma, mu, measured) for kind in kinds]
+    found = []
+    for kind in kinds:
+        if measured:
+            found.append(kind.measured(form, gamma, mu))
+        else:
+            kind.run(form, gamma, mu)
     for vector in (rows[0], rows[2]):
         increment_version(vector)
-    return found if measured else [], others
+    return found, others
 
 
 class _Kind(NamedTuple):
@@ -53,16 +58,20 @@ class _Kind(NamedTuple):
     dtype: torch.dtype
     rows: Sequence[Vector]
 
-    def run(self, form: str, gamma: float = 0.0, mu: float = 0.0, measured: bool = False) -> Tensor:
+    def measured(self, form: str, gamma: float = 0.0, mu: float = 0.0) -> Tensor:
+        """Make a pass and return ‖x‖² after it."""
+        return torch.scalar_tensor(self.run(form, gamma, mu, True), dtype=self.dtype)
+
+    def run(self, form: str, gamma: float = 0.0, mu: float = 0.0, measured: bool = False) -> float:
         """Make a pass; return ‖x‖² after it, or 0 if it is not measured."""
         tables = [array("q", map(Tensor.numel, self.rows[0]))]
         tables += [array("q", map(Tensor.data_ptr, vector)) for vector in self.rows]
         places = [table.buffer_info()[0] for table in tables] + [None] * (4 - len(tables))
         numbers = (FORMS[form], measured, torch.get_num_threads(), len(self.rows[0]))
-        found = kernels(self.dtype)(byref(Pass(*numbers, *places, gamma, mu)))
+        found: float = kernels(self.dtype)(byref(Pass(*numbers, *places, gamma, mu)))
         if found < 0:
             raise MemoryError("There is no memory for a step's sums, 8 bytes for every 8192 parameters.")
-        return torch.scalar_tensor(found, dtype=self.dtype)
+        return found
 
 
 def _by_kind(rows: Sequence[Vector]) -> tuple[list[_Kind], Sequence[Vector]]:

@@ -46,8 +46,9 @@ def sum_squares(
     def here(part: Vector) -> Tensor:
         kernels = compiled(part) if fused else None
         found, rest = kernels.squares(part) if kernels else ([], part)
-        for (chunk,) in chunks(rest, foreach=None if part[0].is_cpu else foreach):
-            found += squares(chunk, dtype)
+        if rest:
+            for (chunk,) in chunks(rest, foreach=None if part[0].is_cpu else foreach):
+                found += squares(chunk, dtype)
         return add_up(found, found[0]) if found else torch.zeros((), dtype=dtype, device=part[0].device)
 
     return _over_processes(here, owners or x, x)
@@ -109,7 +110,7 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
         torch._foreach_mul_(x, a)
 
 
-def rescale_(x: Vector, a: Tensor, *, fused: bool | None = None) -> None:
+def rescale_(x: Vector, a: Scalar, *, fused: bool | None = None) -> None:
     """x ← a·x, for a whole vector."""
     kernels = compiled(x) if fused else None
     rest = kernels.scale_(x, a) if kernels else x

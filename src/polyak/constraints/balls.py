@@ -48,12 +48,12 @@ class L2Ball(Constraint):
 
     def shrink_(self, x: Vector, squared_norm: Tensor, fused: bool = False) -> None:
         """Project tensors whose ‖x‖² is known: a step measures it while it moves them."""
-        norm = squared_norm.sqrt()
-        inside = norm <= self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
-        if known := _vector.read_on_cpu(inside):
-            return
-        factor = self.radius / norm
-        _vector.rescale_(x, torch.where(inside, 1.0, factor) if known is None else factor, fused=fused)
+        norm, limit = squared_norm.sqrt(), self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
+        known = _vector.read_on_cpu(norm)
+        if known is None:
+            _vector.rescale_(x, torch.where(norm <= limit, 1.0, self.radius / norm), fused=fused)
+        elif not known <= limit:
+            _vector.rescale_(x, self.radius / known, fused=fused)
 
 
 @final
