@@ -32,36 +32,34 @@ def reads_nothing(device: torch.device) -> bool:
     return device.type != "cpu" or INTERPRETED or torch.compiler.is_compiling()
 
 
-def chunks(x: Vector, *others: Vector, foreach: bool | None) -> Iterator[tuple[Vector, ...]]:
+def chunks(x: Vector, *others: Vector, foreach: bool | None, piece: int | None = PIECE) -> Iterable[tuple[Vector, ...]]:
     """Cut vectors of equal layout into pieces: one tensor, all of a kind, or (None) what suits the device."""
     device = x[0].device.type if x else "cpu"
     if foreach is None and device == "cpu" and not torch.compiler.is_compiling():
-        yield from blocks(x, *others)
-    elif foreach or (foreach is None and device in MULTI_TENSOR_DEVICES):
-        yield from _kinds(zip(x, *others, strict=True))
-    else:
-        yield from (tuple([tensor] for tensor in row) for row in zip(x, *others, strict=True))
+        return blocks(x, *others, piece=piece)
+    if foreach or (foreach is None and device in MULTI_TENSOR_DEVICES):
+        return _kinds(zip(x, *others, strict=True))
+    return (tuple([tensor] for tensor in row) for row in zip(x, *others, strict=True))
 
 
-def blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
-    """Cut vectors into pieces that a cache holds."""
-    sizes = [*map(Tensor.numel, vectors[0])]
+def blocks(*vectors: Vector, piece: int | None = PIECE) -> Iterable[tuple[Vector, ...]]:
+    """Cut vectors into pieces of that many numbers, which a cache holds, or leave large tensors whole (None)."""
     if len({*map(KIND, chain(*vectors))}) > 1:
-        for kind in _kinds(zip(*vectors, strict=True)):
-            yield from _blocks_of_a_kind(kind, [*map(Tensor.numel, kind[0])])
-    elif sum(sizes) <= SHARED:
-        yield from [vectors] if sizes else []
-    else:
-        yield from _blocks_of_a_kind(vectors, sizes)
+        kinds = _kinds(zip(*vectors, strict=True))
+        return chain.from_iterable(_blocks_of_a_kind(kind, [*map(Tensor.numel, kind[0])], piece) for kind in kinds)
+    sizes = [*map(Tensor.numel, vectors[0])]
+    if sum(sizes) <= SHARED:
+        return [vectors] if sizes else []
+    return _blocks_of_a_kind(vectors, sizes, piece)
 
 
-def _blocks_of_a_kind(vectors: tuple[Vector, ...], sizes: list[int]) -> Iterator[tuple[Vector, ...]]:
+def _blocks_of_a_kind(vectors: tuple[Vector, ...], sizes: list[int], piece: int | None) -> Iterator[tuple[Vector, ...]]:
     together: list[Row] = []
     held = 0
     for row, size in zip(zip(*vectors, strict=True), sizes, strict=True):
         if size >= SMALL:
-            for pieces in slices(row) if size > PIECE else [row]:
-                yield tuple([[piece] for piece in pieces])
+            for part in _slices(row, piece) if piece and size > piece else [row]:
+                yield tuple([[tensor] for tensor in part])
             continue
         if held + size > SHARED:
             yield tuple(map(list, zip(*together, strict=True)))
@@ -72,20 +70,18 @@ def _blocks_of_a_kind(vectors: tuple[Vector, ...], sizes: list[int]) -> Iterator
         yield tuple(map(list, zip(*together, strict=True)))
 
 
-def _kinds(rows: Iterable[Row]) -> Iterator[tuple[Vector, ...]]:
+def _kinds(rows: Iterable[Row]) -> list[tuple[Vector, ...]]:
     """Collect the rows of a kind: of one device and the same types."""
     kinds: dict[object, list[Row]] = {}
     for row in rows:
         kinds.setdefault(tuple(map(KIND, row)), []).append(row)
-    yield from (tuple(map(list, zip(*found, strict=True))) for found in kinds.values())
+    return [tuple(map(list, zip(*found, strict=True))) for found in kinds.values()]
 
 
-def slices(row: Row) -> Iterable[Row]:
-    """Cut tensors of one layout into slices of a size that a cache holds; other tensors stay whole."""
-    if (views := flat(row)) is None:
-        return [row]
-    count = -(-views[0].numel() // PIECE)
-    return [views] if count <= 1 else zip(*[view.chunk(count) for view in views], strict=True)
+def _slices(row: Row, piece: int) -> Iterable[Row]:
+    """Cut tensors of one layout into slices; other tensors stay whole."""
+    views = flat(row)
+    return [row] if views is None else zip(*[torch.split(view, piece) for view in views], strict=True)
 
 
 def flat(row: Row) -> Row | None:

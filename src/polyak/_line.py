@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ._chunks import Vector
 from ._distributed import PLAIN, aligned, send
 from ._options import check_dense
-from ._vector import real, scalar_dtype
+from ._vector import read_on_cpu, real, scalar_dtype
 
 Group = dict[str, Any]
 KIND = attrgetter("__class__", "layout", "dtype")
@@ -34,7 +34,8 @@ class Line(NamedTuple):
     def gap(self) -> Tensor:
         """(value − lower_bound)₊, how far the loss can still fall."""
         above = self.value if self.lower_bound is ZERO else self.value - self.lower_bound
-        return above.clamp(min=0.0)
+        known = read_on_cpu(above)
+        return above.clamp(min=0.0) if known is None or not known >= 0 else above
 
     def of(self, group: Group, lower_bound: Tensor | None) -> Line:
         """Return the line as one group sees it: on its device, above the call's bound or else the group's own."""

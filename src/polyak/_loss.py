@@ -85,7 +85,6 @@ def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
     """Return a number as a new detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
     if isinstance(number, Tensor):
         check_single(number, name)
-        number = number.detach()
         return cast((number if number.dim() == 0 else number.reshape(())).clone(), like)
     if isinstance(number, Real):
         number = float(number)

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
 from . import _chunks, _native
-from ._chunks import PIECE, Vector, chunks, reads_nothing, slices
+from ._chunks import Vector, chunks, flat, reads_nothing
 from ._distributed import PLAIN, by_layout, full, is_sharded, local, piece_of, send, total
 
 Scalar = Tensor | float
 
+ROW = 1 << 15  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
 DOUBLE = frozenset({torch.float64, torch.complex128})
 
 
@@ -41,14 +42,15 @@ def sum_squares(
     """Return ‖x‖² as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part of the owners."""
     if not x:
         return torch.zeros(())
-    dtype = scalar_dtype(x)
 
     def here(part: Vector) -> Tensor:
         kernels = compiled(part) if fused else None
         found, rest = kernels.squares(part) if kernels else ([], part)
-        if rest:
-            for (chunk,) in chunks(rest, foreach=None if part[0].is_cpu else foreach):
-                found += squares(chunk, dtype)
+        if found and not rest:
+            return add_up(found, found[0])
+        dtype = scalar_dtype(x)
+        for (chunk,) in chunks(rest, foreach=None if part[0].is_cpu else foreach, piece=None):
+            found += squares(chunk, dtype)
         return add_up(found, found[0]) if found else torch.zeros((), dtype=dtype, device=part[0].device)
 
     return _over_processes(here, owners or x, x)
@@ -61,8 +63,8 @@ def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
         return many or [torch.linalg.vector_norm(x[0], dtype=dtype).square()]
     if len(x) > 1:
         return [_square(_flatten_dense_tensors(x), dtype)]  # type: ignore[no-untyped-call]
-    # torch's norm of 40 million float32 numbers can be wrong by 4 % on the CPU; sums over slices are right, and faster.
-    return [_square(piece, dtype) for (piece,) in ([x] if x[0].numel() <= PIECE else slices((x[0],)))]
+    views = flat((x[0],))
+    return [_square(part, dtype) for part in (x if views is None else _rows(views[0]))]
 
 
 def add_up(parts: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -184,16 +186,24 @@ def compiled(x: Vector) -> Any:
 
 
 def _over_processes(here: Callable[[list[Any]], Tensor], owners: Sequence[Tensor], rows: Iterable[Any]) -> Tensor:
-    if not any(map(is_sharded, owners)):
+    if {*map(type, owners)} <= PLAIN or not any(map(is_sharded, owners)):
         return here(list(rows))
     parts = [total(here(some), layout) for layout, some in by_layout(owners, rows).items()]
     return parts[0] if len(parts) == 1 else add_up(parts, parts[0])
 
 
+def _rows(x: Tensor) -> Vector:
+    """Cut a long vector into rows of a matrix and what is left: short sums are right, and rows are added at once."""
+    rows, rest = divmod(x.numel(), ROW)
+    if rows < 4:
+        return [x]
+    return [x[: rows * ROW].view(rows, ROW), x[-rest:]] if rest else [x.view(rows, ROW)]
+
+
 def _square(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype == dtype and x.is_contiguous():
-        x = x if x.dim() == 1 else x.view(-1)
-        return torch.dot(x, x)
+        norms = x if x.dim() == 1 else torch.linalg.vector_norm(x, dim=1)
+        return torch.dot(norms, norms)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=dtype)
     return norm.square()
 
