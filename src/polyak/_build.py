@@ -29,7 +29,7 @@ class Pass(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("form", "measured", "threads", "count")),
-        *((name, ctypes.c_void_p) for name in ("sizes", "x", "u", "v")),
+        ("table", ctypes.c_void_p),
         *((name, ctypes.c_double) for name in ("gamma", "mu")),
     )
 

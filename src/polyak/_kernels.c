@@ -30,8 +30,7 @@ enum form { MEASURE, SCALE, PLAIN, NESTEROV, ADJUSTED };
 
 struct pass {
   int64_t form, measured, threads, count;
-  const int64_t *sizes;
-  REAL **x, **u, **v;
+  const int64_t *table; /* count sizes, then as many addresses of x, of u and of v, as far as the form needs them */
   double gamma, mu;
 };
 
@@ -76,13 +75,19 @@ static void adjusted(REAL *restrict x, const REAL *restrict u, REAL *restrict v,
   }
 }
 
+static REAL *address(const struct pass *p, int64_t vector, int64_t tensor) {
+  return (REAL *)(intptr_t)p->table[vector * p->count + tensor];
+}
+
 static double span(const struct pass *p, int64_t tensor, int64_t from, int64_t n) {
-  REAL *x = p->x[tensor] + from, gamma = (REAL)p->gamma, mu = (REAL)p->mu, ahead = (REAL)(p->gamma * p->mu);
+  REAL *x = address(p, 1, tensor) + from, gamma = (REAL)p->gamma, mu = (REAL)p->mu;
+  const REAL *u = p->form >= PLAIN ? address(p, 2, tensor) + from : 0;
+  REAL *v = p->form >= NESTEROV ? address(p, 3, tensor) + from : 0;
   switch (p->form) {
     case SCALE: scale(x, n, gamma); break;
-    case PLAIN: plain(x, p->u[tensor] + from, n, gamma); break;
-    case NESTEROV: nesterov(x, p->u[tensor] + from, p->v[tensor] + from, n, gamma, mu); break;
-    case ADJUSTED: adjusted(x, p->u[tensor] + from, p->v[tensor] + from, n, gamma, mu, ahead); break;
+    case PLAIN: plain(x, u, n, gamma); break;
+    case NESTEROV: nesterov(x, u, v, n, gamma, mu); break;
+    case ADJUSTED: adjusted(x, u, v, n, gamma, mu, (REAL)(p->gamma * p->mu)); break;
   }
   return p->measured ? squares(x, n) : 0;
 }
@@ -93,7 +98,7 @@ static int64_t spans(int64_t size) { return (size + SPAN - 1) / SPAN; }
 static void run_of_spans(const struct pass *p, int64_t first, int64_t last, double *sums) {
   int64_t before = 0; /* spans of the tensors that lie before this one */
   for (int64_t tensor = 0; tensor < p->count && before < last; tensor++) {
-    int64_t size = p->sizes[tensor], own = spans(size);
+    int64_t size = p->table[tensor], own = spans(size);
     for (int64_t i = first > before ? first - before : 0; i < own && before + i < last; i++) {
       int64_t from = i * SPAN, left = size - from;
       sums[before + i] = span(p, tensor, from, left < SPAN ? left : SPAN);
@@ -106,8 +111,8 @@ static void run_of_spans(const struct pass *p, int64_t first, int64_t last, doub
 double polyak_pass(const struct pass *p) {
   int64_t total = 0, numbers = 0;
   for (int64_t tensor = 0; tensor < p->count; tensor++) {
-    total += spans(p->sizes[tensor]);
-    numbers += p->sizes[tensor];
+    total += spans(p->table[tensor]);
+    numbers += p->table[tensor];
   }
   double *sums = malloc((total + 1) * sizeof(double)), sum = 0;
   if (!sums) return -1;

@@ -64,11 +64,10 @@ class _Kind(NamedTuple):
 
     def run(self, form: str, gamma: float = 0.0, mu: float = 0.0, measured: bool = False) -> float:
         """Make a pass; return ‖x‖² after it, or 0 if it is not measured."""
-        tables = [array("q", map(Tensor.numel, self.rows[0]))]
-        tables += [array("q", map(Tensor.data_ptr, vector)) for vector in self.rows]
-        places = [table.buffer_info()[0] for table in tables] + [None] * (4 - len(tables))
-        numbers = (FORMS[form], measured, torch.get_num_threads(), len(self.rows[0]))
-        found: float = kernels(self.dtype)(byref(Pass(*numbers, *places, gamma, mu)))
+        x, *_ = self.rows
+        table = array("q", chain(map(Tensor.numel, x), *(map(Tensor.data_ptr, vector) for vector in self.rows)))
+        numbers = (FORMS[form], measured, torch.get_num_threads(), len(x), table.buffer_info()[0], gamma, mu)
+        found: float = kernels(self.dtype)(byref(Pass(*numbers)))
         if found < 0:
             raise MemoryError("There is no memory for a step's sums, 8 bytes for every 8192 parameters.")
         return found
