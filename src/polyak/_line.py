@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from ._chunks import Vector
 from ._distributed import PLAIN, aligned, send
 from ._options import check_dense
-from ._vector import read_on_cpu, real, scalar_dtype
+from ._scalars import Scalar, number, positive_part
+from ._vector import real, scalar_dtype
 
 Group = dict[str, Any]
 KIND = attrgetter("__class__", "layout", "dtype")
@@ -26,22 +27,25 @@ ZERO = 0.0  # the usual bound, which needs no subtraction
 class Line(NamedTuple):
     """The loss along a direction u: f(x − γu) ≈ value − γ·slope, known to stay above lower_bound."""
 
-    value: Tensor
-    slope: Tensor
-    lower_bound: Tensor | float = ZERO
+    value: Any  # 0-dim tensors, or plain numbers where they may be read
+    slope: Any
+    lower_bound: Scalar = ZERO
 
     @property
-    def gap(self) -> Tensor:
+    def gap(self) -> Any:
         """(value − lower_bound)₊, how far the loss can still fall."""
-        above = self.value if self.lower_bound is ZERO else self.value - self.lower_bound
-        known = read_on_cpu(above)
-        return above.clamp(min=0.0) if known is None or not known >= 0 else above
+        return positive_part(self.value if self.lower_bound is ZERO else self.value - self.lower_bound)
 
     def of(self, group: Group, lower_bound: Tensor | None) -> Line:
         """Return the line as one group sees it: on its device, above the call's bound or else the group's own."""
         scalar = group["step_size"]
         bound = (group["lower_bound"] or ZERO) if lower_bound is None else send(lower_bound, scalar)
         return Line(send(self.value, scalar), send(self.slope, scalar), bound)
+
+    @property
+    def numbers(self) -> Line:
+        """The line in plain numbers."""
+        return Line(number(self.value), number(self.slope), number(self.lower_bound))
 
 
 class Block(NamedTuple):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ._chunks import Vector, chunks
 from ._line import Block, Group
-from ._vector import Scalar, axpy_, compiled, scale_, sum_squares
+from ._scalars import Scalar
+from ._vector import axpy_, compiled, scale_, sum_squares
 
 Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None], None]
 

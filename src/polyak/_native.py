@@ -64,8 +64,8 @@ class _Kind(NamedTuple):
 
     def run(self, form: str, gamma: float = 0.0, mu: float = 0.0, measured: bool = False) -> float:
         """Make a pass; return ‖x‖² after it, or 0 if it is not measured."""
-        x, *_ = self.rows
-        table = array("q", chain(map(Tensor.numel, x), *(map(Tensor.data_ptr, vector) for vector in self.rows)))
+        x = self.rows[0]
+        table = array("q", [*map(Tensor.numel, x), *map(Tensor.data_ptr, chain(*self.rows))])
         numbers = (FORMS[form], measured, torch.get_num_threads(), len(x), table.buffer_info()[0], gamma, mu)
         found: float = kernels(self.dtype)(byref(Pass(*numbers)))
         if found < 0:

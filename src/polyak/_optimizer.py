@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from . import _options
 from ._chunks import Vector
 from ._distributed import check_agreement, mean, spans_processes
+from ._formula import evaluate
 from ._line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
 from ._projection import norm_parts, project
 from ._safety import bounded, fits, usable_cap
+from ._scalars import Scalar, tensor, where
 from ._vector import add_up, sum_squares
 from .constraints.balls import L2Ball
 
@@ -70,11 +72,13 @@ class PolyakOptimizer(Optimizer):
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
         self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
-        self._last: list[tuple[Line, Tensor, Tensor | float, Tensor, Tensor | bool]] = []
+        self._last: list[tuple[Line, Any, Any, Any, Any]] = []
 
     # What a method defines
 
-    def step_size(self, line: Line, group: Group) -> tuple[Tensor, Tensor | float]:
+    takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
+
+    def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """Return the method's uncapped step size and its cap: γ = min(ratio, cap)."""
         raise NotImplementedError(f"{type(self).__name__} must define step_size(line, group).")
 
@@ -177,9 +181,11 @@ class PolyakOptimizer(Optimizer):
         if not self._last:
             raise RuntimeError("last_step() has nothing to tell before the first step(loss=loss).")
         line, ratio, cap, gamma, sane = self._last[group]
-        sane = torch.as_tensor(sane, device=gamma.device)
+        like = self.param_groups[group]["step_size"]
+        loss, slope, ratio, gamma = (tensor(scalar, like) for scalar in (line.value, line.slope, ratio, gamma))
+        above, sane = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, sane))
         skipped_steps = self.param_groups[group]["skipped_steps"].clone()
-        return LastStep(line.value, line.slope, ratio, gamma, (ratio > cap) & sane, ~sane, skipped_steps)
+        return LastStep(loss, slope, ratio, gamma, above & sane, ~sane, skipped_steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget a watched loss that no step used."""
@@ -194,21 +200,20 @@ class PolyakOptimizer(Optimizer):
         skip = ~sane if isinstance(sane, Tensor) else None
         return move(block, u, gamma, skip, isinstance(self._constraint, L2Ball))
 
-    def _decide(self, line: Line, block: Block) -> tuple[Tensor | float, Tensor | bool]:
+    def _decide(self, line: Line, block: Block) -> tuple[Any, Any]:
         """Return γ, and whether it is sane to step so far; the group's memory follows only a step that moves."""
-        group = block.group
-        memory = {name: group[name] for name in self.memory(group)}
-        ratio, cap = self.step_size(line, group)
-        gamma, known = bounded(ratio, cap := usable_cap(cap, ratio), line)
-        sane = fits(known or (gamma, line.value, line.slope), block)
+        group, memory = block.group, self.memory(block.group)
+        ratio, cap, line, seen = evaluate(self.step_size, self.takes_numbers, memory, line, group)
+        gamma = bounded(ratio, cap := usable_cap(cap, ratio), line)
+        sane = fits(gamma, line, block)
         if sane is not True:
-            gamma = torch.where(torch.as_tensor(sane), gamma, 0.0)
-            group["skipped_steps"].add_(torch.as_tensor(not sane) if known else ~sane)
-        for name, before in memory.items():
-            group[name] = before.copy_(torch.where(gamma > 0, group[name], before))
-        group["step_size"] = gamma
+            gamma = where(sane, gamma, 0.0)
+            group["skipped_steps"].add_(~sane if isinstance(sane, Tensor) else 1)
+        for name in memory:
+            group[name].copy_(where(gamma > 0, tensor(seen[name], group[name]), group[name]))
+        group["step_size"] = tensor(gamma, group["step_size"])
         self._last.append((line, ratio, cap, gamma, sane))
-        return (known[0] if known else gamma), sane
+        return gamma, sane
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""

@@ -1,4 +1,4 @@
-"""What keeps a step finite, decided on the device."""
+"""What keeps a step finite, decided where the numbers are."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 
 from ._distributed import send
 from ._line import Block, Line
-from ._vector import cast, read_on_cpu, sum_squares
+from ._scalars import Scalar, minimum, number, positive_part, where
+from ._vector import cast, sum_squares
 
 LARGEST = {t: torch.finfo(t).max for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
-def usable_cap(cap: Tensor | float, ratio: Tensor) -> Tensor | float:
-    """Return the cap as a number, or as a new tensor beside the ratio that is not negative."""
-    return send(cap, ratio).to(ratio.dtype).clamp(min=0.0) if isinstance(cap, Tensor) else cap
+def usable_cap(cap: Scalar, ratio: Scalar) -> Scalar:
+    """Return the cap as a number, or as a new tensor beside the ratio, that is not negative."""
+    if isinstance(cap, Tensor):
+        cap = send(cap, ratio).to(ratio.dtype) if isinstance(ratio, Tensor) else number(cap)
+    return positive_part(cap)
 
 
-def bounded(ratio: Tensor, cap: Tensor | float, line: Line) -> tuple[Tensor, tuple[float, float, float] | None]:
-    """Return γ = min(ratio, cap), 0 for a zero slope; and γ, value and slope as numbers where they may be read."""
-    gamma, slope = ratio.clamp(max=cap), read_on_cpu(line.slope)
-    if slope is None or not slope > 0:
-        gamma = torch.where(line.slope > 0, gamma, 0.0)
-    return gamma, None if slope is None else (gamma.item(), line.value.item(), slope)
+def bounded(ratio: Scalar, cap: Scalar, line: Line) -> Any:
+    """Return γ = min(ratio, cap), 0 for a zero slope."""
+    return where(line.slope > 0, minimum(ratio, cap), 0.0)
 
 
-def fits(numbers: tuple[Any, Any, Any], block: Block) -> Any:
+def fits(gamma: Any, line: Line, block: Block) -> Any:
     """Return whether the loss is finite and the parameters' type holds the step's squared length; false for NaN too."""
-    (gamma, value, slope), group = numbers, block.group
+    group, value, slope = block.group, line.value, line.slope
     largest = min([LARGEST[dtype] for dtype in {tensor.dtype for tensor in block.x}], default=math.inf)
     if not (block.v and group.get("adjusted_momentum")):
         return gamma * (gamma * slope) + (value - value) <= largest

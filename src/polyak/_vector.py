@@ -17,8 +17,7 @@ from torch._utils import _flatten_dense_tensors
 from . import _chunks, _native
 from ._chunks import Vector, chunks, flat, reads_nothing
 from ._distributed import PLAIN, by_layout, full, is_sharded, local, piece_of, send, total
-
-Scalar = Tensor | float
+from ._scalars import Scalar
 
 ROW = 1 << 15  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
 DOUBLE = frozenset({torch.float64, torch.complex128})

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ._line import Group, Line
 from ._optimizer import PolyakOptimizer
+from ._scalars import Scalar
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -103,6 +104,8 @@ class ALIG(PolyakOptimizer):
         }
         super().__init__(params, options, constraint, sync_loss, process_group)
 
-    def step_size(self, line: Line, group: Group) -> tuple[Tensor, Tensor | float]:
+    takes_numbers = True
+
+    def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = min{ ℓ / (‖∇ℓ‖² + δ), η }."""
         return line.gap / (line.slope + group["eps"]), group["lr"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, final
 
-import torch
 from torch import Tensor
 
 from ._line import Group, Line
 from ._optimizer import PolyakOptimizer
+from ._scalars import Scalar, minimum
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -107,14 +107,16 @@ class SmoothSPS(PolyakOptimizer):
         }
         super().__init__(params, options, constraint, sync_loss, process_group)
 
+    takes_numbers = True
+
     def memory(self, group: Group) -> dict[str, float]:
         """γ_{t−1}, the last step size that was not 0."""
         return {"previous_step_size": group["init_step_size"]}
 
-    def step_size(self, line: Line, group: Group) -> tuple[Tensor, Tensor | float]:
+    def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ_t = min{ (f − f*)₊ / (c‖∇f‖² + ε), τ^(b/n) γ_{t−1}, γ_b }."""
         growth = group["gamma"] ** (1 / group["steps_per_epoch"])
-        cap = torch.clamp(growth * group["previous_step_size"], max=group["lr"])
+        cap = minimum(growth * group["previous_step_size"], group["lr"])
         ratio = line.gap / (group["c"] * line.slope + group["eps"])
-        group["previous_step_size"] = torch.minimum(ratio, cap)
+        group["previous_step_size"] = minimum(ratio, cap)
         return ratio, cap

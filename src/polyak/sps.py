@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._line import Group, Line
 from ._optimizer import PolyakOptimizer
+from ._scalars import Scalar
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -99,6 +100,8 @@ class SPS(PolyakOptimizer):
         }
         super().__init__(params, options, constraint, sync_loss, process_group)
 
-    def step_size(self, line: Line, group: Group) -> tuple[Tensor, Tensor | float]:
+    takes_numbers = True
+
+    def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = min{ (f − f*)₊ / (c‖∇f‖² + ε), γ_b }."""
         return line.gap / (group["c"] * line.slope + group["eps"]), group["lr"]

@@ -1,0 +1,38 @@
+"""How a method's formula is evaluated: on plain numbers where they may be read, on 0-dim tensors elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+from ._chunks import reads_nothing
+from ._line import Group, Line
+from ._scalars import Scalar, number
+
+StepSize = Callable[[Line, Group], tuple[Scalar, Scalar]]
+
+
+class Found(NamedTuple):
+    """The uncapped ratio and its cap, the line they came from, and the group with what the formula has left in it."""
+
+    ratio: Scalar
+    cap: Scalar
+    line: Line
+    group: Group
+
+
+def evaluate(step_size: StepSize, takes_numbers: bool, memory: Iterable[str], line: Line, group: Group) -> Found:
+    """Evaluate a formula on a copy of the group, so that nothing is remembered before the step is known to be sane."""
+    seen = dict(group)
+    if reads_nothing(group["step_size"].device):
+        return Found(*step_size(line, seen), line, seen)
+    numbers = line.numbers
+    if takes_numbers:
+        for name in (*memory, "lr"):
+            seen[name] = number(seen[name])
+        with suppress(ZeroDivisionError):  # then once more on tensors, which know inf and NaN
+            return Found(*step_size(numbers, seen), numbers, seen)
+        seen = dict(group)
+    ratio, cap = step_size(line, seen)
+    return Found(number(ratio), cap, numbers, seen)

@@ -1,0 +1,47 @@
+"""Scalars of a step: plain numbers where the host may read them, on the CPU; elsewhere 0-dim tensors.
+
+On a GPU the host would wait for a number. On the CPU an operation on a 0-dim tensor takes longer than the rest of the
+formula, and small networks would feel it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Scalar = Tensor | float
+
+
+def number(scalar: Scalar) -> float:
+    """Return a scalar as a plain number."""
+    return scalar.item() if isinstance(scalar, Tensor) else scalar
+
+
+def tensor(scalar: Scalar, like: Tensor) -> Tensor:
+    """Return a scalar as a 0-dim tensor; a number in the type and on the device of another."""
+    return scalar if isinstance(scalar, Tensor) else torch.full_like(like, scalar)
+
+
+def minimum(a: Scalar, b: Scalar) -> Scalar:
+    """Return min{a, b}, or NaN if either is NaN."""
+    if isinstance(a, Tensor):
+        return a.clamp(max=b)
+    if isinstance(b, Tensor):
+        return b.clamp(max=a)
+    return b if b < a or b != b else a
+
+
+def positive_part(a: Scalar) -> Scalar:
+    """Return max{a, 0}, or NaN if a is NaN."""
+    if isinstance(a, Tensor):
+        return a.clamp(min=0.0)
+    return 0.0 if a < 0 else a
+
+
+def where(condition: Tensor | bool, a: Scalar, b: Scalar) -> Any:
+    """Return a where the condition holds, else b."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
