@@ -29,6 +29,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return type(tensor) not in PLAIN and getattr(tensor, "device_mesh", None) is not None
 
 
+def any_sharded(tensors: Sequence[Tensor]) -> bool:
+    """Return whether one of the tensors is a DTensor."""
+    return not {*map(type, tensors)} <= PLAIN and any(map(is_sharded, tensors))
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the piece of a tensor that this process holds."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]

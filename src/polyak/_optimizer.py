@@ -17,7 +17,7 @@ from ._line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, re
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
-from ._projection import norm_parts, project
+from ._projection import norm_parts, project, shrink
 from ._safety import bounded, fits, usable_cap
 from ._scalars import Scalar, tensor, where
 from ._vector import add_up, sum_squares
@@ -231,9 +231,14 @@ class PolyakOptimizer(Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
     def _project(self, blocks: Sequence[Block] = (), moved: Sequence[list[Tensor] | None] = ()) -> None:
-        if any(constraint is not None for constraint in self._group_constraints):
-            squares = norm_parts(blocks, moved, self._group_constraints, self._constraint)
-            project(self.param_groups, self._group_constraints, self._constraint, squares)
+        if all(constraint is None for constraint in self._group_constraints):
+            return
+        ball = self._constraint
+        squares = norm_parts(blocks, moved, self._group_constraints, ball) if moved else []
+        if squares and isinstance(ball, L2Ball):
+            shrink(ball, blocks, squares)
+        else:
+            project(self.param_groups, self._group_constraints, self._constraint)
 
     # Groups and state
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._chunks import Vector
-from ._distributed import is_sharded
+from ._distributed import any_sharded
 from ._line import Block, Group
 from ._vector import add_up, real, sum_squares
 from .constraints.balls import L2Ball
@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def project(
-    groups: Sequence[Group],
-    constraints: Sequence[Constraint | None],
-    shared: Constraint | None,
-    squares: Sequence[Tensor] = (),
-) -> None:
-    """Project what requires a gradient; `squares` add up to ‖x‖² where the moves have measured it."""
+def project(groups: Sequence[Group], constraints: Sequence[Constraint | None], shared: Constraint | None) -> None:
+    """Project what requires a gradient."""
     together: Vector = []
     for group, constraint in zip(groups, constraints, strict=True):
         x = [p for p in group["params"] if p.requires_grad]
@@ -34,18 +29,22 @@ def project(
         elif constraint is not None:
             _project(constraint, x, bool(group.get("fused")))
     if shared is not None and together:
-        known = add_up(squares, groups[0]["step_size"]) if squares else None
-        _project(shared, together, any(group.get("fused") for group in groups), known)
+        _project(shared, together, any(group.get("fused") for group in groups))
 
 
-def _project(constraint: Constraint, params: Vector, fused: bool, squared_norm: Tensor | None = None) -> None:
-    if not isinstance(constraint, L2Ball):
+def _project(constraint: Constraint, params: Vector, fused: bool) -> None:
+    if isinstance(constraint, L2Ball):  # measured by the routine of a step, so that a projected point stays as it is
+        x = [real(p) for p in params]
+        constraint.shrink_(x, sum_squares(x, params, fused=fused), fused)
+    else:
         constraint.project_(params)
-        return
-    x = [real(p) for p in params]
-    if squared_norm is None:  # by the routine that measures in a step, so that a projected point stays as it is
-        squared_norm = sum_squares(x, params, fused=fused)
-    constraint.shrink_(x, squared_norm, fused)
+
+
+def shrink(ball: L2Ball, blocks: Sequence[Block], squares: Sequence[Tensor]) -> None:
+    """Project what has moved onto a ball; `squares` add up to its ‖x‖²."""
+    x = [tensor for block in blocks for tensor in block.x]
+    fused = any(block.group.get("fused") for block in blocks)
+    ball.shrink_(x, add_up(squares, blocks[0].group["step_size"]), fused)
 
 
 def norm_parts(
@@ -58,6 +57,6 @@ def norm_parts(
     if not all(moved) or not isinstance(shared, L2Ball) or any(other is not shared for other in constraints):
         return []
     bound = [p for block in blocks for p in block.group["params"] if p.requires_grad]
-    if sum(len(block.params) for block in blocks) != len(bound) or any(map(is_sharded, bound)):
+    if sum(len(block.params) for block in blocks) != len(bound) or any_sharded(bound):
         return []
     return [part for parts in moved for part in parts or ()]

@@ -16,10 +16,11 @@ from torch._utils import _flatten_dense_tensors
 
 from . import _chunks, _native
 from ._chunks import Vector, chunks, flat, reads_nothing
-from ._distributed import PLAIN, by_layout, full, is_sharded, local, piece_of, send, total
+from ._distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
 from ._scalars import Scalar
 
 ROW = 1 << 15  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
+EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 DOUBLE = frozenset({torch.float64, torch.complex128})
 
 
@@ -41,18 +42,18 @@ def sum_squares(
     """Return ‖x‖² as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part of the owners."""
     if not x:
         return torch.zeros(())
+    return _over_processes(lambda part: _sum_squares_here(part, foreach, fused), owners or x, x)
 
-    def here(part: Vector) -> Tensor:
-        kernels = compiled(part) if fused else None
-        found, rest = kernels.squares(part) if kernels else ([], part)
-        if found and not rest:
-            return add_up(found, found[0])
-        dtype = scalar_dtype(x)
-        for (chunk,) in chunks(rest, foreach=None if part[0].is_cpu else foreach, piece=None):
-            found += squares(chunk, dtype)
-        return add_up(found, found[0]) if found else torch.zeros((), dtype=dtype, device=part[0].device)
 
-    return _over_processes(here, owners or x, x)
+def _sum_squares_here(x: Vector, foreach: bool | None, fused: bool | None) -> Tensor:
+    kernels = compiled(x) if fused else None
+    found, rest = kernels.squares(x) if kernels else ([], x)
+    if len(found) == 1 and not rest:
+        return found[0]  # type: ignore[no-any-return]
+    zero = torch.zeros((), dtype=scalar_dtype(x), device=x[0].device)
+    for (chunk,) in chunks(rest, foreach=None if zero.is_cpu else foreach, piece=None):
+        found += squares(chunk, zero.dtype)
+    return add_up(found, zero) if found else zero
 
 
 def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -150,7 +151,7 @@ def assign_(x: Vector, values: Vector) -> None:
 
 def rounding(x: Vector) -> float:
     """Return the relative error that rounding may leave in the norm of a rescaled vector."""
-    return max([4 * torch.finfo(scalar_dtype(x)).eps, *(torch.finfo(dtype).eps for dtype in {t.dtype for t in x})])
+    return max([4 * EPS[scalar_dtype(x)], *(EPS[dtype] for dtype in {t.dtype for t in x})])
 
 
 def flatten(owners: Sequence[Tensor]) -> Tensor:
@@ -172,10 +173,11 @@ def read_on_cpu(scalar: Tensor) -> Any:
 
 def compiled(x: Vector) -> Any:
     """Return the module whose kernels take vectors of this device: Triton's on CUDA, C on the CPU; None elsewhere."""
-    device = x[0].device.type if x and not torch.compiler.is_compiling() else None
-    if device == "cpu" and not _chunks.INTERPRETED:
+    if not x or torch.compiler.is_compiling():
+        return None
+    if x[0].is_cpu and not _chunks.INTERPRETED:
         return _native
-    if device not in ("cpu", "cuda"):
+    if not (x[0].is_cpu or x[0].is_cuda):
         return None
     try:
         from . import _launch
@@ -185,8 +187,8 @@ def compiled(x: Vector) -> Any:
 
 
 def _over_processes(here: Callable[[list[Any]], Tensor], owners: Sequence[Tensor], rows: Iterable[Any]) -> Tensor:
-    if {*map(type, owners)} <= PLAIN or not any(map(is_sharded, owners)):
-        return here(list(rows))
+    if not any_sharded(owners):
+        return here(rows if isinstance(rows, list) else list(rows))
     parts = [total(here(some), layout) for layout, some in by_layout(owners, rows).items()]
     return parts[0] if len(parts) == 1 else add_up(parts, parts[0])
 
