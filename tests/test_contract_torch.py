@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import polyak
 from catalogue import each_form, each_method
 from observe import changed, give, random_like, snapshot
+from polyak._scalars import minimum
 
 
 def fresh() -> list[nn.Parameter]:
@@ -123,6 +124,54 @@ def test_a_method_of_another_author_has_the_whole_contract():
     assert [float(group["waited"]) for group in optimizer.param_groups] == [5.0, 1.0]
     twin = copy.deepcopy(optimizer)
     assert changed(snapshot(optimizer), snapshot(twin)) == set()
+
+
+class OnTensors(polyak.PolyakOptimizer):
+    """SmoothSPS with torch's own functions, which take no plain numbers."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, {"lr": 0.1, "lower_bound": 0.0, "momentum": 0.4, "foreach": None, **options}, None)
+
+    def memory(self, group: Mapping[str, Any]) -> dict[str, float]:
+        return {"previous_step_size": 1.0}
+
+    def step_size(self, line: polyak.Line, group: dict[str, Any]) -> tuple[Tensor, Any]:
+        cap = torch.clamp(1.1 * group["previous_step_size"], max=group["lr"])
+        ratio = line.gap / line.slope
+        group["previous_step_size"] = torch.minimum(ratio, cap)
+        return ratio, cap
+
+
+class OnNumbers(OnTensors):
+    """The same on whatever comes."""
+
+    takes_numbers = True
+
+    def step_size(self, line: polyak.Line, group: dict[str, Any]) -> tuple[Any, Any]:
+        cap = minimum(1.1 * group["previous_step_size"], group["lr"])
+        ratio = line.gap / line.slope
+        group["previous_step_size"] = minimum(ratio, cap)
+        return ratio, cap
+
+
+@pytest.mark.parametrize(
+    "lr", [0.1, 1e9, math.inf, torch.tensor(0.1), torch.tensor(-1.0), torch.tensor(math.nan)], ids=str
+)
+def test_numbers_and_tensors_make_the_same_steps(lr):
+    pair = [cls(fresh(), lr=0.1) for cls in (OnTensors, OnNumbers)]
+    for t, loss in enumerate([2.5, 0.0, -1.0, math.nan, 1.0, math.inf, 1e-30, 1e30, 3.0]):
+        for optimizer in pair:
+            optimizer.param_groups[0]["lr"] = lr
+            give(optimizer.param_groups[0]["params"], *random_like(fresh(), seed=t))
+            if t == 4:
+                optimizer.zero_grad(set_to_none=False)  # 0/0 or 1/0, which raise in Python
+            optimizer.step(loss=loss)
+        for one, other in zip(*(optimizer.last_step() for optimizer in pair), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=0, equal_nan=True)
+        for one, other in zip(*(optimizer.param_groups[0]["params"] for optimizer in pair), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-30, equal_nan=True)
+        memories = [optimizer.param_groups[0]["previous_step_size"] for optimizer in pair]
+        torch.testing.assert_close(*memories, rtol=1e-6, atol=0)
 
 
 def test_unknown_options_of_another_authors_method_are_refused():
