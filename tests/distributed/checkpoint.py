@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -30,7 +29,7 @@ def main(rank: int, world: int, folder: Path, saved: str, verb: str) -> None:
     weights = training.whole(model)
     if rank == 0:
         torch.save(weights, folder / "weights.pt")
-    dist.destroy_process_group()
+    training.leave()
 
 
 def _state(model, optimizer) -> dict:

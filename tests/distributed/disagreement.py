@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import polyak
@@ -27,7 +26,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     optimizer.step(loss=float(rank), grad_sq_norm=7.0)
     result = {"said": said, "before": before, "step_size": float(optimizer.last_step().step_size), "zero": zero()}
     torch.save(result, folder / f"result-{rank}.pt")
-    dist.destroy_process_group()
+    training.leave()
 
 
 def zero() -> tuple[str, float]:

@@ -72,4 +72,4 @@ if __name__ == "__main__":
     results = {name: apart(row) for name, row in cases(world).items()}
     if rank == 0:
         torch.save(results, folder / "results.pt")
-    dist.destroy_process_group()
+    training.leave()

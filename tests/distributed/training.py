@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,18 @@ def join(rank: int, world: int, folder: Path) -> None:
     store = f"file://{folder / 'store'}"
     wait = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
+
+
+def leave() -> None:
+    """Part from the other ranks and end the process at once.
+
+    A device mesh keeps gloo's threads beyond destroy_process_group(), and if they are still there when the interpreter
+    goes, torch sometimes aborts with "terminate called without an active exception" (pytorch/pytorch#190489).
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def network() -> nn.Sequential:
