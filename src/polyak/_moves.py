@@ -44,7 +44,7 @@ FORMS: dict[str, Move] = {"plain": plain, "nesterov": nesterov, "adjusted": adju
 def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measured: bool) -> list[Tensor]:
     """Move the parameters of a group along −γu; return numbers whose sum is the new ‖x‖², if a kernel `measured` it."""
     group, rows, found = block.group, [block.x, u, block.v or block.x], list[Tensor]()
-    kernels = compiled(block.x) if group.get("fused") else None
+    kernels = compiled(block.x, gamma) if group.get("fused") else None
     if kernels:
         found, rows = kernels.move(_form(group), rows, gamma, skip, group["momentum"], measured)
     if not rows[0]:

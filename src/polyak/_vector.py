@@ -114,7 +114,7 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
 
 def rescale_(x: Vector, a: Scalar, *, fused: bool | None = None) -> None:
     """x ← a·x, for a whole vector."""
-    kernels = compiled(x) if fused else None
+    kernels = compiled(x, a) if fused else None
     rest = kernels.scale_(x, a) if kernels else x
     for (chunk,) in chunks(rest, foreach=True):
         scale_(chunk, a)
@@ -171,9 +171,14 @@ def read_on_cpu(scalar: Tensor) -> Any:
     return None if reads_nothing(scalar.device) else scalar.item()
 
 
-def compiled(x: Vector) -> Any:
-    """Return the module whose kernels take vectors of this device: Triton's on CUDA, C on the CPU; None elsewhere."""
+def compiled(x: Vector, *scalars: Scalar) -> Any:
+    """Return the module whose kernels take vectors of this device: Triton's on CUDA, C on the CPU; None elsewhere.
+
+    Scalars must be tensors for the one and numbers for the other, which fails only where a group spans devices.
+    """
     if not x or torch.compiler.is_compiling():
+        return None
+    if any(isinstance(scalar, Tensor) != reads_nothing(x[0].device) for scalar in scalars):
         return None
     if x[0].is_cpu and not _chunks.INTERPRETED:
         return _native
