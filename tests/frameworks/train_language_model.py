@@ -91,6 +91,8 @@ def main(folder: Path, stop: int) -> None:
     if RANK == 0:
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
     torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # torch sometimes aborts on gloo's threads when the interpreter ends (pytorch/pytorch#190489)
 
 
 if __name__ == "__main__":
