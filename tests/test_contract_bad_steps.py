@@ -219,3 +219,20 @@ def test_the_report_says_what_was_done(method):
 def test_before_the_first_step_there_is_nothing_to_report(method):
     with pytest.raises(RuntimeError, match=r"before the first step\(loss=loss\)"):
         method.build(fresh()).last_step()
+
+
+@each_method
+@each_backend
+@pytest.mark.parametrize(("lr", "moves"), [(math.inf, False), (1e39, False), (0.1, True)])
+def test_a_ratio_that_float32_cannot_hold_is_infinite(method, backend, lr, moves):
+    w = torch.nn.Parameter(torch.ones(1))
+    w.grad = torch.full_like(w, 1e-21)  # ‖g‖² is 1e-42, the ratio 1e40
+    optimizer = method.build([w], lr=lr, eps=0.0, **backend)
+    if "previous_step_size" in optimizer.param_groups[0]:
+        optimizer.param_groups[0]["previous_step_size"].fill_(math.inf)
+    optimizer.step(loss=0.01)
+    last = optimizer.last_step()
+    assert last.ratio == math.inf
+    assert bool(last.skipped) is not moves
+    assert last.step_size == (torch.tensor(0.1) if moves else 0.0)
+    assert w.item() == 1.0  # 0.1 times 1e-21 is nothing beside it

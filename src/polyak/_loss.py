@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._scalars import tensor
 from ._vector import cast
 
 Groups = Sequence[Mapping[str, Any]]
@@ -87,8 +87,7 @@ def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
         check_single(number, name)
         return cast((number if number.dim() == 0 else number.reshape(())).clone(), like)
     if isinstance(number, Real):
-        number = float(number)
-        return torch.full_like(like, number if abs(number) <= torch.finfo(like.dtype).max else number * math.inf)
+        return tensor(float(number), like)
     given = type(number).__name__
     raise TypeError(f"The {name} must be a tensor with one element or a number, but a {given} was given.")
 

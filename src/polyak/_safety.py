@@ -31,6 +31,8 @@ def bounded(ratio: Scalar, cap: Scalar, line: Line) -> Any:
 def fits(gamma: Any, line: Line, block: Block) -> Any:
     """Return whether the loss is finite and the parameters' type holds the step's squared length; false for NaN too."""
     group, value, slope = block.group, line.value, line.slope
+    if isinstance(gamma, float) and gamma > LARGEST[group["step_size"].dtype]:
+        return False  # a tensor of that type would have become inf, and so would the step
     largest = min([LARGEST[dtype] for dtype in {tensor.dtype for tensor in block.x}], default=math.inf)
     if not (block.v and group.get("adjusted_momentum")):
         return gamma * (gamma * slope) + (value - value) <= largest

@@ -6,6 +6,7 @@ formula, and small networks would feel it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ def number(scalar: Scalar) -> float:
 
 
 def tensor(scalar: Scalar, like: Tensor) -> Tensor:
-    """Return a scalar as a 0-dim tensor; a number in the type and on the device of another."""
-    return scalar if isinstance(scalar, Tensor) else torch.full_like(like, scalar)
+    """Return a scalar as a 0-dim tensor; a number in the type of another and beside it, inf if it is too large."""
+    if isinstance(scalar, Tensor):
+        return scalar
+    return torch.full_like(like, scalar if abs(scalar) <= torch.finfo(like.dtype).max else scalar * math.inf)
 
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:
