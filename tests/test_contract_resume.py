@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 import polyak
 from catalogue import each_backend, each_form, each_method
-from observe import changed, give, random_like, snapshot
+from observe import changed, give, random_like, refused, snapshot
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
@@ -77,6 +77,21 @@ def test_a_state_survives_loading_unchanged(method, form):
     resumed.load_state_dict(optimizer.state_dict())
     assert resumed.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     assert [set(group) for group in resumed.param_groups] == [set(group) for group in optimizer.param_groups]
+
+
+@each_method
+@each_backend
+def test_the_state_of_another_model_is_refused_and_nothing_loaded(method, backend):
+    optimizer, larger = (
+        method.build([nn.Parameter(torch.ones(n))], "nesterov", lr=lr, **backend) for n, lr in ((3, 0.5), (100_000, 0.1))
+    )
+    for each in (optimizer, larger):
+        run(each, 0, 1)
+    before = snapshot(larger)
+    with refused(ValueError, method.name, "shape (3,)", "shape (100000,)", "same parameters"):
+        larger.load_state_dict(optimizer.state_dict())
+    assert changed(before, snapshot(larger)) == set()
+    run(larger, 1, 2)
 
 
 @each_form

@@ -88,6 +88,17 @@ def buffer_dtype(group: Group, p: Tensor) -> torch.dtype:
     return torch.promote_types(p.dtype, torch.float32) if group.get("float32_momentum") else p.dtype
 
 
+def check_buffers(owner: str, state: Mapping[Tensor, dict[str, Tensor]]) -> None:
+    """Raise ValueError unless every momentum buffer has the shape of its parameter."""
+    for p, held in state.items():
+        shape = held["momentum_buffer"].shape if "momentum_buffer" in held else p.shape
+        if shape != p.shape:
+            raise ValueError(
+                f"{owner}: the state holds a momentum of shape {tuple(shape)} for a parameter of shape {tuple(p.shape)}: "
+                "load the state of an optimizer that was given the same parameters in the same order."
+            )
+
+
 def restore_buffers(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """Take wide buffers from a state dict once more, since torch has rounded them to their parameters' type."""
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):

@@ -13,7 +13,7 @@ from . import _options
 from ._chunks import Vector
 from ._distributed import check_agreement, mean, spans_processes
 from ._formula import evaluate
-from ._line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
+from ._line import Block, Group, LastStep, Line, buffer_dtype, check_buffers, place_scalars, restore_buffers
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
@@ -288,6 +288,7 @@ class PolyakOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
+        check_buffers(type(self).__name__, state["state"])
         super().__setstate__(state)
         if "_watched" not in self.__dict__:
             self._begin()
