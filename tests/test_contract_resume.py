@@ -83,7 +83,8 @@ def test_a_state_survives_loading_unchanged(method, form):
 @each_backend
 def test_the_state_of_another_model_is_refused_and_nothing_loaded(method, backend):
     optimizer, larger = (
-        method.build([nn.Parameter(torch.ones(n))], "nesterov", lr=lr, **backend) for n, lr in ((3, 0.5), (100_000, 0.1))
+        method.build([nn.Parameter(torch.ones(size))], "nesterov", lr=lr, **backend)
+        for size, lr in ((3, 0.5), (100_000, 0.1))
     )
     for each in (optimizer, larger):
         run(each, 0, 1)

@@ -94,8 +94,8 @@ def check_buffers(owner: str, state: Mapping[Tensor, dict[str, Tensor]]) -> None
         shape = held["momentum_buffer"].shape if "momentum_buffer" in held else p.shape
         if shape != p.shape:
             raise ValueError(
-                f"{owner}: the state holds a momentum of shape {tuple(shape)} for a parameter of shape {tuple(p.shape)}: "
-                "load the state of an optimizer that was given the same parameters in the same order."
+                f"{owner}: the state holds a momentum of shape {tuple(shape)} for a parameter of shape "
+                f"{tuple(p.shape)}: load the state of an optimizer with the same parameters in the same order."
             )
 
 
