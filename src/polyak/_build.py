@@ -30,6 +30,7 @@ class Pass(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("form", "measured", "threads", "count")),
         ("table", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("x", "u", "v")),
         *((name, ctypes.c_double) for name in ("gamma", "mu")),
     )
 

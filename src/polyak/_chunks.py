@@ -24,7 +24,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the CPU then stands f
 PIECE = 1 << 19  # numbers of a piece: three float32 vectors of this length are 6 MiB
 SMALL = 1 << 15  # tensors of fewer numbers share a piece
 SHARED = 1 << 17  # numbers of a piece that is shared
-KIND = attrgetter("device", "dtype")
+KIND, DTYPE, IS_CPU = attrgetter("device", "dtype"), attrgetter("dtype"), attrgetter("is_cpu")
 
 
 def reads_nothing(device: torch.device) -> bool:
@@ -38,15 +38,15 @@ def chunks(x: Vector, *others: Vector, foreach: bool | None, piece: int | None =
     if foreach is None and device == "cpu" and not torch.compiler.is_compiling():
         return blocks(x, *others, piece=piece)
     if foreach or (foreach is None and device in MULTI_TENSOR_DEVICES):
-        return _kinds(zip(x, *others, strict=True))
+        return kinds(zip(x, *others, strict=True))
     return (tuple([tensor] for tensor in row) for row in zip(x, *others, strict=True))
 
 
 def blocks(*vectors: Vector, piece: int | None = PIECE) -> Iterable[tuple[Vector, ...]]:
     """Cut vectors into pieces of that many numbers, which a cache holds, or leave large tensors whole (None)."""
-    if len({*map(KIND, chain(*vectors))}) > 1:
-        kinds = _kinds(zip(*vectors, strict=True))
-        return chain.from_iterable(_blocks_of_a_kind(kind, [*map(Tensor.numel, kind[0])], piece) for kind in kinds)
+    if not _are_of_a_kind([*chain(*vectors)]):
+        found = kinds(zip(*vectors, strict=True))
+        return chain.from_iterable(_blocks_of_a_kind(kind, [*map(Tensor.numel, kind[0])], piece) for kind in found)
     sizes = [*map(Tensor.numel, vectors[0])]
     if sum(sizes) <= SHARED:
         return [vectors] if sizes else []
@@ -70,12 +70,16 @@ def _blocks_of_a_kind(vectors: tuple[Vector, ...], sizes: list[int], piece: int 
         yield tuple(map(list, zip(*together, strict=True)))
 
 
-def _kinds(rows: Iterable[Row]) -> list[tuple[Vector, ...]]:
+def kinds(rows: Iterable[Row]) -> list[tuple[Vector, ...]]:
     """Collect the rows of a kind: of one device and the same types."""
-    kinds: dict[object, list[Row]] = {}
+    found: dict[object, list[Row]] = {}
     for row in rows:
-        kinds.setdefault(tuple(map(KIND, row)), []).append(row)
-    return [tuple(map(list, zip(*found, strict=True))) for found in kinds.values()]
+        found.setdefault(tuple(map(KIND, row)), []).append(row)
+    return [tuple(map(list, zip(*same, strict=True))) for same in found.values()]
+
+
+def _are_of_a_kind(tensors: Vector) -> bool:
+    return len({*map(DTYPE, tensors)}) <= 1 and (all(map(IS_CPU, tensors)) or len({*map(KIND, tensors)}) == 1)
 
 
 def _slices(row: Row, piece: int) -> Iterable[Row]:
@@ -85,11 +89,23 @@ def _slices(row: Row, piece: int) -> Iterable[Row]:
 
 
 def flat(row: Row) -> Row | None:
-    """Return one-dimensional views of tensors whose numbers lie in memory in the same order, without gaps."""
+    """Return one-dimensional views of tensors that lie alike, in the order of their memory."""
     if all(map(Tensor.is_contiguous, row)):
         return tuple([tensor.view(-1) for tensor in row])
-    strides = row[0].stride()
-    order = sorted(range(row[0].dim()), key=strides.__getitem__, reverse=True)
-    if any(tensor.stride() != strides for tensor in row) or not row[0].permute(order).is_contiguous():
+    if not lie_alike(row):
         return None
+    order = _order(row[0])
     return tuple(tensor.permute(order).view(-1) for tensor in row)
+
+
+def lie_alike(row: Row) -> bool:
+    """Return whether the numbers of all tensors lie in memory in the same order, without gaps."""
+    if all(map(Tensor.is_contiguous, row)):
+        return len({*map(Tensor.numel, row)}) == 1
+    strides = row[0].stride()
+    return all(tensor.stride() == strides for tensor in row) and row[0].permute(_order(row[0])).is_contiguous()
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """Return the dimensions by falling stride."""
+    return sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)

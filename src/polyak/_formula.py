@@ -24,8 +24,9 @@ class Found(NamedTuple):
 
 def evaluate(step_size: StepSize, takes_numbers: bool, memory: Iterable[str], line: Line, group: Group) -> Found:
     """Evaluate a formula on a copy of the group, so that nothing is remembered before the step is known to be sane."""
-    seen = dict(group)
-    if reads_nothing(group["step_size"].device):
+    seen, scalar = dict(group), group["step_size"]
+    if reads_nothing(scalar.device):
+        line = line.tensors(scalar)
         return Found(*step_size(line, seen), line, seen)
     numbers = line.numbers
     if takes_numbers:
@@ -34,5 +35,5 @@ def evaluate(step_size: StepSize, takes_numbers: bool, memory: Iterable[str], li
         with suppress(ZeroDivisionError):  # then once more on tensors, which know inf and NaN
             return Found(*step_size(numbers, seen), numbers, seen)
         seen = dict(group)
-    ratio, cap = step_size(line, seen)
+    ratio, cap = step_size(line.tensors(scalar), seen)
     return Found(number(ratio), cap, numbers, seen)

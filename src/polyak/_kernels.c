@@ -30,7 +30,8 @@ enum form { MEASURE, SCALE, PLAIN, NESTEROV, ADJUSTED };
 
 struct pass {
   int64_t form, measured, threads, count;
-  const int64_t *table; /* count sizes, then as many addresses of x, of u and of v, as far as the form needs them */
+  const int64_t *table; /* count sizes, then as many addresses of every vector */
+  int64_t x, u, v;      /* which of these vectors */
   double gamma, mu;
 };
 
@@ -80,9 +81,9 @@ static REAL *address(const struct pass *p, int64_t vector, int64_t tensor) {
 }
 
 static double span(const struct pass *p, int64_t tensor, int64_t from, int64_t n) {
-  REAL *x = address(p, 1, tensor) + from, gamma = (REAL)p->gamma, mu = (REAL)p->mu;
-  const REAL *u = p->form >= PLAIN ? address(p, 2, tensor) + from : 0;
-  REAL *v = p->form >= NESTEROV ? address(p, 3, tensor) + from : 0;
+  REAL *x = address(p, p->x, tensor) + from, gamma = (REAL)p->gamma, mu = (REAL)p->mu;
+  const REAL *u = p->form >= PLAIN ? address(p, p->u, tensor) + from : 0;
+  REAL *v = p->form >= NESTEROV ? address(p, p->v, tensor) + from : 0;
   switch (p->form) {
     case SCALE: scale(x, n, gamma); break;
     case PLAIN: plain(x, u, n, gamma); break;
@@ -107,7 +108,8 @@ static void run_of_spans(const struct pass *p, int64_t first, int64_t last, doub
   }
 }
 
-/* Return the sum of squares of x after the pass, if it is measured; -1 if there is no memory for the sums. */
+/* Return the sum of squares of x after the pass as a number of its type, if it is measured; -1 if there is no memory
+   for the sums. */
 double polyak_pass(const struct pass *p) {
   int64_t total = 0, numbers = 0;
   for (int64_t tensor = 0; tensor < p->count; tensor++) {
@@ -123,5 +125,5 @@ double polyak_pass(const struct pass *p) {
   }
   for (int64_t i = 0; i < total; i++) sum += sums[i];
   free(sums);
-  return sum;
+  return (REAL)sum;
 }

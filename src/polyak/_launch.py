@@ -14,7 +14,8 @@ from torch.autograd.graph import increment_version
 
 from . import _chunks
 from . import _triton as kernels
-from ._chunks import Row, Vector, flat
+from ._packed import Packed
+from ._scalars import Scalar
 
 TYPES = {
     torch.float64: tl.float64,
@@ -26,53 +27,62 @@ KEPT = 64  # tables of addresses, and pieces of pinned memory
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the roundings of the other backends, which multiply, then add
 
 
-def squares(x: Vector) -> tuple[list[Tensor], Vector]:
-    """Return numbers whose sum is ‖x‖² for the tensors a kernel can take, and the other tensors."""
-    kinds, others = _by_kind([(tensor,) for tensor in x])
-    found = [launch.sums(kernels.measure) for launch in map(_Launch.of, kinds)]
-    return found, [tensor for (tensor,) in others]
+def takes(vectors: Sequence[Packed]) -> bool:
+    """Return whether the vectors are on a device of the kernels."""
+    return vectors[0][0].is_cpu == _chunks.INTERPRETED
 
 
-def scale_(x: Vector, a: Tensor) -> Vector:
-    """x ← a·x for the tensors a kernel can take; return the others."""
-    kinds, others = _by_kind([(tensor,) for tensor in x])
-    for launch in map(_Launch.of, kinds):
-        launch.run(kernels.scale, a.to(launch.device))
+def squares(x: Packed) -> Tensor:
+    """Return ‖x‖²."""
+    return _sums(kernels.measure, [x]).sum()
+
+
+def scale_(x: Packed, a: Tensor) -> None:
+    """x ← a·x."""
+    _run(kernels.scale, [x], a.to(x[0].device))
     increment_version(x)
-    return [tensor for (tensor,) in others]
 
 
-def move(
-    form: str, rows: Sequence[Vector], gamma: Tensor, skip: Tensor, mu: float, measured: bool
-) -> tuple[list[Tensor], list[Vector]]:
-    """Move what the kernels can move; return numbers whose sum is its new ‖x‖², measured or not, and the rest."""
-    kinds, others = _by_kind(list(zip(*rows, strict=True)))
-    high = float(torch.tensor(mu, dtype=torch.float32))
-    found = [
-        launch.sums(kernels.move, gamma.to(launch.device), skip.to(launch.device), high, mu - high, FORM=form)
-        for launch in map(_Launch.of, kinds)
-    ]
-    for vector in (rows[0], rows[2]):
+def move(form: str, x: Packed, u: Packed, v: Packed, gamma: Tensor, skip: Tensor, mu: float, measured: bool) -> Scalar:
+    """Move x and v; return the new ‖x‖², or 0 if it is not asked for."""
+    device, high = x[0].device, float(torch.tensor(mu, dtype=torch.float32))
+    sums = _sums(kernels.move, [x, u, v], gamma.to(device), skip.to(device), high, mu - high, FORM=form)
+    for vector in (x, v):
         increment_version(vector)
-    return found, [[row[column] for row in others] for column in range(len(rows))]
+    return sums.sum() if measured else 0.0
 
 
-def _by_kind(rows: Sequence[Row]) -> tuple[list[list[Row]], list[Row]]:
-    """Return flat views of the rows that have any numbers and that a kernel can take, by kind, and the other rows."""
-    kinds: dict[object, list[Row]] = {}
-    others: list[Row] = []
-    for row in rows:
-        views = flat(row) if all(map(_is_simple, row)) else None
-        if views is None:
-            others.append(row)
-        elif views[0].numel():
-            kinds.setdefault((row[0].device, *(tensor.dtype for tensor in row)), []).append(views)
-    return list(kinds.values()), others
+def _sums(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: Any) -> Tensor:
+    """Run a kernel that leaves a number for every span, and return these numbers."""
+    there = _there(vectors[0])
+    sums = torch.empty(len(there.owner), dtype=_accumulator(vectors), device=there.owner.device)
+    _run(kernel, vectors, sums, *arguments, **constants)
+    return sums
 
 
-def _is_simple(tensor: Tensor) -> bool:
-    """Return whether a tensor is plain numbers in the memory of a kernel's device."""
-    return tensor.dtype in TYPES and tensor.is_cpu == _chunks.INTERPRETED and not tensor.is_neg()
+def _run(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: Any) -> None:
+    """Run a kernel with a program for every span."""
+    there = _there(vectors[0])
+    types = {name: TYPES[vector.dtype] for name, vector in zip("XUV", vectors, strict=False)}
+    with _current(there.owner.device):
+        kernel[(len(there.owner),)](
+            there.rows[0], there.owner, there.begin, *[there.rows[vector.column] for vector in vectors], *arguments,
+            **types, ACC=TYPES[_accumulator(vectors)], ALIGNED=there.aligned, **constants, **OPTIONS,
+        )  # fmt: skip
+
+
+def _accumulator(vectors: Sequence[Packed]) -> torch.dtype:
+    """Return the type in which a kernel computes: float32, or float64 for float64 tensors."""
+    return torch.float64 if any(vector.dtype == torch.float64 for vector in vectors) else torch.float32
+
+
+class _There(NamedTuple):
+    """A table on its device, and for every span its tensor and its first number there."""
+
+    rows: Sequence[Tensor]
+    owner: Tensor
+    begin: Tensor
+    aligned: bool
 
 
 _uploaded: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
@@ -80,64 +90,38 @@ _spare: list[Tensor] = []
 _captured: list[tuple[Tensor, ...]] = []
 
 
-class _Launch(NamedTuple):
-    """A kind of tensors, and how a kernel finds them."""
-
-    device: torch.device
-    dtypes: list[torch.dtype]
-    spans: tuple[Tensor, Tensor, Tensor]
-    addresses: list[Tensor]
-    aligned: bool
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> _Launch:
-        device, dtypes = rows[0][0].device, [tensor.dtype for tensor in rows[0]]
-        addresses = tuple(tensor.data_ptr() for column in zip(*rows, strict=True) for tensor in column)
-        table = _upload(addresses, device).view(len(dtypes), len(rows))
-        spans = _spans(tuple(row[0].numel() for row in rows), device)
+def _there(x: Packed) -> _There:
+    """Return the table of a vector on the vector's device."""
+    table, device = x.table, x[0].device
+    if table.there is None:
+        rows = _upload(tuple(table.numbers), device).view(-1, len(table.sizes)).unbind()
+        owner, begin = spans = _spans(tuple(table.sizes), device)
         if _is_capturing(device):
             _captured.append(spans)  # a graph must find them there at every replay
-        return cls(device, dtypes, spans, list(table.unbind()), all(address % 16 == 0 for address in addresses))
-
-    @property
-    def accumulator(self) -> torch.dtype:
-        """The type in which a kernel computes: float32, or float64 for float64 tensors."""
-        return torch.float64 if torch.float64 in self.dtypes else torch.float32
-
-    def sums(self, kernel: Any, *arguments: Any, **constants: Any) -> Tensor:
-        """Run a kernel that leaves a number for every span, and return their sum."""
-        parts = torch.empty(len(self.spans[1]), dtype=self.accumulator, device=self.device)
-        self.run(kernel, parts, *arguments, **constants)
-        return parts.sum()
-
-    def run(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
-        """Run a kernel with a program for every span."""
-        types = dict(zip("XUV", (TYPES[dtype] for dtype in self.dtypes), strict=False))
-        with _current(self.device):
-            kernel[(len(self.spans[1]),)](
-                *self.spans, *self.addresses, *arguments,
-                **types, ACC=TYPES[self.accumulator], ALIGNED=self.aligned, **constants, **OPTIONS,
-            )  # fmt: skip
+        aligned = all(address % 16 == 0 for address in table.numbers[len(table.sizes) :])
+        table.there = _There(rows, owner, begin, aligned)
+    there: _There = table.there
+    return there
 
 
 @lru_cache(maxsize=64)
-def _spans(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tensors' sizes and, for every span, its tensor and its first number there."""
+def _spans(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return, for every span, its tensor and its first number there."""
     numbers = torch.tensor(sizes)
     counts = (numbers + kernels.SPAN.value - 1) // kernels.SPAN.value
     owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)
     begin = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    return _send(numbers, device), _send(owner, device), _send(begin, device)
+    return _send(owner, device), _send(begin, device)
 
 
-def _upload(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the addresses on the device; tensors that are allocated anew mostly come back to the same ones."""
-    key = (addresses, device)
+def _upload(table: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a table on the device; tensors that are allocated anew mostly come back to the same addresses."""
+    key = (table, device)
     if key not in _uploaded or _is_capturing(device):  # what a graph uploads is there only once it is replayed
-        table = _send(torch.tensor(addresses), device)
+        there = _send(torch.tensor(table), device)
         if _is_capturing(device):
-            return table
-        _uploaded[key] = table
+            return there
+        _uploaded[key] = there
         if len(_uploaded) > KEPT:
             del _uploaded[next(iter(_uploaded))]
     return _uploaded[key]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import product
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -12,15 +10,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._chunks import Vector
-from ._distributed import PLAIN, aligned, send
+from ._distributed import aligned, send
 from ._options import check_dense
-from ._scalars import Scalar, number, positive_part
+from ._packed import COMMON, KIND, pack
+from ._scalars import Scalar, as_tensor, number, positive_part
 from ._vector import real, scalar_dtype
 
 Group = dict[str, Any]
-KIND = attrgetter("__class__", "layout", "dtype")
-# Tensors that are vectors as they stand: neither sharded nor sparse nor complex.
-COMMON = frozenset(product(PLAIN, [torch.strided], [torch.float32, torch.float64, torch.bfloat16, torch.float16]))
 ZERO = 0.0  # the usual bound, which needs no subtraction
 
 
@@ -38,14 +34,18 @@ class Line(NamedTuple):
 
     def of(self, group: Group, lower_bound: Tensor | None) -> Line:
         """Return the line as one group sees it: on its device, above the call's bound or else the group's own."""
-        scalar = group["step_size"]
+        scalar, slope = group["step_size"], self.slope
         bound = (group["lower_bound"] or ZERO) if lower_bound is None else send(lower_bound, scalar)
-        return Line(send(self.value, scalar), send(self.slope, scalar), bound)
+        return Line(send(self.value, scalar), send(slope, scalar) if isinstance(slope, Tensor) else slope, bound)
 
     @property
     def numbers(self) -> Line:
         """The line in plain numbers."""
         return Line(number(self.value), number(self.slope), number(self.lower_bound))
+
+    def tensors(self, like: Tensor) -> Line:
+        """Return the line in 0-dim tensors of a type and on a device."""
+        return self._replace(value=as_tensor(self.value, like), slope=as_tensor(self.slope, like))
 
 
 class Block(NamedTuple):
@@ -63,6 +63,10 @@ class Block(NamedTuple):
         moving = [p for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in moving]
         held = [state[p]["momentum_buffer"] for p in moving] if group["momentum"] else []
+        if group.get("fused") and moving and moving[0].device == group["step_size"].device:
+            packed = pack([moving, grads, held] if held else [moving, grads])
+            if packed:
+                return cls(group, moving, *packed, *([] if held else [[]]))
         if {*map(KIND, moving), *map(KIND, grads)} <= COMMON:
             return cls(group, moving, [*moving], grads, held)
         for grad in grads:
@@ -118,3 +122,11 @@ class LastStep(NamedTuple):
     capped: Tensor
     skipped: Tensor
     skipped_steps: Tensor
+
+    @classmethod
+    def of(cls, group: Group, line: Line, ratio: Scalar, cap: Scalar, gamma: Scalar, sane: Any) -> LastStep:
+        """Put what a step has left, in numbers or in tensors, on the group's device."""
+        like = group["step_size"]
+        loss, slope, ratio, gamma = (as_tensor(scalar, like) for scalar in (line.value, line.slope, ratio, gamma))
+        above, sane = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, sane))
+        return cls(loss, slope, ratio, gamma, above & sane, ~sane, group["skipped_steps"].clone())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._scalars import tensor
+from ._scalars import as_tensor
 from ._vector import cast
 
 Groups = Sequence[Mapping[str, Any]]
@@ -87,7 +87,7 @@ def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
         check_single(number, name)
         return cast((number if number.dim() == 0 else number.reshape(())).clone(), like)
     if isinstance(number, Real):
-        return tensor(float(number), like)
+        return as_tensor(float(number), like)
     given = type(number).__name__
     raise TypeError(f"The {name} must be a tensor with one element or a number, but a {given} was given.")
 

@@ -5,14 +5,15 @@ A move takes one chunk of the parameters x, the direction u and the momentum buf
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from ._chunks import Vector, chunks
 from ._line import Block, Group
+from ._packed import sort
 from ._scalars import Scalar
-from ._vector import axpy_, compiled, scale_, sum_squares
+from ._vector import axpy_, scale_, sum_squares
 
 Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None], None]
 
@@ -41,17 +42,17 @@ def adjusted_nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, ski
 FORMS: dict[str, Move] = {"plain": plain, "nesterov": nesterov, "adjusted": adjusted_nesterov}
 
 
-def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measured: bool) -> list[Tensor]:
+def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measured: bool) -> list[Scalar]:
     """Move the parameters of a group along −γu; return numbers whose sum is the new ‖x‖², if a kernel `measured` it."""
-    group, rows, found = block.group, [block.x, u, block.v or block.x], list[Tensor]()
-    kernels = compiled(block.x, gamma) if group.get("fused") else None
-    if kernels:
-        found, rows = kernels.move(_form(group), rows, gamma, skip, group["momentum"], measured)
+    group, form, mu = block.group, _form(block.group), block.group["momentum"]
+    rows: Sequence[Vector] = [block.x, u, block.v or block.x]
+    kinds, rows = sort(rows, gamma) if group.get("fused") else ([], rows)
+    found = [kind[0].kernels.move(form, *kind, gamma, skip, mu, measured) for kind in kinds]
     if not rows[0]:
-        return found
+        return found if measured else []
     for x, u_chunk, v in chunks(*rows, foreach=group["foreach"]):
-        FORMS[_form(group)](x, u_chunk, v, -gamma, group["momentum"], skip)
-    return [*found, sum_squares(rows[0])] if found else []
+        FORMS[form](x, u_chunk, v, -gamma, mu, skip)
+    return [*found, sum_squares(rows[0])] if found and measured else []
 
 
 def _form(group: Group) -> str:

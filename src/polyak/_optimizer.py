@@ -13,13 +13,14 @@ from . import _options
 from ._chunks import Vector
 from ._distributed import check_agreement, mean, spans_processes
 from ._formula import evaluate
+from ._hooks import hook_step
 from ._line import Block, Group, LastStep, Line, buffer_dtype, check_buffers, place_scalars, restore_buffers
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
 from ._projection import norm_parts, project, shrink
 from ._safety import bounded, fits, usable_cap
-from ._scalars import Scalar, tensor, where
+from ._scalars import Scalar, as_tensor, where
 from ._vector import add_up, sum_squares
 from .constraints.balls import L2Ball
 
@@ -97,8 +98,9 @@ class PolyakOptimizer(Optimizer):
 
     # The step
 
+    profile_hook_step = staticmethod(hook_step)  # torch puts it around `step`
+
     @final
-    @torch.no_grad()
     def step(  # type: ignore[override]
         self,
         closure: Callable[[], Any] | None = None,
@@ -180,19 +182,14 @@ class PolyakOptimizer(Optimizer):
         """
         if not self._last:
             raise RuntimeError("last_step() has nothing to tell before the first step(loss=loss).")
-        line, ratio, cap, gamma, sane = self._last[group]
-        like = self.param_groups[group]["step_size"]
-        loss, slope, ratio, gamma = (tensor(scalar, like) for scalar in (line.value, line.slope, ratio, gamma))
-        above, sane = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, sane))
-        skipped_steps = self.param_groups[group]["skipped_steps"].clone()
-        return LastStep(loss, slope, ratio, gamma, above & sane, ~sane, skipped_steps)
+        return LastStep.of(self.param_groups[group], *self._last[group])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget a watched loss that no step used."""
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _move(self, line: Line, block: Block, u: Vector) -> list[Tensor] | None:
+    def _move(self, line: Line, block: Block, u: Vector) -> list[Scalar] | None:
         """Move a group; return what the move measured of the new ‖x‖², or None if the group is known to stay."""
         gamma, sane = self._decide(line, block)
         if sane is False:
@@ -210,8 +207,8 @@ class PolyakOptimizer(Optimizer):
             gamma = where(sane, gamma, 0.0)
             group["skipped_steps"].add_(~sane if isinstance(sane, Tensor) else 1)
         for name in memory:
-            group[name].copy_(where(gamma > 0, tensor(seen[name], group[name]), group[name]))
-        group["step_size"] = tensor(gamma, group["step_size"])
+            group[name].copy_(where(gamma > 0, as_tensor(seen[name], group[name]), group[name]))
+        group["step_size"] = as_tensor(gamma, group["step_size"])
         self._last.append((line, ratio, cap, gamma, sane))
         return gamma, sane
 
@@ -230,8 +227,8 @@ class PolyakOptimizer(Optimizer):
             if p.grad is not None and "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
-    def _project(self, blocks: Sequence[Block] = (), moved: Sequence[list[Tensor] | None] = ()) -> None:
-        if all(constraint is None for constraint in self._group_constraints):
+    def _project(self, blocks: Sequence[Block] = (), moved: Sequence[list[Scalar] | None] = ()) -> None:
+        if self._group_constraints.count(None) == len(self._group_constraints):
             return
         ball = self._constraint
         squares = norm_parts(blocks, moved, self._group_constraints, ball) if moved else []

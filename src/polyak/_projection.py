@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ._chunks import Vector
 from ._distributed import any_sharded
 from ._line import Block, Group
+from ._scalars import Scalar
 from ._vector import add_up, real, sum_squares
 from .constraints.balls import L2Ball
 
@@ -40,19 +40,19 @@ def _project(constraint: Constraint, params: Vector, fused: bool) -> None:
         constraint.project_(params)
 
 
-def shrink(ball: L2Ball, blocks: Sequence[Block], squares: Sequence[Tensor]) -> None:
+def shrink(ball: L2Ball, blocks: Sequence[Block], squares: Sequence[Scalar]) -> None:
     """Project what has moved onto a ball; `squares` add up to its ‖x‖²."""
-    x = [tensor for block in blocks for tensor in block.x]
+    x = blocks[0].x if len(blocks) == 1 else [tensor for block in blocks for tensor in block.x]
     fused = any(block.group.get("fused") for block in blocks)
     ball.shrink_(x, add_up(squares, blocks[0].group["step_size"]), fused)
 
 
 def norm_parts(
     blocks: Sequence[Block],
-    moved: Sequence[list[Tensor] | None],
+    moved: Sequence[list[Scalar] | None],
     constraints: Sequence[Constraint | None],
     shared: Constraint | None,
-) -> list[Tensor]:
+) -> list[Scalar]:
     """Return numbers whose sum is the ‖x‖² of the one ball, if the moves have measured all of it; else none."""
     if not all(moved) or not isinstance(shared, L2Ball) or any(other is not shared for other in constraints):
         return []

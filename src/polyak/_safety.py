@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ._distributed import send
 from ._line import Block, Line
-from ._scalars import Scalar, minimum, number, positive_part, where
+from ._packed import types
+from ._scalars import LARGEST, Scalar, as_tensor, minimum, number, positive_part, where
 from ._vector import cast, sum_squares
-
-LARGEST = {t: torch.finfo(t).max for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 def usable_cap(cap: Scalar, ratio: Scalar) -> Scalar:
@@ -31,13 +29,13 @@ def bounded(ratio: Scalar, cap: Scalar, line: Line) -> Any:
 def fits(gamma: Any, line: Line, block: Block) -> Any:
     """Return whether the loss is finite and the parameters' type holds the step's squared length; false for NaN too."""
     group, value, slope = block.group, line.value, line.slope
-    if isinstance(gamma, float) and gamma > LARGEST[group["step_size"].dtype]:
+    if isinstance(gamma, float) and max(gamma, slope) > LARGEST[group["step_size"].dtype]:
         return False  # a tensor of that type would have become inf, and so would the step
-    largest = min([LARGEST[dtype] for dtype in {tensor.dtype for tensor in block.x}], default=math.inf)
+    largest = min([LARGEST[dtype] for dtype in types(block.x)], default=math.inf)
     if not (block.v and group.get("adjusted_momentum")):
         return gamma * (gamma * slope) + (value - value) <= largest
     # This buffer holds gradients, not steps: it may not overflow, nor be too long for the γ of today.
     held = sum_squares(block.v, block.params, foreach=group["foreach"], fused=group.get("fused"))
-    slope = slope + (cast(held, slope) if isinstance(slope, Tensor) else held.item())
-    short = slope <= min(largest * largest / 4, torch.finfo(group["step_size"].dtype).max)
+    slope = slope + (cast(as_tensor(held, slope), slope) if isinstance(slope, Tensor) else number(held))
+    short = slope <= min(largest * largest / 4, LARGEST[group["step_size"].dtype])
     return (gamma * (gamma * slope) + (value - value) <= largest) & short

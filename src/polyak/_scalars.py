@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Scalar = Tensor | float
+LARGEST = {t: torch.finfo(t).max for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 def number(scalar: Scalar) -> float:
@@ -20,11 +21,16 @@ def number(scalar: Scalar) -> float:
     return scalar.item() if isinstance(scalar, Tensor) else scalar
 
 
-def tensor(scalar: Scalar, like: Tensor) -> Tensor:
+def as_tensor(scalar: Scalar, like: Tensor) -> Tensor:
     """Return a scalar as a 0-dim tensor; a number in the type of another and beside it, inf if it is too large."""
     if isinstance(scalar, Tensor):
         return scalar
-    return torch.full_like(like, scalar if abs(scalar) <= torch.finfo(like.dtype).max else scalar * math.inf)
+    return torch.full_like(like, scalar if abs(scalar) <= LARGEST[like.dtype] else scalar * math.inf)
+
+
+def square_root(a: Scalar) -> Scalar:
+    """Return √a."""
+    return a.sqrt() if isinstance(a, Tensor) else math.sqrt(a)
 
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from . import _chunks, _native
 from ._chunks import Vector, chunks, flat, reads_nothing
 from ._distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
-from ._scalars import Scalar
+from ._packed import Packed, sort, types
+from ._scalars import Scalar, as_tensor, number
 
 ROW = 1 << 15  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
@@ -33,27 +33,32 @@ def real(tensor: Tensor) -> Tensor:
 
 def scalar_dtype(x: Sequence[Tensor]) -> torch.dtype:
     """Return the type in which sums over the vector are kept: float32, or wider if a tensor is wider."""
-    return torch.float64 if not DOUBLE.isdisjoint([tensor.dtype for tensor in x]) else torch.float32
+    return torch.float64 if not DOUBLE.isdisjoint(types(x)) else torch.float32
 
 
 def sum_squares(
     x: Vector, owners: Sequence[Tensor] | None = None, *, foreach: bool | None = None, fused: bool | None = None
-) -> Tensor:
-    """Return ‖x‖² as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part of the owners."""
+) -> Scalar:
+    """Return ‖x‖², summed in float32 or wider, over all processes that hold a part of the owners.
+
+    It is a 0-dim tensor, or a number where a kernel of the CPU has found it.
+    """
+    if isinstance(x, Packed):  # what is packed is neither empty nor spread over processes
+        return x.kernels.squares(x)  # type: ignore[no-any-return]
     if not x:
-        return torch.zeros(())
+        return 0.0
     return _over_processes(lambda part: _sum_squares_here(part, foreach, fused), owners or x, x)
 
 
-def _sum_squares_here(x: Vector, foreach: bool | None, fused: bool | None) -> Tensor:
-    kernels = compiled(x) if fused else None
-    found, rest = kernels.squares(x) if kernels else ([], x)
-    if len(found) == 1 and not rest:
+def _sum_squares_here(x: Vector, foreach: bool | None, fused: bool | None) -> Scalar:
+    kinds, (rest,) = sort([x]) if fused else ([], [x])
+    found = [kind.kernels.squares(kind) for (kind,) in kinds]
+    dtype = scalar_dtype(x)
+    for (chunk,) in chunks(rest, foreach=None if x[0].is_cpu else foreach, piece=None):
+        found += squares(chunk, dtype)
+    if len(found) == 1:
         return found[0]  # type: ignore[no-any-return]
-    zero = torch.zeros((), dtype=scalar_dtype(x), device=x[0].device)
-    for (chunk,) in chunks(rest, foreach=None if zero.is_cpu else foreach, piece=None):
-        found += squares(chunk, zero.dtype)
-    return add_up(found, zero) if found else zero
+    return add_up(found, torch.zeros((), dtype=dtype, device=x[0].device))
 
 
 def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -67,11 +72,12 @@ def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
     return [_square(part, dtype) for part in (x if views is None else _rows(views[0]))]
 
 
-def add_up(parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return the sum of scalars on the device and in the type of another."""
-    if len(parts) == 1:
-        return cast(parts[0], like)
-    return torch.stack([cast(part, like) for part in parts]).sum()
+def add_up(parts: Sequence[Scalar], like: Tensor) -> Scalar:
+    """Return the sum of scalars, on the device and in the type of another unless all are numbers."""
+    if not any(isinstance(part, Tensor) for part in parts):
+        return sum(parts, 0.0)
+    together = [cast(as_tensor(part, like), like) for part in parts]
+    return together[0] if len(together) == 1 else torch.stack(together).sum()
 
 
 def cast(scalar: Tensor, like: Tensor) -> Tensor:
@@ -114,8 +120,9 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
 
 def rescale_(x: Vector, a: Scalar, *, fused: bool | None = None) -> None:
     """x ← a·x, for a whole vector."""
-    kernels = compiled(x, a) if fused else None
-    rest = kernels.scale_(x, a) if kernels else x
+    kinds, (rest,) = sort([x], a) if fused else ([], [x])
+    for (kind,) in kinds:
+        kind.kernels.scale_(kind, a)
     for (chunk,) in chunks(rest, foreach=True):
         scale_(chunk, a)
 
@@ -126,11 +133,11 @@ def add_(x: Vector, y: Vector, a: Scalar, *, foreach: bool | None = None) -> Non
         axpy_(x_chunk, y_chunk, a)
 
 
-def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Tensor:
+def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Scalar:
     """Return ⟨x, y⟩ as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part."""
     dtype = scalar_dtype([*x, *y])
 
-    def here(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def here(pairs: list[tuple[Tensor, Tensor]]) -> Scalar:
         products = [torch.sum(send(a, b) * b, dtype=dtype) for a, b in pairs]
         return add_up(products, products[0])
 
@@ -151,7 +158,7 @@ def assign_(x: Vector, values: Vector) -> None:
 
 def rounding(x: Vector) -> float:
     """Return the relative error that rounding may leave in the norm of a rescaled vector."""
-    return max([4 * EPS[scalar_dtype(x)], *(EPS[dtype] for dtype in {t.dtype for t in x})])
+    return max([4 * EPS[scalar_dtype(x)], *(EPS[dtype] for dtype in types(x))])
 
 
 def flatten(owners: Sequence[Tensor]) -> Tensor:
@@ -166,35 +173,16 @@ def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:
     return [piece_of(part.view(p.shape), p) for part, p in zip(parts, owners, strict=True)]
 
 
-def read_on_cpu(scalar: Tensor) -> Any:
+def read_on_cpu(scalar: Scalar) -> Any:
     """Read a scalar on the CPU, which costs nothing; return None on other devices, so that the host never waits."""
-    return None if reads_nothing(scalar.device) else scalar.item()
+    return None if isinstance(scalar, Tensor) and reads_nothing(scalar.device) else number(scalar)
 
 
-def compiled(x: Vector, *scalars: Scalar) -> Any:
-    """Return the module whose kernels take vectors of this device: Triton's on CUDA, C on the CPU; None elsewhere.
-
-    Scalars must be tensors for the one and numbers for the other, which fails only where a group spans devices.
-    """
-    if not x or torch.compiler.is_compiling():
-        return None
-    if any(isinstance(scalar, Tensor) != reads_nothing(x[0].device) for scalar in scalars):
-        return None
-    if x[0].is_cpu and not _chunks.INTERPRETED:
-        return _native
-    if not (x[0].is_cpu or x[0].is_cuda):
-        return None
-    try:
-        from . import _launch
-    except ImportError as error:
-        raise RuntimeError("fused=True needs Triton on CUDA: pip install triton, or leave fused out.") from error
-    return _launch
-
-
-def _over_processes(here: Callable[[list[Any]], Tensor], owners: Sequence[Tensor], rows: Iterable[Any]) -> Tensor:
+def _over_processes(here: Callable[[list[Any]], Scalar], owners: Sequence[Tensor], rows: Iterable[Any]) -> Scalar:
     if not any_sharded(owners):
         return here(rows if isinstance(rows, list) else list(rows))
-    parts = [total(here(some), layout) for layout, some in by_layout(owners, rows).items()]
+    like = torch.zeros((), dtype=scalar_dtype(owners), device=owners[0].device)
+    parts = [total(as_tensor(here(some), like), layout) for layout, some in by_layout(owners, rows).items()]
     return parts[0] if len(parts) == 1 else add_up(parts, parts[0])
 
 

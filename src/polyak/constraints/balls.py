@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _vector
 from .._chunks import Vector
+from .._scalars import Scalar, square_root, where
 from ._base import Constraint, check_size, real_only
 
 
@@ -46,12 +47,13 @@ class L2Ball(Constraint):
         x = [_vector.real(p) for p in params]
         self.shrink_(x, _vector.sum_squares(x, params))
 
-    def shrink_(self, x: Vector, squared_norm: Tensor, fused: bool = False) -> None:
+    def shrink_(self, x: Vector, squared_norm: Scalar, fused: bool = False) -> None:
         """Project tensors whose ‖x‖² is known: a step measures it while it moves them."""
-        norm, limit = squared_norm.sqrt(), self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
+        norm = square_root(squared_norm)
+        limit = self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
         known = _vector.read_on_cpu(norm)
         if known is None:
-            _vector.rescale_(x, torch.where(norm <= limit, 1.0, self.radius / norm), fused=fused)
+            _vector.rescale_(x, where(norm <= limit, 1.0, self.radius / norm), fused=fused)
         elif not known <= limit:
             _vector.rescale_(x, self.radius / known, fused=fused)
 

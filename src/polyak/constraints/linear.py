@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _vector
 from .._distributed import send
+from .._scalars import positive_part
 from ._base import Constraint, is_number, real_only
 
 
@@ -51,7 +52,7 @@ class Halfspace(Constraint):
         """x ← x − (⟨a, x⟩ − b)₊ a/‖a‖²."""
         x = real_only("Halfspace", params)
         a = _vector.split_like(_matching("Halfspace", self.normal, params), params)
-        excess = (_vector.dot(a, x, params) - self.offset).clamp(min=0.0)
+        excess = positive_part(_vector.dot(a, x, params) - self.offset)
         _vector.add_(x, a, -excess / _vector.sum_squares(a, params))
 
 
