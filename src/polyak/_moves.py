@@ -13,46 +13,52 @@ from ._chunks import Vector, chunks
 from ._line import Block, Group
 from ._packed import sort
 from ._scalars import Scalar
-from ._vector import axpy_, scale_, sum_squares
+from ._vector import accumulate_, axpy_, scalar_dtype, squares
 
-Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None], None]
+Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None, bool], None]
 
 
-def plain(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None) -> None:
+def plain(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None, at_once: bool) -> None:
     """x ← x − γu, with a = −γ."""
     axpy_(x, u, a, skip)
 
 
-def nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None) -> None:
+def nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None, at_once: bool) -> None:
     """v ← μv − γu;  x ← x − γu + μv: the step size is inside the buffer (ALI-G's standard momentum)."""
-    scale_(v, mu, skip)
-    axpy_(v, u, a, skip)
     axpy_(x, u, a, skip)
-    axpy_(x, v, mu, skip)
+    accumulate_(x, u, v, mu, a, mu, skip, at_once)
 
 
-def adjusted_nesterov(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None) -> None:
+def adjusted(x: Vector, u: Vector, v: Vector, a: Scalar, mu: float, skip: Tensor | None, at_once: bool) -> None:
     """v ← μv − u;  x ← x − γu + γμv: the step size is outside the buffer, as in torch.optim.SGD."""
-    scale_(v, mu, skip)
-    axpy_(v, u, -1.0, skip)
     axpy_(x, u, a, skip)
-    axpy_(x, v, -a * mu, skip)
+    accumulate_(x, u, v, mu, -1.0, -a * mu, skip, at_once)
 
 
-FORMS: dict[str, Move] = {"plain": plain, "nesterov": nesterov, "adjusted": adjusted_nesterov}
+FORMS: dict[str, Move] = {"plain": plain, "nesterov": nesterov, "adjusted": adjusted}
 
 
 def move(block: Block, u: Vector, gamma: Scalar, skip: Tensor | None, measured: bool) -> list[Scalar]:
-    """Move the parameters of a group along −γu; return numbers whose sum is the new ‖x‖², if a kernel `measured` it."""
-    group, form, mu = block.group, _form(block.group), block.group["momentum"]
+    """Move the parameters of a group along −γu; return numbers whose sum is the new ‖x‖², if it is to be `measured`."""
+    group, form = block.group, _form(block.group)
     rows: Sequence[Vector] = [block.x, u, block.v or block.x]
     kinds, rows = sort(rows, gamma) if group.get("fused") else ([], rows)
-    found = [kind[0].kernels.move(form, *kind, gamma, skip, mu, measured) for kind in kinds]
-    if not rows[0]:
-        return found if measured else []
-    for x, u_chunk, v in chunks(*rows, foreach=group["foreach"]):
-        FORMS[form](x, u_chunk, v, -gamma, mu, skip)
-    return [*found, sum_squares(rows[0])] if found and measured else []
+    found = [kind[0].kernels.move(form, *kind, gamma, skip, group["momentum"], measured) for kind in kinds]
+    if rows[0]:
+        found += _move_chunks(group, rows, gamma, skip, measured)
+    return found if measured else []
+
+
+def _move_chunks(
+    group: Group, rows: Sequence[Vector], gamma: Scalar, skip: Tensor | None, measured: bool
+) -> list[Scalar]:
+    """Move chunk after chunk, and measure each right after its move, while a cache still holds it."""
+    form, at_once, dtype = FORMS[_form(group)], group["foreach"] is None, scalar_dtype(rows[0])
+    found: list[Scalar] = []
+    for x, u, v in chunks(*rows, foreach=group["foreach"]):
+        form(x, u, v, -gamma, group["momentum"], skip, at_once)
+        found += squares(x, dtype) if measured else []
+    return found
 
 
 def _form(group: Group) -> str:

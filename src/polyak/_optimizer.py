@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
@@ -18,11 +18,10 @@ from ._line import Block, Group, LastStep, Line, buffer_dtype, check_buffers, pl
 from ._loops import refuse_without_loss
 from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
-from ._projection import norm_parts, project, shrink
+from ._projection import ball_of, project, shrink
 from ._safety import bounded, fits, usable_cap
 from ._scalars import Scalar, as_tensor, where
 from ._vector import add_up, sum_squares
-from .constraints.balls import L2Ball
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -142,10 +141,13 @@ class PolyakOptimizer(Optimizer):
         if grad_sq_norm is not None:
             line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
         self._last.clear()  # in place: torch.compile of 2.11 cannot set an attribute here
+        ball = ball_of(blocks, self._group_constraints, self._constraint)
         pairs = zip(blocks, directions, strict=True)
-        moved = [self._move(line.of(block.group, lower_bound), block, u) for block, u in pairs]
-        if moved != [None] * len(moved):
-            self._project(blocks, moved)
+        moved = [self._move(line.of(block.group, lower_bound), block, u, ball is not None) for block, u in pairs]
+        if ball is not None and None not in moved:
+            shrink(ball, blocks, [part for parts in moved for part in parts or ()])
+        elif moved != [None] * len(moved):
+            self._project()
         return value
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
@@ -189,13 +191,13 @@ class PolyakOptimizer(Optimizer):
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _move(self, line: Line, block: Block, u: Vector) -> list[Scalar] | None:
-        """Move a group; return what the move measured of the new ‖x‖², or None if the group is known to stay."""
+    def _move(self, line: Line, block: Block, u: Vector, measured: bool) -> list[Scalar] | None:
+        """Move a group; return numbers whose sum is its new ‖x‖², if `measured`, or None if it is known to stay."""
         gamma, sane = self._decide(line, block)
         if sane is False:
             return None
         skip = ~sane if isinstance(sane, Tensor) else None
-        return move(block, u, gamma, skip, isinstance(self._constraint, L2Ball))
+        return move(block, u, gamma, skip, measured)
 
     def _decide(self, line: Line, block: Block) -> tuple[Any, Any]:
         """Return γ, and whether it is sane to step so far; the group's memory follows only a step that moves."""
@@ -227,14 +229,8 @@ class PolyakOptimizer(Optimizer):
             if p.grad is not None and "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
-    def _project(self, blocks: Sequence[Block] = (), moved: Sequence[list[Scalar] | None] = ()) -> None:
-        if self._group_constraints.count(None) == len(self._group_constraints):
-            return
-        ball = self._constraint
-        squares = norm_parts(blocks, moved, self._group_constraints, ball) if moved else []
-        if squares and isinstance(ball, L2Ball):
-            shrink(ball, blocks, squares)
-        else:
+    def _project(self) -> None:
+        if self._group_constraints.count(None) < len(self._group_constraints):
             project(self.param_groups, self._group_constraints, self._constraint)
 
     # Groups and state

@@ -47,16 +47,13 @@ def shrink(ball: L2Ball, blocks: Sequence[Block], squares: Sequence[Scalar]) -> 
     ball.shrink_(x, add_up(squares, blocks[0].group["step_size"]), fused)
 
 
-def norm_parts(
-    blocks: Sequence[Block],
-    moved: Sequence[list[Scalar] | None],
-    constraints: Sequence[Constraint | None],
-    shared: Constraint | None,
-) -> list[Scalar]:
-    """Return numbers whose sum is the ‖x‖² of the one ball, if the moves have measured all of it; else none."""
-    if not all(moved) or not isinstance(shared, L2Ball) or any(other is not shared for other in constraints):
-        return []
+def ball_of(
+    blocks: Sequence[Block], constraints: Sequence[Constraint | None], shared: Constraint | None
+) -> L2Ball | None:
+    """Return the one ball that holds just what a step moves, if there is one: its norm can be measured on the way."""
+    if not isinstance(shared, L2Ball) or any(other is not shared for other in constraints):
+        return None
     bound = [p for block in blocks for p in block.group["params"] if p.requires_grad]
     if sum(len(block.params) for block in blocks) != len(bound) or any_sharded(bound):
-        return []
-    return [part for parts in moved for part in parts or ()]
+        return None
+    return shared

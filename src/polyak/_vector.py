@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from ._chunks import Vector, chunks, flat, reads_nothing
+from ._chunks import IS_CPU, SMALL, Vector, chunks, flat, reads_nothing
 from ._distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
 from ._packed import Packed, sort, types
 from ._scalars import Scalar, as_tensor, number
 
 ROW = 1 << 15  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+TINY = 2.0**-20  # 1 − b keeps 32 digits of a larger b
 DOUBLE = frozenset({torch.float64, torch.complex128})
 
 
@@ -116,6 +117,22 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
         x[0].mul_(a)
     else:
         torch._foreach_mul_(x, a)
+
+
+def accumulate_(
+    x: Vector, u: Vector, v: Vector, mu: float, b: Scalar, w: Scalar, skip: Tensor | None, at_once: bool
+) -> None:
+    """v ← μv + b·u;  x ← x + w·v, for one chunk: `at_once` in a kernel of PyTorch's SGD, where it has one."""
+    at_once = at_once and skip is None and len(x) == 1
+    if at_once and isinstance(b, float) and isinstance(w, float) and _sgd_takes([*x, *u, *v], b):
+        torch._fused_sgd_(
+            x, u, v, momentum=mu, dampening=1.0 - b, lr=-w, weight_decay=0.0, nesterov=False, maximize=False,
+            is_first_step=False,
+        )  # fmt: skip
+        return
+    scale_(v, mu, skip)
+    axpy_(v, u, b, skip)
+    axpy_(x, v, w, skip)
 
 
 def rescale_(x: Vector, a: Scalar, *, fused: bool | None = None) -> None:
@@ -219,6 +236,16 @@ def _add_(x: Vector, y: Vector, a: float = 1.0) -> None:
         x[0].add_(y[0], alpha=a)
     else:
         torch._foreach_add_(x, y, alpha=a)
+
+
+def _sgd_takes(tensors: Vector, b: float) -> bool:
+    """Return whether a kernel of PyTorch's SGD may do it: it takes b as 1 − (1 − b), which float32 does not notice.
+
+    It wakes all threads for any tensor, for which a small one is done too soon.
+    """
+    if abs(b) < TINY or types(tensors) != {torch.float32} or tensors[0].numel() < SMALL:
+        return False
+    return all(map(IS_CPU, tensors)) and all(map(Tensor.is_contiguous, tensors))
 
 
 def _is_narrow(x: Vector) -> bool:
