@@ -2,244 +2,109 @@
 
     python benchmarks/step_time.py [--model resnet34] [--rounds 15] [--threads 2] [--device cpu] [--out FILE]
 
-A ratio is the median over rounds of this step's time over fused SGD's in the same round; the quartiles stand behind it.
-GB/s counts what a step must read and write at least (docs/cost.md), beside the speed of a copy. On a GPU, kernels and
-waits of the host are counted as well. AliG of pytorch_optimizer and optax's Polyak SGD take part where installed.
+All optimizers move the same parameters, so that no ratio depends on where in memory a model happens to lie. A ratio is
+the median over rounds of this step's time over fused SGD's in the same round; the quartiles stand behind it. "/ ours"
+is the same for a rival over our fused step (with an active ball if the rival has one), which takes part in the rival's
+rounds. MB is what a step must read and write at least (docs/cost.md), GB/s how fast that was, beside the speed of a
+copy, and MiB the largest memory a step needs for itself. On a GPU, kernels and waits of the host are counted as well.
+AliG of pytorch_optimizer and optax's Polyak SGD take part where installed.
 """
 
-import argparse
 import gc
-import importlib.util
-import math
-import platform
+import itertools
 import statistics
-import time
-from collections.abc import Callable
-from datetime import date
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 
-import polyak
+from contestants import CONTESTANTS, YARDSTICK, Contestant, Parameters, fill, parameters
 from models import SHAPES
+from timing import Step, by_turns, headline, parser, seconds
 
-Step = Callable[[], object]
-
-
-class AuthorsALIG(torch.optim.Optimizer):
-    """ALI-G as its paper's pseudo-code spells it, tensor by tensor, with the loss and the norm read by the host."""
-
-    def __init__(self, params, lr: float, momentum: float, radius: float | None) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-        self.radius = radius
-        for p in self.param_groups[0]["params"]:
-            self.state[p]["v"] = torch.zeros_like(p)
-
-    @torch.no_grad()
-    def step(self, loss: float) -> None:
-        group = self.param_groups[0]
-        norm = sum(p.grad.norm() ** 2 for p in group["params"])
-        gamma = min(float(loss / (norm + 1e-5)), group["lr"])
-        for p in group["params"]:
-            v = self.state[p]["v"]
-            p.add_(p.grad, alpha=-gamma)
-            v.mul_(group["momentum"]).add_(p.grad, alpha=-gamma)
-            p.add_(v, alpha=group["momentum"])
-        if self.radius is not None:
-            size = math.sqrt(sum(float(p.norm() ** 2) for p in group["params"]))
-            if size > self.radius:
-                for p in group["params"]:
-                    p.mul_(self.radius / size)
+COLUMNS = ("ratio", "quartiles", "/ ours", "MB", "GB/s", "MiB")
 
 
-def parameters(model: str, device: str) -> list[torch.nn.Parameter]:
-    """Return parameters of a model's shapes, with gradients."""
-    draw = torch.Generator(device).manual_seed(0)
-    made = []
-    for shape in SHAPES[model]():
-        p = torch.nn.Parameter(torch.randn(shape, generator=draw, device=device) * 0.05)
-        p.grad = torch.randn(shape, generator=draw, device=device) * 0.01
-        made.append(p)
-    return made
-
-
-class Contestant(NamedTuple):
-    """How to make a step, and how often it must at least read or write the vector of all parameters."""
-
-    make: Callable[[str, str], Step]
-    passes: int
-
-
-def ours(**options) -> Callable[[str, str], Step]:
-    def make(model: str, device: str) -> Step:
-        optimizer = polyak.ALIG(parameters(model, device), lr=0.1, **options)
-        loss = torch.ones((), device=device)
-        return lambda: optimizer.step(loss=loss)
-
-    return make
-
-
-def torchs(cls: type, **options) -> Callable[[str, str], Step]:
-    return lambda model, device: cls(parameters(model, device), lr=0.1, **options).step
-
-
-def literal(radius: float | None) -> Callable[[str, str], Step]:
-    def make(model: str, device: str) -> Step:
-        optimizer = AuthorsALIG(parameters(model, device), lr=0.1, momentum=0.9, radius=radius)
-        loss = torch.ones((), device=device)
-        return lambda: optimizer.step(loss)
-
-    return make
-
-
-def released(radius: float | None) -> Callable[[str, str], Step]:
-    def make(model: str, device: str) -> Step:
-        from pytorch_optimizer import AliG
-        from pytorch_optimizer.optimizer.alig import l2_projection
-
-        own = parameters(model, device)
-        project = None if radius is None else lambda: l2_projection(own, radius)
-        optimizer = AliG(own, max_lr=0.1, momentum=0.9, projection_fn=project)
-        return lambda: optimizer.step(lambda: 1.0)
-
-    return make
-
-
-def optax_sgd(model: str, device: str) -> Step:
-    import jax
-    import optax
-
-    own = [jax.numpy.asarray(p.detach().cpu().numpy()) for p in parameters(model, "cpu")]
-    rule = optax.chain(optax.polyak_sgd(0.1), optax.trace(0.9, nesterov=True))
-    update = jax.jit(lambda state, own: rule.update(own, state, own, value=1.0), donate_argnums=0)
-    apply = jax.jit(optax.apply_updates, donate_argnums=0)
-    held = [rule.init(own), own]
-
-    def step() -> None:
-        updates, held[0] = update(held[0], held[1])
-        held[1] = apply(held[1], updates)
-        jax.block_until_ready(held[1])
-
-    return step
-
-
-NESTEROV = {"momentum": 0.9, "nesterov": True}
-MOMENTUM = {"momentum": 0.9}
-INSIDE, OUTSIDE = polyak.L2Ball(1e6), polyak.L2Ball(1.0)
-YARDSTICK = Contestant(torchs(torch.optim.SGD, **NESTEROV, fused=True), 5)
-CONTESTANTS = {
-    "torch SGD, loop": Contestant(torchs(torch.optim.SGD, **NESTEROV, foreach=False), 5),
-    "torch SGD, foreach": Contestant(torchs(torch.optim.SGD, **NESTEROV, foreach=True), 5),
-    "torch AdamW, fused": Contestant(torchs(torch.optim.AdamW, fused=True), 7),
-    "ALI-G, no momentum": Contestant(ours(), 4),
-    "ALI-G, momentum": Contestant(ours(**MOMENTUM), 6),
-    "ALI-G, momentum, fused": Contestant(ours(**MOMENTUM, fused=True), 6),
-    "ALI-G, momentum, loop": Contestant(ours(**MOMENTUM, foreach=False), 6),
-    "ALI-G, momentum, foreach": Contestant(ours(**MOMENTUM, foreach=True), 6),
-    "ALI-G, adjusted": Contestant(ours(**MOMENTUM, adjusted_momentum=True), 7),
-    "ALI-G, adjusted, fused": Contestant(ours(**MOMENTUM, adjusted_momentum=True, fused=True), 7),
-    "ALI-G, ball inactive": Contestant(ours(**MOMENTUM, constraint=INSIDE), 6),
-    "ALI-G, ball inactive, fused": Contestant(ours(**MOMENTUM, constraint=INSIDE, fused=True), 6),
-    "ALI-G, ball active": Contestant(ours(**MOMENTUM, constraint=OUTSIDE), 8),
-    "ALI-G, ball active, fused": Contestant(ours(**MOMENTUM, constraint=OUTSIDE, fused=True), 8),
-    "authors' algorithm": Contestant(literal(None), 6),
-    "authors' algorithm, ball active": Contestant(literal(1.0), 8),
-}
-if importlib.util.find_spec("pytorch_optimizer"):
-    CONTESTANTS["pytorch_optimizer AliG"] = Contestant(released(None), 6)
-    CONTESTANTS["pytorch_optimizer AliG, ball active"] = Contestant(released(1.0), 8)
-if importlib.util.find_spec("optax"):
-    CONTESTANTS["optax polyak_sgd, trace"] = Contestant(optax_sgd, 6)
-
-
-def seconds(step: Step, device: str) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    step()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def times(one: Step, other: Step, rounds: int, device: str) -> list[tuple[float, float]]:
-    """Time two steps by turns, after three rounds that do not count."""
-    found = [(seconds(one, device), seconds(other, device)) for _ in range(rounds + 3)]
-    return found[3:]
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
+def peak(step: Step) -> float:
+    """Return the most memory on the CPU, in MiB, that a step holds beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    nodes, sizes = found.profiler.kineto_results.experimental_event_tree(), []
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        sizes += [(node.start_time_ns, node.extra_fields.alloc_size)] if node.tag == _EventType.Allocation else []
+    return max(itertools.accumulate(size for _, size in sorted(sizes)), default=0) / 2**20
 
 
 def counts(step: Step, device: str) -> list[str]:
-    """Count the kernels and the waits of one step on a GPU, and its largest need of memory in MiB."""
+    """Return the largest need of memory of one step in MiB, on a GPU also its kernels and the waits of the host."""
     if device == "cpu":
-        return []
-    from torch.profiler import ProfilerActivity, profile
-
+        return [f"{peak(step):.2f}"]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         step()
-        peak = torch.cuda.max_memory_allocated() - before
+        most = torch.cuda.max_memory_allocated() - before
     events = found.events()
     kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
     waits = sum("Synchronize" in event.name for event in events)
-    return [str(kernels), str(waits), f"{peak / 2**20:.1f}"]
+    return [f"{most / 2**20:.2f}", str(kernels), str(waits)]
 
 
-def copy_speed(model: str, device: str) -> float:
+def copy_speed(own: Parameters, device: str) -> float:
     """Return the bytes per second of a copy as large as the model, read and write counted."""
-    source = torch.ones(sum(p.numel() for p in parameters(model, device)), device=device)
+    source = torch.ones(sum(p.numel() for p in own), device=device)
     target = torch.empty_like(source)
     taken = statistics.median(seconds(lambda: target.copy_(source), device) for _ in range(7))
     return 2 * source.nbytes / taken
 
 
+def row(contestant: Contestant, own: Parameters, rounds: int, device: str) -> tuple[float, list[str]]:
+    """Return the median time of the yardstick in a contestant's rounds, and the contestant's row of the table."""
+    gc.collect()
+    fill(own)  # torch's foreach SGD changes the gradients
+    taking_part = [YARDSTICK, contestant, *([CONTESTANTS[contestant.rival_of]] if contestant.rival_of else [])]
+    steps = [each.make(own) for each in taking_part]
+    base, taken, *ours = by_turns(steps, rounds, device)
+    low, middle, high = statistics.quantiles(ratios(taken, base), n=4)
+    over_ours = [f"{statistics.median(ratios(taken, column)):.2f}" for column in ours] or [""]
+    moved = contestant.passes * sum(p.nbytes for p in own)
+    speed = f"{moved / 1e9 / statistics.median(taken):.1f}"
+    cells = [f"{middle:.2f}", f"{low:.2f} to {high:.2f}", *over_ours, f"{moved / 1e6:.1f}", speed]
+    return statistics.median(base), [*cells, *counts(steps[1], device)]
+
+
+def ratios(ones: list[float], others: list[float]) -> list[float]:
+    return [one / other for one, other in zip(ones, others, strict=True)]
+
+
 def measure(model: str, rounds: int, device: str) -> Table:
-    """Time every contestant against the yardstick; only these two are in memory at a time."""
-    size = sum(p.nbytes for p in parameters(model, device))
-    rows, yardsticks = [], []
-    for name, contestant in CONTESTANTS.items():
-        gc.collect()
-        yardstick, step = YARDSTICK.make(model, device), contestant.make(model, device)
-        taken = times(yardstick, step, rounds, device)
-        low, middle, high = statistics.quantiles([b / a for a, b in taken], n=4)
-        speed = contestant.passes * size / statistics.median(b for _, b in taken)
-        yardsticks += [a for a, _ in taken]
-        rows.append([name, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{speed / 1e9:.1f}", *counts(step, device)])
-    base = statistics.median(yardsticks)
+    """Time every contestant against the yardstick."""
+    own = parameters(model, device)
+    size = sum(p.nbytes for p in own)
+    found = {name: row(contestant, own, rounds, device) for name, contestant in CONTESTANTS.items()}
+    base = statistics.median(taken for taken, _ in found.values())
     title = f"{model}: {size / 4e6:.2f} million numbers; torch SGD, fused: {base * 1e6:.0f} µs, "
-    title += f"{YARDSTICK.passes * size / base / 1e9:.1f} GB/s; a copy: {copy_speed(model, device) / 1e9:.1f} GB/s"
-    table = Table(title=title)
-    extra = ["kernels", "waits", "MiB"] if device != "cpu" else []
-    for heading in ("optimizer", "ratio", "quartiles", "GB/s", *extra):
-        table.add_column(heading, justify="left" if heading == "optimizer" else "right")
-    for row in rows:
-        table.add_row(*row)
+    title += f"{YARDSTICK.passes * size / base / 1e9:.1f} GB/s; a copy: {copy_speed(own, device) / 1e9:.1f} GB/s"
+    table = Table("optimizer", title=title)
+    for heading in (*COLUMNS, *(("kernels", "waits") if device != "cpu" else ())):
+        table.add_column(heading, justify="right")
+    for name, (_, cells) in found.items():
+        table.add_row(name, *cells)
     return table
 
 
 def main() -> None:
     """Time the chosen models."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", choices=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    options = parser(__doc__)
+    options.add_argument("--model", action="append", choices=list(SHAPES), help="default: all of them")
+    chosen = options.parse_args()
     console = Console(record=True, width=120)
-    where = platform.machine() if chosen.device == "cpu" else torch.cuda.get_device_name(chosen.device)
-    console.print(
-        f"{date.today()}, torch {torch.__version__}, {chosen.device} ({where}), {chosen.threads} threads, "
-        f"{chosen.rounds} rounds (20 times as many for the mlp)"
-    )
-    for model in chosen.model or ["mlp", "resnet34"]:
+    console.print(f"{headline(chosen)} (20 times as many for the mlp)", highlight=False)
+    for model in chosen.model or SHAPES:
         console.print(measure(model, chosen.rounds * (20 if model == "mlp" else 1), chosen.device))
     if chosen.out is not None:
         chosen.out.write_text(console.export_text())

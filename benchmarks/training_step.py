@@ -6,11 +6,7 @@ The network is the note's ResNet-34 on images of 32 x 32. Forward and backward a
 are timed apart from the step: the change of a whole training step is the difference of the two steps over the whole.
 """
 
-import argparse
-import platform
 import statistics
-from datetime import date
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +14,7 @@ from rich.console import Console
 
 import polyak
 from polyak_lab import models
-from step_time import seconds
+from timing import headline, parser, seconds
 
 OPTIMIZERS = {
     "torch SGD, Nesterov, fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
@@ -56,22 +52,12 @@ def times(batch: int, rounds: int, device: str) -> dict[str, list[tuple[float, f
 
 def main() -> None:
     """Time and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    found = times(chosen.batch, chosen.rounds, chosen.device)
-    where = platform.machine() if chosen.device == "cpu" else torch.cuda.get_device_name(chosen.device)
+    options = parser(__doc__)
+    options.add_argument("--batch", type=int, default=128)
+    chosen = options.parse_args()
     console = Console(record=True, width=120)
-    console.print(
-        f"{date.today()}, torch {torch.__version__}, {chosen.device} ({where}), {chosen.threads} threads, "
-        f"ResNet-34, batch {chosen.batch}, float32, {chosen.rounds} rounds",
-        highlight=False,
-    )
+    console.print(f"{headline(chosen)}, ResNet-34, batch {chosen.batch}, float32", highlight=False)
+    found = times(chosen.batch, chosen.rounds, chosen.device)
     gradient = statistics.median(before for column in found.values() for before, _ in column)
     console.print(f"forward and backward: {gradient * 1e3:.1f} ms", highlight=False)
     yardstick = statistics.median(step for _, step in next(iter(found.values())))

@@ -8,6 +8,7 @@ of large tensors, and small tensors of a kind together.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -21,7 +22,8 @@ Row = tuple[Tensor, ...]
 
 MULTI_TENSOR_DEVICES = frozenset({"cuda", "xpu"})
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the CPU then stands for a device
-PIECE = 1 << 19  # numbers of a piece: three float32 vectors of this length are 6 MiB
+PIECE = 3 << 18  # numbers of a piece at most: three float32 vectors of this length are 9 MiB
+ALIGNED = 64  # a slice begins at a multiple of so many numbers
 SMALL = 1 << 15  # tensors of fewer numbers share a piece
 SHARED = 1 << 17  # numbers of a piece that is shared
 KIND, DTYPE, IS_CPU = attrgetter("device", "dtype"), attrgetter("dtype"), attrgetter("is_cpu")
@@ -83,9 +85,13 @@ def _are_of_a_kind(tensors: Vector) -> bool:
 
 
 def _slices(row: Row, piece: int) -> Iterable[Row]:
-    """Cut tensors of one layout into slices; other tensors stay whole."""
+    """Cut tensors of one layout into equal slices of at most so many numbers; other tensors stay whole."""
     views = flat(row)
-    return [row] if views is None else zip(*[torch.split(view, piece) for view in views], strict=True)
+    if views is None:
+        return [row]
+    size = row[0].numel()
+    length = math.ceil(size / math.ceil(size / piece) / ALIGNED) * ALIGNED
+    return zip(*[torch.split(view, length) for view in views], strict=True)
 
 
 def flat(row: Row) -> Row | None:

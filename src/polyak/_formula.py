@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import NamedTuple
 
-from ._chunks import reads_nothing
+from torch import Tensor
+
 from ._line import Group, Line
 from ._scalars import Scalar, number
 
@@ -24,16 +24,13 @@ class Found(NamedTuple):
 
 def evaluate(step_size: StepSize, takes_numbers: bool, memory: Iterable[str], line: Line, group: Group) -> Found:
     """Evaluate a formula on a copy of the group, so that nothing is remembered before the step is known to be sane."""
-    seen, scalar = dict(group), group["step_size"]
-    if reads_nothing(scalar.device):
-        line = line.tensors(scalar)
-        return Found(*step_size(line, seen), line, seen)
-    numbers = line.numbers
-    if takes_numbers:
+    seen, numbers = dict(group), not isinstance(line.value, Tensor)
+    if numbers and takes_numbers:
         for name in (*memory, "lr"):
             seen[name] = number(seen[name])
-        with suppress(ZeroDivisionError):  # then once more on tensors, which know inf and NaN
-            return Found(*step_size(numbers, seen), numbers, seen)
-        seen = dict(group)
-    ratio, cap = step_size(line.tensors(scalar), seen)
-    return Found(number(ratio), cap, numbers, seen)
+        try:
+            return Found(*step_size(line, seen), line, seen)
+        except ZeroDivisionError:  # tensors know inf and NaN
+            seen = dict(group)
+    ratio, cap = step_size(line.tensors(group["step_size"]), seen)
+    return Found(number(ratio) if numbers else ratio, cap, line, seen)

@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import _chunks
 from . import _triton as kernels
 from ._packed import Packed
 from ._scalars import Scalar
@@ -27,9 +26,9 @@ KEPT = 64  # tables of addresses, and pieces of pinned memory
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the roundings of the other backends, which multiply, then add
 
 
-def takes(vectors: Sequence[Packed]) -> bool:
-    """Return whether the vectors are on a device of the kernels."""
-    return vectors[0][0].is_cpu == _chunks.INTERPRETED
+def takes(types: set[torch.dtype]) -> bool:
+    """Return whether there is a kernel for vectors of these types."""
+    return types <= TYPES.keys()
 
 
 def squares(x: Packed) -> Tensor:
@@ -47,8 +46,7 @@ def move(form: str, x: Packed, u: Packed, v: Packed, gamma: Tensor, skip: Tensor
     """Move x and v; return the new ‖x‖², or 0 if it is not asked for."""
     device, high = x[0].device, float(torch.tensor(mu, dtype=torch.float32))
     sums = _sums(kernels.move, [x, u, v], gamma.to(device), skip.to(device), high, mu - high, FORM=form)
-    for vector in (x, v):
-        increment_version(vector)
+    increment_version(x)  # no graph holds a momentum buffer
     return sums.sum() if measured else 0.0
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._chunks import Vector
+from ._chunks import Vector, reads_nothing
 from ._distributed import aligned, send
 from ._options import check_dense
 from ._packed import COMMON, KIND, pack
@@ -33,19 +33,17 @@ class Line(NamedTuple):
         return positive_part(self.value if self.lower_bound is ZERO else self.value - self.lower_bound)
 
     def of(self, group: Group, lower_bound: Tensor | None) -> Line:
-        """Return the line as one group sees it: on its device, above the call's bound or else the group's own."""
-        scalar, slope = group["step_size"], self.slope
-        bound = (group["lower_bound"] or ZERO) if lower_bound is None else send(lower_bound, scalar)
-        return Line(send(self.value, scalar), send(slope, scalar) if isinstance(slope, Tensor) else slope, bound)
-
-    @property
-    def numbers(self) -> Line:
-        """The line in plain numbers."""
-        return Line(number(self.value), number(self.slope), number(self.lower_bound))
+        """Return the line as a group sees it: above the call's bound or its own, in numbers where it may read them."""
+        scalar = group["step_size"]
+        bound = (group["lower_bound"] or ZERO) if lower_bound is None else lower_bound
+        if not reads_nothing(scalar.device):
+            return Line(number(self.value), number(self.slope), number(bound))
+        return Line(self.value, self.slope, bound).tensors(scalar)
 
     def tensors(self, like: Tensor) -> Line:
-        """Return the line in 0-dim tensors of a type and on a device."""
-        return self._replace(value=as_tensor(self.value, like), slope=as_tensor(self.slope, like))
+        """Return the line in 0-dim tensors of a type and on a device; an option stays a number."""
+        bound = send(self.lower_bound, like) if isinstance(self.lower_bound, Tensor) else self.lower_bound
+        return Line(send(as_tensor(self.value, like), like), send(as_tensor(self.slope, like), like), bound)
 
 
 class Block(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import byref
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 FORMS = {"measure": 0, "scale": 1, "plain": 2, "nesterov": 3, "adjusted": 4}
 
 
-def takes(vectors: Sequence[Packed]) -> bool:
+def takes(types: set[torch.dtype]) -> bool:
     """Return whether there is a kernel for vectors of these types."""
-    return len({vector.dtype for vector in vectors}) == 1 and vectors[0].dtype in REALS and vectors[0][0].is_cpu
+    return len(types) == 1 and types <= REALS.keys()
 
 
 def squares(x: Packed) -> float:
@@ -39,9 +38,7 @@ def move(
 ) -> float:
     """Move x and v; return the new ‖x‖², or 0 if it is not measured."""
     found = _run(form, x, u, v, gamma, mu, measured)
-    increment_version(x)
-    if v is not x:
-        increment_version(v)
+    increment_version(x)  # no graph holds a momentum buffer
     return found
 
 

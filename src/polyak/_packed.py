@@ -53,8 +53,11 @@ def pack(vectors: Sequence[Vector], *scalars: Scalar) -> Sequence[Packed]:
     kernels = _kernels(tensors, scalars)
     if kernels is None or not {*map(type, tensors)} <= PLAIN:
         return ()
+    found = types(tensors)
+    if not kernels.takes(found) or (len(found) > 1 and any(len(types(x)) > 1 for x in vectors)):
+        return ()
     try:
-        if not (_are_alike(tensors, vectors) and _are_without_gaps(tensors, vectors)):
+        if not _lie_alike(tensors, vectors):
             return ()
         sizes, addresses = [*map(Tensor.numel, tensors)], [*map(Tensor.data_ptr, tensors)]
     except RuntimeError:  # torch's, for tensors of a layout that has no addresses
@@ -62,9 +65,10 @@ def pack(vectors: Sequence[Vector], *scalars: Scalar) -> Sequence[Packed]:
     own = sizes[: len(vectors[0])]
     if not any(own) or sizes != own * len(vectors):
         return ()
-    table = Table(own, addresses)
-    packed = [_column(vector, table, column, kernels) for column, vector in enumerate(vectors, start=1)]
-    return packed if kernels.takes(packed) else ()
+    table, packed = Table(own, addresses), [*map(Packed, vectors)]
+    for column, vector in enumerate(packed, start=1):
+        vector.table, vector.column, vector.kernels, vector.dtype = table, column, kernels, vector[0].dtype
+    return packed
 
 
 def sort(vectors: Sequence[Vector], *scalars: Scalar) -> tuple[list[Sequence[Packed]], Sequence[Vector]]:
@@ -88,19 +92,13 @@ def _sort_rows(vectors: Sequence[Vector], scalars: Sequence[Scalar]) -> tuple[li
     return found, _columns(others, vectors)
 
 
-def _are_alike(tensors: Vector, vectors: Sequence[Vector]) -> bool:
-    """Return whether all tensors are on one device, and real numbers of one type in each vector."""
+def _lie_alike(tensors: Vector, vectors: Sequence[Vector]) -> bool:
+    """Return whether the memory of one device holds the very numbers of all, in one order for those that are a row."""
     if tensors[0].is_cpu:
         alike = all(map(IS_CPU, tensors))
     else:
         alike = all(map(IS_CUDA, tensors)) and len({*map(Tensor.get_device, tensors)}) == 1
-    found = types(tensors)
-    return alike and found <= REALS and (len(found) == 1 or all(len(types(x)) == 1 for x in vectors))
-
-
-def _are_without_gaps(tensors: Vector, vectors: Sequence[Vector]) -> bool:
-    """Return whether memory holds the very numbers of the tensors, in the same order for those that belong together."""
-    if any(map(Tensor.is_neg, tensors)):
+    if not alike or any(map(Tensor.is_neg, tensors)):
         return False
     return all(map(Tensor.is_contiguous, tensors)) or all(map(lie_alike, zip(*vectors, strict=True)))
 
@@ -108,12 +106,6 @@ def _are_without_gaps(tensors: Vector, vectors: Sequence[Vector]) -> bool:
 def _columns(rows: Iterable[Row], like: Sequence[Vector]) -> Sequence[Vector]:
     rows = [*rows]
     return [[row[column] for row in rows] for column in range(len(like))]
-
-
-def _column(vector: Vector, table: Table, column: int, kernels: Any) -> Packed:
-    packed = Packed(vector)
-    packed.table, packed.column, packed.kernels, packed.dtype = table, column, kernels, vector[0].dtype
-    return packed
 
 
 def _kernels(x: Vector, scalars: Sequence[Scalar]) -> Any:
