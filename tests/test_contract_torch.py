@@ -54,6 +54,36 @@ def test_hooks_run_around_the_step_and_can_be_removed(method):
 
 
 @each_method
+def test_a_profiler_finds_the_step_under_the_name_torch_gives_it(method):
+    params = fresh()
+    optimizer = method.build(params)
+    give(params, *random_like(params))
+    optimizer.step(loss=0.5)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        optimizer.step(loss=0.25)
+    names = [event.name for event in found.events()]
+    assert names.count(f"Optimizer.step#{type(optimizer).__name__}.step") == 1
+
+
+@each_method
+@pytest.mark.parametrize("enabled", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize("hooked", [True, False], ids=["hooked", "not hooked"])
+def test_a_step_computes_without_gradients_and_leaves_the_mode_as_it_was(method, enabled, hooked):
+    params = fresh()
+    optimizer = method.build(params)
+    if hooked:
+        optimizer.register_step_post_hook(lambda *_: None)
+    with torch.set_grad_enabled(enabled):
+        give(params, *random_like(params))
+        loss = params[0].square().sum()
+        assert not optimizer.step(loss=loss).requires_grad
+        assert torch.is_grad_enabled() == enabled
+        with pytest.raises(ValueError, match="one element"):
+            optimizer.step(loss=torch.ones(2))
+        assert torch.is_grad_enabled() == enabled
+
+
+@each_method
 def test_hooks_on_the_state_dict_run(method):
     optimizer = method.build(fresh())
     optimizer.register_state_dict_post_hook(lambda o, state: {**state, "note": "mine"})

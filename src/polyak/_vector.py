@@ -19,7 +19,7 @@ from ._distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, 
 from ._packed import Packed, sort, types
 from ._scalars import Scalar, as_tensor, number
 
-ROW = 1 << 15  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
+ROW = 1 << 12  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 TINY = 2.0**-20  # 1 − b keeps 32 digits of a larger b
 DOUBLE = frozenset({torch.float64, torch.complex128})

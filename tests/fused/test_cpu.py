@@ -100,6 +100,66 @@ def test_steps_of_length_zero_and_of_any_other_length_keep_the_momentum(method):
         assert_equal(optimizers, atol=1e-4)
 
 
+@each_form
+@pytest.mark.parametrize("backend", [{}, {"fused": True}], ids=["default", "fused"])
+@pytest.mark.parametrize("loss", [1e9, 1.0, 1e-6, 1e-12, 1e-20])
+def test_the_momentum_is_right_for_steps_of_any_length(method, form, backend, loss):
+    ends = []
+    for chosen in ({"foreach": False}, backend):
+        params = [nn.Parameter(torch.zeros(size)) for size in (40_001, 3)]
+        optimizer = method.build(params, form, lr=1e3, **chosen)
+        for t in range(3):
+            give(params, *random_like(params, seed=t))
+            optimizer.step(loss=loss)
+        ends.append([*params, *momentum(optimizer)])
+    for loop, other in zip(*ends, strict=True):
+        loop, other = loop.double(), other.double()
+        assert loop.norm() > 0
+        assert (loop - other).norm() <= 1e-5 * loop.norm()
+
+
+@each_form
+@pytest.mark.parametrize("backend", [{}, {"fused": True}], ids=["default", "fused"])
+def test_gradients_may_lie_otherwise_than_their_parameters(method, form, backend):
+    ends = []
+    for chosen in ({"foreach": False}, backend):
+        params = [nn.Parameter(value) for value in random_like([torch.empty(2, 3, 41, 200), torch.empty(7, 5)], seed=3)]
+        optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(100.0), **chosen)
+        for t in range(3):
+            image, matrix = random_like(params, seed=t)
+            give(params, image.contiguous(memory_format=torch.channels_last), matrix.t().contiguous().t())
+            optimizer.step(loss=1e3)
+        ends.append([*params, *momentum(optimizer)])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
+@each_method
+@pytest.mark.parametrize("backend", [{}, {"fused": True}], ids=["default", "fused"])
+def test_memory_that_changed_between_steps_is_not_taken_for_what_it_was(method, backend):
+    w = nn.Parameter(torch.ones(8))
+    optimizer = method.build([w], "nesterov", lr=0.1, **backend)
+    give([w], torch.ones(8))
+    optimizer.step(loss=1.0)
+    w.data = torch.ones(100_000)  # the gradient and the momentum are still those of 8 numbers
+    with pytest.raises(RuntimeError, match="must match the size"):
+        optimizer.step(loss=1.0)
+
+
+@each_form
+@pytest.mark.parametrize("backend", [{}, {"foreach": False}, {"fused": True}], ids=["default", "loop", "fused"])
+@pytest.mark.parametrize("still", ["frozen", "without gradient"])
+def test_a_ball_holds_what_does_not_move_as_well(method, form, backend, still):
+    params = [nn.Parameter(torch.full((size,), 0.1)) for size in (40_000, 5, 40_000)]
+    params[2].requires_grad_(still != "frozen")
+    optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(20.0), **backend)
+    give(params, *random_like(params[:2]), None)
+    optimizer.step(loss=1e6)
+    held = params[:2] if still == "frozen" else params
+    assert float(torch.cat([p.detach().double() for p in held]).norm()) == pytest.approx(20.0, rel=1e-4)
+    assert bool((params[2] == params[2][0]).all())
+    assert (float(params[2][0].detach()) == pytest.approx(0.1)) == (still == "frozen")
+
+
 def test_the_adjusted_form_without_momentum_is_the_plain_move():
     optimizers = pair(METHODS[0], "none", adjusted_momentum=True)
     for t in range(3):
