@@ -106,7 +106,7 @@ def test_steps_of_length_zero_and_of_any_other_length_keep_the_momentum(method):
 def test_the_momentum_is_right_for_steps_of_any_length(method, form, backend, loss):
     ends = []
     for chosen in ({"foreach": False}, backend):
-        params = [nn.Parameter(torch.zeros(size)) for size in (40_001, 3)]
+        params = [nn.Parameter(torch.zeros(size)) for size in ((1 << 17) + 1, 3)]
         optimizer = method.build(params, form, lr=1e3, **chosen)
         for t in range(3):
             give(params, *random_like(params, seed=t))
@@ -123,7 +123,7 @@ def test_the_momentum_is_right_for_steps_of_any_length(method, form, backend, lo
 def test_gradients_may_lie_otherwise_than_their_parameters(method, form, backend):
     ends = []
     for chosen in ({"foreach": False}, backend):
-        params = [nn.Parameter(value) for value in random_like([torch.empty(2, 3, 41, 200), torch.empty(7, 5)], seed=3)]
+        params = [nn.Parameter(value) for value in random_like([torch.empty(7, 3, 41, 200), torch.empty(7, 5)], seed=3)]
         optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(100.0), **chosen)
         for t in range(3):
             image, matrix = random_like(params, seed=t)
@@ -247,12 +247,15 @@ def test_a_projected_point_stays_as_it_is_when_training_goes_on(backend):
 def test_tensors_without_a_kernel_are_moved_beside_those_with_one():
     ends = []
     for backend in ({"foreach": False}, {"fused": True}):
-        imaginary = torch.full((5,), 1 + 2j).conj().imag  # its memory holds the numbers with the other sign
-        values = (torch.ones(4), torch.ones(4, dtype=torch.float16), torch.ones(5))
+        negated = torch.tensor([1 + 2j]).conj().imag  # its memory holds the number with the other sign
+        assert negated.is_neg()
+        assert negated.is_contiguous()
+        values = (torch.ones(4), torch.ones(4, dtype=torch.float16), torch.ones(1))
         params = [nn.Parameter(value.clone()) for value in values]
         optimizer = polyak.ALIG(params, momentum=0.9, constraint=polyak.L2Ball(3.0), **backend)
         for _ in range(3):
-            give(params, *values[:2], imaginary)
+            give(params, *values[:2], None)
+            params[2].grad = negated
             optimizer.step(loss=1.0)
         ends.append(torch.cat([p.detach().float() for p in params]))
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
