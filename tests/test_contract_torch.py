@@ -59,7 +59,7 @@ def test_a_profiler_finds_the_step_under_the_name_torch_gives_it(method):
     optimizer = method.build(params)
     give(params, *random_like(params))
     optimizer.step(loss=0.5)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as found:
         optimizer.step(loss=0.25)
     names = [event.name for event in found.events()]
     assert names.count(f"Optimizer.step#{type(optimizer).__name__}.step") == 1

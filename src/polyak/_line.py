@@ -122,9 +122,9 @@ class LastStep(NamedTuple):
     skipped_steps: Tensor
 
     @classmethod
-    def of(cls, group: Group, line: Line, ratio: Scalar, cap: Scalar, gamma: Scalar, sane: Any) -> LastStep:
+    def of(cls, group: Group, line: Line, ratio: Scalar, cap: Scalar, gamma: Scalar, skip: Any) -> LastStep:
         """Put what a step has left, in numbers or in tensors, on the group's device."""
         like = group["step_size"]
         loss, slope, ratio, gamma = (as_tensor(scalar, like) for scalar in (line.value, line.slope, ratio, gamma))
-        above, sane = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, sane))
-        return cls(loss, slope, ratio, gamma, above & sane, ~sane, group["skipped_steps"].clone())
+        above, skip = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, skip))
+        return cls(loss, slope, ratio, gamma, above & ~skip, skip, group["skipped_steps"].clone())

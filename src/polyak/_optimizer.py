@@ -20,7 +20,7 @@ from ._loss import WatchedLoss, as_scalar, read_loss
 from ._moves import move
 from ._projection import ball_of, project, shrink
 from ._safety import bounded, fits, usable_cap
-from ._scalars import Scalar, as_tensor, where
+from ._scalars import Scalar, as_tensor, opposite, where
 from ._vector import add_up, sum_squares
 
 if TYPE_CHECKING:
@@ -193,26 +193,25 @@ class PolyakOptimizer(Optimizer):
 
     def _move(self, line: Line, block: Block, u: Vector, measured: bool) -> list[Scalar] | None:
         """Move a group; return numbers whose sum is its new ‖x‖², if `measured`, or None if it is known to stay."""
-        gamma, sane = self._decide(line, block)
-        if sane is False:
+        gamma, skip = self._decide(line, block)
+        if skip is True:
             return None
-        skip = ~sane if isinstance(sane, Tensor) else None
-        return move(block, u, gamma, skip, measured)
+        return move(block, u, gamma, skip if isinstance(skip, Tensor) else None, measured)
 
     def _decide(self, line: Line, block: Block) -> tuple[Any, Any]:
-        """Return γ, and whether it is sane to step so far; the group's memory follows only a step that moves."""
+        """Return γ, and whether to skip the step; the group's memory follows only a step that moves."""
         group, memory = block.group, self.memory(block.group)
         ratio, cap, line, seen = evaluate(self.step_size, self.takes_numbers, memory, line, group)
         gamma = bounded(ratio, cap := usable_cap(cap, ratio), line)
-        sane = fits(gamma, line, block)
-        if sane is not True:
-            gamma = where(sane, gamma, 0.0)
-            group["skipped_steps"].add_(~sane if isinstance(sane, Tensor) else 1)
+        skip = opposite(fits(gamma, line, block))
+        if skip is not False:
+            gamma = where(skip, 0.0, gamma)
+            group["skipped_steps"].add_(skip)
         for name in memory:
             group[name].copy_(where(gamma > 0, as_tensor(seen[name], group[name]), group[name]))
         group["step_size"] = as_tensor(gamma, group["step_size"])
-        self._last.append((line, ratio, cap, gamma, sane))
-        return gamma, sane
+        self._last.append((line, ratio, cap, gamma, skip))
+        return gamma, skip
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""

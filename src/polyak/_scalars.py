@@ -49,6 +49,11 @@ def positive_part(a: Scalar) -> Scalar:
     return 0.0 if a < 0 else a
 
 
+def opposite(condition: Tensor | bool) -> Any:
+    """Return whether a condition does not hold."""
+    return ~condition if isinstance(condition, Tensor) else not condition
+
+
 def where(condition: Tensor | bool, a: Scalar, b: Scalar) -> Any:
     """Return a where the condition holds, else b."""
     if isinstance(condition, Tensor):
