@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from contestants import CONTESTANTS, YARDSTICK, Contestant, Parameters, fill, parameters
 from models import SHAPES
@@ -46,12 +46,15 @@ def counts(step: Step, device: str) -> list[str]:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        step()
+        with record_function("one step"):
+            step()
         most = torch.cuda.max_memory_allocated() - before
-    events = found.events()
-    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
-    waits = sum("Synchronize" in event.name for event in events)
-    return [f"{most / 2**20:.2f}", str(kernels), str(waits)]
+    events, (cpu, cuda) = found.events(), (torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA)
+    kernels = sum(event.device_type == cuda and not event.is_user_annotation for event in events)
+    (time,) = [event.time_range for event in events if event.name == "one step" and event.device_type == cpu]
+    waits = [event for event in events if "Synchronize" in event.name]  # the profiler waits, too, but later
+    during = sum(time.start <= event.time_range.start <= time.end for event in waits)
+    return [f"{most / 2**20:.2f}", str(kernels), str(during)]
 
 
 def copy_speed(own: Parameters, device: str) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import METHODS, Method, each_method
+from catalogue import METHODS, Method, each_backend, each_method
 from observe import changed, give, refused, snapshot
 
 NAN, INF = math.nan, math.inf
@@ -214,6 +214,17 @@ def test_sparse_gradients_are_refused_and_nothing_moves(method):
     with refused(RuntimeError, "A gradient of shape (3, 2) is sparse", "sparse=False"):
         optimizer.step(loss=1.0)
     assert changed(before, snapshot(optimizer)) == set()
+
+
+@each_backend
+@pytest.mark.filterwarnings("ignore:Sparse")  # torch's own remarks about layouts that are not stable yet
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
+def test_parameters_that_are_not_dense_are_refused(layout, backend):
+    w = nn.Parameter(getattr(torch.eye(3), layout)())
+    optimizer = polyak.ALIG([w], momentum=0.0, **backend)
+    w.grad = getattr(torch.eye(3), layout)()
+    with refused(RuntimeError, "A gradient of shape (3, 3) is sparse", "sparse=False"):
+        optimizer.step(loss=1.0)
 
 
 def test_every_option_of_every_method_has_wrong_values_here():
