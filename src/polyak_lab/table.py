@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -105,8 +106,12 @@ def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
     head, lines = cells(rows)
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, (name, *column) in enumerate(zip(head, *lines, strict=True)):
-        widest = max([len(_plain_text(cell)) for cell in column], default=0)  # numbers stay whole, headings may fold
-        table.add_column(name, justify="left" if index == 0 else "right", min_width=widest if index else 8)
+        if index == 0:
+            table.add_column(name, min_width=8)
+            continue
+        widest = max(map(len, column), default=0)  # numbers stay whole, headings fold to their width
+        folded = textwrap.fill(name, max(widest, 8), break_long_words=False)
+        table.add_column(folded, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(*map(_plain_text, line))
     return table

@@ -48,6 +48,22 @@ def test_mean_deviation_count_paper_difference(runs):
     ]
 
 
+@pytest.mark.parametrize(("width", "paper"), [(80, None), (90, 93.5), (200, 93.5)])
+def test_a_table_keeps_its_borders_and_its_numbers_in_a_narrow_terminal(tmp_path, width, paper, monkeypatch, capsys):
+    row = "CIFAR-10, ALI-G with momentum 0.9 and a ball of radius 100"
+    for seed in (0, 1):
+        store(tmp_path / f"{seed}", row, "alig", paper, seed, 0.9, 0.5, test_accuracy_augmented=0.89)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert call("table", tmp_path) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert {len(line) for line in lines if line[0] in "┏┃┡│└"} == {len(lines[0])}
+    assert len(lines[0]) <= width
+    assert {line[-1] for line in lines} <= set("┓┃┩│┘")
+    for number in ("90.00 ± 0.00", "89.00 ± 0.00", "1.0e-03 ± 0.0e+00", *(["-4.50"] if paper else [])):
+        assert number in printed
+
+
 def test_columns_nobody_fills_are_left_out(runs):
     head, (line,) = table.cells(table.groups(stored.find([runs / "sgd"])))
     assert head == ["row", "test accuracy, %", "train loss", "n"]
