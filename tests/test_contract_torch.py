@@ -135,11 +135,29 @@ class Constant(polyak.PolyakOptimizer):
         return torch.ones_like(line.value), group["lr"]
 
 
+class Evaluating(Constant):
+    """A step of another author's around the library's, which computes the gradient itself."""
+
+    def step(self, loss: Any) -> Tensor | None:  # type: ignore[override]
+        value = loss()
+        value.backward()
+        return super().step(loss=value)
+
+
 class Loose(Constant):
     """A constructor that takes any option, so that the names are only checked in the groups."""
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, **options)
+
+
+def test_a_step_around_the_step_may_compute_gradients():
+    w = nn.Parameter(torch.tensor([3.0]))
+    optimizer = Evaluating([w])
+    for _ in range(2):
+        optimizer.zero_grad()
+        optimizer.step(lambda: (2 * w).sum())
+    assert w.item() == pytest.approx(3.0 - 2 * 0.1 * 2)
 
 
 def test_a_method_of_another_author_has_the_whole_contract():

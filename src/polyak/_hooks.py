@@ -1,4 +1,4 @@
-"""What stands around every step: no gradients, torch's hooks, and a mark for its profiler if one is listening."""
+"""What torch puts around every step: hooks, and a mark for its profiler. Neither costs time while nobody listens."""
 
 from __future__ import annotations
 
@@ -16,22 +16,15 @@ R = TypeVar("R")
 
 
 def hook_step(func: Callable[P, R]) -> Callable[P, R]:
-    """Return the step without gradients and in torch's own wrapper, which is left out while it has nothing to do.
+    """Return the step in torch's own wrapper, which is left out while it has nothing to do.
 
-    The wrapper and the usual torch.no_grad() take 15 µs, a third of a step of a small network.
+    It takes 12 µs, a fifth of a step of a small network.
     """
-    hooked = Optimizer.profile_hook_step(torch.no_grad()(func))
+    hooked = Optimizer.profile_hook_step(func)
 
     @functools.wraps(func)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if _is_heard(args[0]):
-            return hooked(*args, **kwargs)
-        before = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
-        try:
-            return func(*args, **kwargs)
-        finally:
-            torch.set_grad_enabled(before)
+        return (hooked if _is_heard(args[0]) else func)(*args, **kwargs)
 
     return wrapper
 

@@ -100,6 +100,7 @@ class PolyakOptimizer(Optimizer):
     profile_hook_step = staticmethod(hook_step)  # torch puts it around `step`
 
     @final
+    @torch.no_grad()
     def step(  # type: ignore[override]
         self,
         closure: Callable[[], Any] | None = None,

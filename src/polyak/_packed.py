@@ -115,7 +115,7 @@ def _kernels(x: Vector, scalars: Sequence[Scalar]) -> Any:
     """
     if not x or torch.compiler.is_compiling():
         return None
-    if any(isinstance(scalar, Tensor) != reads_nothing(x[0].device) for scalar in scalars):
+    if scalars and any(isinstance(scalar, Tensor) != reads_nothing(x[0].device) for scalar in scalars):
         return None
     if x[0].is_cpu and not _chunks.INTERPRETED:
         return _native

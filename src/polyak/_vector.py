@@ -75,7 +75,7 @@ def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
 
 def add_up(parts: Sequence[Scalar], like: Tensor) -> Scalar:
     """Return the sum of scalars, on the device and in the type of another unless all are numbers."""
-    if not any(isinstance(part, Tensor) for part in parts):
+    if {*map(type, parts)} <= {float}:
         return sum(parts, 0.0)
     together = [cast(as_tensor(part, like), like) for part in parts]
     return together[0] if len(together) == 1 else torch.stack(together).sum()
