@@ -1,4 +1,4 @@
-"""fused=True on CUDA: which tensors the Triton kernels take, where the kernels find them, and how they are started."""
+"""fused=True on CUDA: which types the Triton kernels take, where they find the vectors, and how they are started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fused=True on the CPU: which vectors the compiled kernels take, and how they are started."""
+"""fused=True on the CPU: which types the compiled kernels take, and how they are started."""
 
 from __future__ import annotations
 

@@ -67,9 +67,7 @@ def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
     if x[0].device.type != "cpu" or torch.compiler.is_compiling():
         many = torch._foreach_powsum(x, 2, dtype=dtype) if len(x) > 1 else None
         return many or [torch.linalg.vector_norm(x[0], dtype=dtype).square()]
-    if len(x) > 1:
-        return [_square(_flatten_dense_tensors(x), dtype)]  # type: ignore[no-untyped-call]
-    views = flat((x[0],))
+    views = flat((x[0],)) if len(x) == 1 else (_flatten_dense_tensors(x),)  # type: ignore[no-untyped-call]
     return [_square(part, dtype) for part in (x if views is None else _rows(views[0]))]
 
 

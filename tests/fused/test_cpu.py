@@ -200,12 +200,15 @@ def test_a_device_without_a_kernel_is_refused():
         polyak.ALIG([w], fused=True)
 
 
-def test_the_norm_of_a_large_gradient_is_right():
-    w = nn.Parameter(torch.zeros(40_000_000))
-    w.grad = torch.full_like(w, 0.1)
-    optimizer = polyak.ALIG([w])
+@pytest.mark.parametrize("backend", [{}, {"foreach": False}, {"fused": True}], ids=["default", "loop", "fused"])
+@pytest.mark.parametrize("sizes", [(40_000_000,), (131_072,), (1000,) * 131], ids=["large", "medium", "many small"])
+def test_the_norm_of_a_long_gradient_is_right(sizes, backend):
+    params = [nn.Parameter(torch.zeros(size)) for size in sizes]
+    give(params, *(torch.full_like(p, 0.1) for p in params))  # equal numbers lose most digits when they are added
+    optimizer = polyak.ALIG(params, **backend)
     optimizer.step(loss=1.0)
-    assert float(optimizer.last_step().grad_sq_norm) == pytest.approx(4e7 * float(torch.tensor(0.1)) ** 2, rel=1e-4)
+    expected = sum(sizes) * float(torch.tensor(0.1)) ** 2
+    assert float(optimizer.last_step().grad_sq_norm) == pytest.approx(expected, rel=1e-5)
 
 
 @each_form
