@@ -12,7 +12,7 @@ if not torch.cuda.is_available():  # Triton decides at the import of kernels whe
     importlib.import_module("polyak")
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
-        importlib.import_module("polyak._triton")
+        importlib.import_module("polyak._backend.cuda_kernels")
     del os.environ["TRITON_INTERPRET"]
 
 torch.set_num_threads(1)

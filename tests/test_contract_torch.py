@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import polyak
 from catalogue import each_form, each_method
 from observe import changed, give, random_like, snapshot
-from polyak._scalars import minimum
+from polyak._backend.scalars import minimum
 
 
 def fresh() -> list[nn.Parameter]:

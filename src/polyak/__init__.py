@@ -1,8 +1,7 @@
 """Step sizes from the loss (Polyak step sizes) for PyTorch: ALI-G, SPS and their family."""
 
-from ._line import LastStep, Line
-from ._optimizer import PolyakOptimizer
-from .alig import ALIG
+from ._step.line import LastStep, Line
+from ._step.optimizer import PolyakOptimizer
 from .constraints import (
     Affine,
     Box,
@@ -14,8 +13,9 @@ from .constraints import (
     NonNegative,
     Simplex,
 )
-from .smooth_sps import SmoothSPS
-from .sps import SPS
+from .methods.alig import ALIG
+from .methods.smooth_sps import SmoothSPS
+from .methods.sps import SPS
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from polyak import _triton
+from polyak._backend import cuda_kernels
 
 TYPES = {
     **dict.fromkeys(("sizes", "owner", "begin", "x_table", "u_table", "v_table"), "*i64"),
@@ -18,9 +18,9 @@ TYPES = {
     "skip": "*i1",
 }
 KERNELS = {
-    "measure": (_triton.measure, {}),
-    "scale": (_triton.scale, {}),
-    **{form: (_triton.move, {"FORM": form}) for form in ("plain", "nesterov", "adjusted")},
+    "measure": (cuda_kernels.measure, {}),
+    "scale": (cuda_kernels.scale, {}),
+    **{form: (cuda_kernels.move, {"FORM": form}) for form in ("plain", "nesterov", "adjusted")},
 }
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import polyak
 from observe import give, random_like, refused
-from polyak import _build
+from polyak._backend import cpu_build
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -26,7 +26,7 @@ def test_the_end_does_not_depend_on_the_number_of_threads(dtype):
 
 def test_a_compiler_without_threads_gives_the_same_bits(monkeypatch, tmp_path):
     expected = walk()
-    monkeypatch.setattr(_build, "THREADS", (("-no-such-flag",), ()))
+    monkeypatch.setattr(cpu_build, "THREADS", (("-no-such-flag",), ()))
     with fresh_kernels(monkeypatch, tmp_path):
         assert torch.equal(walk(), expected)
     assert len([*tmp_path.rglob("kernels-*.so")]) == 1
@@ -35,7 +35,7 @@ def test_a_compiler_without_threads_gives_the_same_bits(monkeypatch, tmp_path):
 def test_kernels_are_compiled_once_for_all_processes_that_share_a_cache(monkeypatch, tmp_path):
     with fresh_kernels(monkeypatch, tmp_path):
         expected = walk()
-    monkeypatch.setattr(_build, "_compile", None)
+    monkeypatch.setattr(cpu_build, "_compile", None)
     with fresh_kernels(monkeypatch, tmp_path):
         assert torch.equal(walk(), expected)
 
@@ -70,8 +70,8 @@ def fresh_kernels(monkeypatch, cache, **environment):
     """Let kernels be found as in a new process, with another cache."""
     for name, value in {"XDG_CACHE_HOME": str(cache), **environment}.items():
         monkeypatch.setenv(name, value)
-    _build.kernels.cache_clear()
+    cpu_build.kernels.cache_clear()
     try:
         yield
     finally:
-        _build.kernels.cache_clear()
+        cpu_build.kernels.cache_clear()

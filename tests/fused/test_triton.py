@@ -16,7 +16,7 @@ from torch import nn
 import polyak
 from catalogue import Problem, each_form, each_method
 from observe import changed, give, moved, random_like, snapshot
-from polyak import _chunks
+from polyak._backend import chunks
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -29,7 +29,7 @@ SHAPES = ((), (0,), (3, 2), (4095,), (4096,), (4097,), (5, 7, 600))
 @pytest.fixture
 def interpreted(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are imported
-    monkeypatch.setattr(_chunks, "INTERPRETED", True)
+    monkeypatch.setattr(chunks, "INTERPRETED", True)
 
 
 def large(dtype=torch.float32, shapes=SHAPES):

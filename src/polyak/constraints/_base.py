@@ -9,8 +9,8 @@ from numbers import Real
 
 from torch import Tensor
 
-from .._chunks import Vector
-from .._vector import real
+from .._backend.chunks import Vector
+from .._backend.vector import real
 
 
 class Constraint(ABC):

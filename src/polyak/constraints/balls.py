@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from .. import _vector
-from .._chunks import Vector
-from .._scalars import Scalar, square_root, where
+from .._backend import vector
+from .._backend.chunks import Vector
+from .._backend.scalars import Scalar, square_root, where
 from ._base import Constraint, check_size, real_only
 
 
@@ -44,18 +44,18 @@ class L2Ball(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x · min{1, radius/‖x‖₂}."""
-        x = [_vector.real(p) for p in params]
-        self.shrink_(x, _vector.sum_squares(x, params))
+        x = [vector.real(p) for p in params]
+        self.shrink_(x, vector.sum_squares(x, params))
 
     def shrink_(self, x: Vector, squared_norm: Scalar, fused: bool = False) -> None:
         """Project tensors whose ‖x‖² is known: a step measures it while it moves them."""
         norm = square_root(squared_norm)
-        limit = self.radius * (1 + _vector.rounding(x))  # a projected point stays as it is
-        known = _vector.read_on_cpu(norm)
+        limit = self.radius * (1 + vector.rounding(x))  # a projected point stays as it is
+        known = vector.read_on_cpu(norm)
         if known is None:
-            _vector.rescale_(x, where(norm <= limit, 1.0, self.radius / norm), fused=fused)
+            vector.rescale_(x, where(norm <= limit, 1.0, self.radius / norm), fused=fused)
         elif not known <= limit:
-            _vector.rescale_(x, self.radius / known, fused=fused)
+            vector.rescale_(x, self.radius / known, fused=fused)
 
 
 @final
@@ -88,11 +88,11 @@ class L1Ball(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← sign(x)·(|x| − θ)₊ with the θ ≥ 0 that brings the norm down to the radius."""
-        x, flat = real_only("L1Ball", params), _vector.flatten(params)
+        x, flat = real_only("L1Ball", params), vector.flatten(params)
         inside = flat.abs().sum() <= self.radius
-        if flat.numel() and not _vector.read_on_cpu(inside):
+        if flat.numel() and not vector.read_on_cpu(inside):
             nearest = flat.sign() * _onto_simplex(flat.abs(), self.radius)
-            _vector.assign_(x, _vector.split_like(torch.where(inside, flat, nearest), params))
+            vector.assign_(x, vector.split_like(torch.where(inside, flat, nearest), params))
 
 
 @final
@@ -122,9 +122,9 @@ class Simplex(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← (x − θ)₊ with the θ that makes the sum right."""
-        x, flat = real_only("Simplex", params), _vector.flatten(params)
+        x, flat = real_only("Simplex", params), vector.flatten(params)
         if flat.numel():
-            _vector.assign_(x, _vector.split_like(_onto_simplex(flat, self.total), params))
+            vector.assign_(x, vector.split_like(_onto_simplex(flat, self.total), params))
 
 
 def _onto_simplex(values: Tensor, total: float) -> Tensor:

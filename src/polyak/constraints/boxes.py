@@ -9,7 +9,7 @@ from typing import final
 
 from torch import Tensor
 
-from .. import _vector
+from .._backend import vector
 from ._base import Constraint, check_size, is_number, real_only
 
 
@@ -43,7 +43,7 @@ class Box(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← min{max{x, low}, high}."""
-        _vector.clamp_(real_only("Box", params), self.low, self.high)
+        vector.clamp_(real_only("Box", params), self.low, self.high)
 
 
 @final
@@ -73,7 +73,7 @@ class LInfBall(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← min{max{x, −radius}, radius}."""
-        _vector.clamp_(real_only("LInfBall", params), -self.radius, self.radius)
+        vector.clamp_(real_only("LInfBall", params), -self.radius, self.radius)
 
 
 @final
@@ -94,4 +94,4 @@ class NonNegative(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x₊."""
-        _vector.clamp_(real_only("NonNegative", params), 0.0, math.inf)
+        vector.clamp_(real_only("NonNegative", params), 0.0, math.inf)

@@ -10,9 +10,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from .. import _vector
-from .._distributed import send
-from .._scalars import positive_part
+from .._backend import vector
+from .._backend.distributed import send
+from .._backend.scalars import positive_part
 from ._base import Constraint, is_number, real_only
 
 
@@ -51,9 +51,9 @@ class Halfspace(Constraint):
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x − (⟨a, x⟩ − b)₊ a/‖a‖²."""
         x = real_only("Halfspace", params)
-        a = _vector.split_like(_matching("Halfspace", self.normal, params), params)
-        excess = positive_part(_vector.dot(a, x, params) - self.offset)
-        _vector.add_(x, a, -excess / _vector.sum_squares(a, params))
+        a = vector.split_like(_matching("Halfspace", self.normal, params), params)
+        excess = positive_part(vector.dot(a, x, params) - self.offset)
+        vector.add_(x, a, -excess / vector.sum_squares(a, params))
 
 
 @final
@@ -99,9 +99,9 @@ class Affine(Constraint):
         x = real_only("Affine", params)
         if not x:
             return
-        matrix, flat = _matching("Affine", self.matrix, params), _vector.flatten(params)
+        matrix, flat = _matching("Affine", self.matrix, params), vector.flatten(params)
         residual = send(matrix, flat) @ flat - send(self.offset, flat)
-        _vector.add_(x, _vector.split_like(send(self._inverse, flat) @ residual, params), -1.0)
+        vector.add_(x, vector.split_like(send(self._inverse, flat) @ residual, params), -1.0)
 
 
 def _matching(owner: str, constant: Tensor, params: Sequence[Tensor]) -> Tensor:

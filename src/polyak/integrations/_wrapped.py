@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._optimizer import PolyakOptimizer
+from .._step.optimizer import PolyakOptimizer
 
 
 def polyak_in(optimizer: Any) -> PolyakOptimizer | None:

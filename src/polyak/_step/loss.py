@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._scalars import as_tensor
-from ._vector import cast
+from .._backend.scalars import as_tensor
+from .._backend.vector import cast
 
 Groups = Sequence[Mapping[str, Any]]
 

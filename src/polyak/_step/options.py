@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._build import REALS, kernels
-from ._chunks import INTERPRETED
+from .._backend.chunks import INTERPRETED
+from .._backend.cpu_build import REALS, kernels
 
 
 class Allowed(NamedTuple):

@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import _options
-from ._chunks import Vector
-from ._distributed import check_agreement, mean, spans_processes
-from ._formula import evaluate
-from ._hooks import hook_step
-from ._line import Block, Group, LastStep, Line, buffer_dtype, check_buffers, place_scalars, restore_buffers
-from ._loops import refuse_without_loss
-from ._loss import WatchedLoss, as_scalar, read_loss
-from ._moves import move
-from ._projection import ball_of, project, shrink
-from ._safety import bounded, fits, usable_cap
-from ._scalars import Scalar, as_tensor, opposite, where
-from ._vector import add_up, sum_squares
+from .._backend.chunks import Vector
+from .._backend.distributed import check_agreement, mean, spans_processes
+from .._backend.scalars import Scalar, as_tensor, opposite, where
+from .._backend.vector import add_up, sum_squares
+from . import options as _options
+from .formula import evaluate
+from .line import Block, Group, LastStep, Line, buffer_dtype, check_buffers, place_scalars, restore_buffers
+from .loops import refuse_without_loss
+from .loss import WatchedLoss, as_scalar, read_loss
+from .moves import move
+from .projection import ball_of, project, shrink
+from .safety import bounded, fits, usable_cap
+from .torch_hooks import hook_step
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.optim.optimizer import ParamsT
 
-    from .constraints import Constraint
+    from ..constraints import Constraint
 
 
 class PolyakOptimizer(Optimizer):

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ._chunks import Vector, chunks
-from ._line import Block, Group
-from ._packed import sort
-from ._scalars import Scalar
-from ._vector import accumulate_, axpy_, scalar_dtype, squares
+from .._backend.chunks import Vector, chunks
+from .._backend.packed import sort
+from .._backend.scalars import Scalar
+from .._backend.vector import accumulate_, axpy_, scalar_dtype, squares
+from .line import Block, Group
 
 Move = Callable[[Vector, Vector, Vector, Scalar, float, Tensor | None, bool], None]
 

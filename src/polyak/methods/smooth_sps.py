@@ -1,4 +1,4 @@
-"""SPS (Loizou, Vaswani, Laradji and Lacoste-Julien, AISTATS 2021)."""
+"""SPS with a cap that grows smoothly (Loizou, Vaswani, Laradji and Lacoste-Julien, AISTATS 2021, section 4)."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from typing import TYPE_CHECKING, final
 
 from torch import Tensor
 
-from ._line import Group, Line
-from ._optimizer import PolyakOptimizer
-from ._scalars import Scalar
+from .._backend.scalars import Scalar, minimum
+from .._step.line import Group, Line
+from .._step.optimizer import PolyakOptimizer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.optim.optimizer import ParamsT
 
-    from .constraints import Constraint
+    from ..constraints import Constraint
 
 
 @final
-class SPS(PolyakOptimizer):
-    r"""Stochastic Polyak step size with a constant cap (SPS_max).
+class SmoothSPS(PolyakOptimizer):
+    r"""Stochastic Polyak step size that grows at most by a constant factor per epoch.
 
     .. code-block:: text
 
-        γ = min{ (f(x) − f*)₊ / (c‖∇f(x)‖² + ε), γ_b }      ‖·‖ over all parameters of all groups
-        x ← Π(x − γ∇f(x))
+        γ_t = min{ (f(x) − f*)₊ / (c‖∇f(x)‖² + ε), τ^(b/n) γ_{t−1}, γ_b }      ‖·‖ over all parameters
+        x ← Π(x − γ_t ∇f(x))
 
-    Pass the mean loss of the mini-batch, the very value whose gradient was computed, without weight decay in it; f* is
-    the smallest value that this batch's loss can take, 0 for a model that interpolates.
+    Pass the mean loss of the mini-batch, the very value whose gradient was computed, without weight decay in it.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the cap γ_b on the step size, > 0. Default `math.inf`, no cap (a schedule would turn that into NaN).
-        c: scale of the squared norm, > 0. Default 0.5, the authors' value for strongly convex problems and the optimal
-            one in their theory; they use 0.2 for deep networks and 1 for convex problems.
+        lr: a constant cap γ_b on top of the growing one, > 0. Default `math.inf`, none, as in the authors' code.
+        steps_per_epoch: n/b, the number of steps in which the cap may grow by `gamma`, ≥ 1: `len(data_loader)`.
+        c: scale of the squared norm, > 0. Default 0.5 as in the authors' code; they use 0.2 for deep networks.
+        gamma: τ ≥ 1, the growth of the cap per epoch. Default 2, the authors' value.
+        init_step_size: γ_{−1} > 0, the step size before the first. Default 1, the authors' value.
         eps: ε ≥ 0, added to the scaled squared norm. Default 1e-8, as in the authors' code.
-        lower_bound: f* or a bound below it, any finite number. Default 0. `step(..., lower_bound=b)` sets one batch's.
+        lower_bound: f* or a bound below it, any finite number. Default 0.
         momentum: μ in [0, 1) of ALI-G's standard momentum (not part of the paper). Default 0.
         constraint: a convex set such as `polyak.L2Ball(100.0)`, projected on at construction and after every step.
         float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
@@ -55,21 +56,21 @@ class SPS(PolyakOptimizer):
     Example:
         >>> import torch, polyak
         >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
-        >>> optimizer = polyak.SPS([w], c=0.5)
+        >>> optimizer = polyak.SmoothSPS([w], steps_per_epoch=10)
         >>> for _ in range(100):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square() + 7
+        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
-        ...     _ = optimizer.step(loss=loss, lower_bound=7.0)
+        ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
         [1.0, 2.0]
 
-    Differences from the authors' code: parameter groups, a per-call bound and an exact resume work; γ is 0 for a
-    gradient that is exactly 0, not for every norm below 1e-8.
+    Differences from the authors' code: a batch of zero loss or gradient leaves γ_{t−1} as it is (there it becomes 0 and
+    every later step with it); f* and γ_b are respected; a loss below f* gives no step instead of an ascent.
 
     Reference:
         N. Loizou, S. Vaswani, I. Laradji, S. Lacoste-Julien, Stochastic Polyak Step-size for SGD, AISTATS 2021,
-        arXiv:2002.10542, equation (3).
+        arXiv:2002.10542, section 4.
     """
 
     def __init__(
@@ -77,7 +78,10 @@ class SPS(PolyakOptimizer):
         params: ParamsT,
         lr: float | Tensor = math.inf,
         *,
+        steps_per_epoch: int,
         c: float = 0.5,
+        gamma: float = 2.0,
+        init_step_size: float = 1.0,
         eps: float = 1e-8,
         lower_bound: float = 0.0,
         momentum: float = 0.0,
@@ -90,7 +94,10 @@ class SPS(PolyakOptimizer):
     ) -> None:
         options = {
             "lr": lr,
+            "steps_per_epoch": steps_per_epoch,
             "c": c,
+            "gamma": gamma,
+            "init_step_size": init_step_size,
             "eps": eps,
             "lower_bound": lower_bound,
             "momentum": momentum,
@@ -102,6 +109,14 @@ class SPS(PolyakOptimizer):
 
     takes_numbers = True
 
+    def memory(self, group: Group) -> dict[str, float]:
+        """γ_{t−1}, the last step size that was not 0."""
+        return {"previous_step_size": group["init_step_size"]}
+
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
-        """γ = min{ (f − f*)₊ / (c‖∇f‖² + ε), γ_b }."""
-        return line.gap / (group["c"] * line.slope + group["eps"]), group["lr"]
+        """γ_t = min{ (f − f*)₊ / (c‖∇f‖² + ε), τ^(b/n) γ_{t−1}, γ_b }."""
+        growth = group["gamma"] ** (1 / group["steps_per_epoch"])
+        cap = minimum(growth * group["previous_step_size"], group["lr"])
+        ratio = line.gap / (group["c"] * line.slope + group["eps"])
+        group["previous_step_size"] = minimum(ratio, cap)
+        return ratio, cap

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _chunks, _native
-from ._chunks import DTYPE, IS_CPU, Row, Vector, kinds, lie_alike, reads_nothing
-from ._distributed import PLAIN
-from ._scalars import Scalar
+from . import chunks, cpu
+from .chunks import DTYPE, IS_CPU, Row, Vector, kinds, lie_alike, reads_nothing
+from .distributed import PLAIN
+from .scalars import Scalar
 
 KIND, IS_CUDA = attrgetter("__class__", "layout", "dtype"), attrgetter("is_cuda")
 REALS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -117,12 +117,12 @@ def _kernels(x: Vector, scalars: Sequence[Scalar]) -> Any:
         return None
     if scalars and any(isinstance(scalar, Tensor) != reads_nothing(x[0].device) for scalar in scalars):
         return None
-    if x[0].is_cpu and not _chunks.INTERPRETED:
-        return _native
+    if x[0].is_cpu and not chunks.INTERPRETED:
+        return cpu
     if not (x[0].is_cpu or x[0].is_cuda):
         return None
     try:
-        from . import _launch
+        from . import cuda
     except ImportError as error:
         raise RuntimeError("fused=True needs Triton on CUDA: pip install triton, or leave fused out.") from error
-    return _launch
+    return cuda

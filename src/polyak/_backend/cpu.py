@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._build import REALS, Pass, kernels
+from .cpu_build import REALS, Pass, kernels
 
 if TYPE_CHECKING:
-    from ._packed import Packed
+    from .packed import Packed
 
 FORMS = {"measure": 0, "scale": 1, "plain": 2, "nesterov": 3, "adjusted": 4}
 

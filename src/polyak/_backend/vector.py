@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from ._chunks import IS_CPU, SMALL, Vector, chunks, flat, reads_nothing
-from ._distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
-from ._packed import Packed, sort, types
-from ._scalars import Scalar, as_tensor, number
+from .chunks import IS_CPU, SMALL, Vector, chunks, flat, reads_nothing
+from .distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
+from .packed import Packed, sort, types
+from .scalars import Scalar, as_tensor, number
 
 ROW = 1 << 12  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._chunks import Vector
-from ._distributed import any_sharded
-from ._line import Block, Group
-from ._scalars import Scalar
-from ._vector import add_up, real, sum_squares
-from .constraints.balls import L2Ball
+from .._backend.chunks import Vector
+from .._backend.distributed import any_sharded
+from .._backend.scalars import Scalar
+from .._backend.vector import add_up, real, sum_squares
+from ..constraints.balls import L2Ball
+from .line import Block, Group
 
 if TYPE_CHECKING:
-    from .constraints import Constraint
+    from ..constraints import Constraint
 
 
 @torch.no_grad()

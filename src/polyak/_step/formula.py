@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ._line import Group, Line
-from ._scalars import Scalar, number
+from .._backend.scalars import Scalar, number
+from .line import Group, Line
 
 StepSize = Callable[[Line, Group], tuple[Scalar, Scalar]]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-SOURCE = Path(__file__).with_name("_kernels.c")
+SOURCE = Path(__file__).with_name("cpu_kernels.c")
 REALS = {torch.float32: "float", torch.float64: "double"}
 FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma")

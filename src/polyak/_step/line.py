@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._chunks import Vector, reads_nothing
-from ._distributed import aligned, send
-from ._options import check_dense
-from ._packed import COMMON, KIND, pack
-from ._scalars import Scalar, as_tensor, number, positive_part
-from ._vector import real, scalar_dtype
+from .._backend.chunks import Vector, reads_nothing
+from .._backend.distributed import aligned, send
+from .._backend.packed import COMMON, KIND, pack
+from .._backend.scalars import Scalar, as_tensor, number, positive_part
+from .._backend.vector import real, scalar_dtype
+from .options import check_dense
 
 Group = dict[str, Any]
 ZERO = 0.0  # the usual bound, which needs no subtraction

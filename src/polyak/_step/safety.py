@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ._distributed import send
-from ._line import Block, Line
-from ._packed import types
-from ._scalars import LARGEST, Scalar, as_tensor, minimum, number, positive_part, where
-from ._vector import cast, sum_squares
+from .._backend.distributed import send
+from .._backend.packed import types
+from .._backend.scalars import LARGEST, Scalar, as_tensor, minimum, number, positive_part, where
+from .._backend.vector import cast, sum_squares
+from .line import Block, Line
 
 
 def usable_cap(cap: Scalar, ratio: Scalar) -> Scalar:

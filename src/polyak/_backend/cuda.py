@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import _triton as kernels
-from ._packed import Packed
-from ._scalars import Scalar
+from . import cuda_kernels as kernels
+from .packed import Packed
+from .scalars import Scalar
 
 TYPES = {
     torch.float64: tl.float64,

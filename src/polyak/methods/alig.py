@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, final
 
 from torch import Tensor
 
-from ._line import Group, Line
-from ._optimizer import PolyakOptimizer
-from ._scalars import Scalar
+from .._backend.scalars import Scalar
+from .._step.line import Group, Line
+from .._step.optimizer import PolyakOptimizer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.optim.optimizer import ParamsT
 
-    from .constraints import Constraint
+    from ..constraints import Constraint
 
 
 @final

@@ -1,0 +1,1 @@
+"""How vectors are measured and moved: devices, types, kernels, processes."""

@@ -1,0 +1,1 @@
+"""The one step of every method: what the author of a method reads."""
