@@ -19,7 +19,7 @@ from .line import Block, Group, LastStep, Line, buffer_dtype, check_buffers, pla
 from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss
 from .moves import move
-from .projection import ball_of, project, shrink
+from .projection import ball_of, keep_constraints, project, shrink
 from .safety import bounded, fits, usable_cap
 from .torch_hooks import hook_step
 
@@ -61,13 +61,12 @@ class PolyakOptimizer(Optimizer):
         process_group: ProcessGroup | None = None,
     ) -> None:
         self._constraint = _options.check_constraint(type(self).__name__, constraint)
-        self._group_constraints: list[Constraint | None] = []
         self._sync_loss = sync_loss
         self._begin(process_group, ready=False)
         _options.check(type(self).__name__, options, options)
         super().__init__(params, dict(options))
         self._ready = True
-        self._project()
+        project(self.param_groups, self._constraint)
 
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
@@ -135,20 +134,22 @@ class PolyakOptimizer(Optimizer):
         if given is None:
             refuse_without_loss(type(self).__name__, self.param_groups)
             return None
-        scalar = self.param_groups[0]["step_size"]
+        scalar = self.param_groups[0]["step_size"] if blocks else torch.zeros(())
         value = self._mean_over_processes(as_scalar(given, scalar), grad_sq_norm is not None)
+        if not blocks:
+            return value
         lower_bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
         line, directions = self.linearize(value, blocks)
         if grad_sq_norm is not None:
             line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
         self._last.clear()  # in place: torch.compile of 2.11 cannot set an attribute here
-        ball = ball_of(blocks, self._group_constraints, self._constraint)
+        ball = ball_of(blocks, self._constraint)
         pairs = zip(blocks, directions, strict=True)
         moved = [self._move(line.of(block.group, lower_bound), block, u, ball is not None) for block, u in pairs]
         if ball is not None and None not in moved:
             shrink(ball, blocks, [part for parts in moved for part in parts or ()])
         elif moved != [None] * len(moved):
-            self._project()
+            project(self.param_groups, self._constraint)
         return value
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
@@ -229,10 +230,6 @@ class PolyakOptimizer(Optimizer):
             if p.grad is not None and "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
 
-    def _project(self) -> None:
-        if self._group_constraints.count(None) < len(self._group_constraints):
-            project(self.param_groups, self._group_constraints, self._constraint)
-
     # Groups and state
 
     def add_param_group(self, param_group: Group) -> None:
@@ -249,18 +246,17 @@ class PolyakOptimizer(Optimizer):
         scalars = self._scalars(self.defaults | param_group)
         group = {name: value for name, value in param_group.items() if name not in scalars}
         _options.check(owner, group, self.defaults)
-        constraint = _options.check_constraint(owner, group.pop("constraint", self._constraint))
+        _options.check_constraint(owner, group.get("constraint"))
         group.pop("weight_decay", None)
         before = [dict(known) for known in self.param_groups]
         super().add_param_group(group)
-        self._group_constraints.append(constraint)
         try:
             _options.check_params(owner, group["params"], group.get("fused"))
             place_scalars(self.param_groups, self._scalars)
             if self._ready:
-                self._project()
+                project(self.param_groups, self._constraint)
         except Exception:
-            del self.param_groups[-1], self._group_constraints[-1]
+            del self.param_groups[-1]
             for known, old in zip(self.param_groups, before, strict=True):
                 known.update(old)
             raise
@@ -269,6 +265,14 @@ class PolyakOptimizer(Optimizer):
     def _scalars(self, group: Group) -> dict[str, float]:
         return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, which holds numbers only: constraints stay with their groups."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            if "constraint" in group:  # the key stays, since torch.distributed.checkpoint expects every key of a group
+                group["constraint"] = None
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; buffers keep a wider type than their parameters where the option asks for it."""
         super().load_state_dict(state_dict)
@@ -276,12 +280,13 @@ class PolyakOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what torch's own __getstate__ leaves out; a process group belongs to a process and is left behind."""
-        own = {name: self.__dict__[name] for name in ("_constraint", "_group_constraints", "_sync_loss")}
+        own = {name: self.__dict__[name] for name in ("_constraint", "_sync_loss")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
         check_buffers(type(self).__name__, state["state"])
+        keep_constraints(self.__dict__.get("param_groups", ()), state["param_groups"])
         super().__setstate__(state)
         if "_watched" not in self.__dict__:
             self._begin()

@@ -19,17 +19,25 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def project(groups: Sequence[Group], constraints: Sequence[Constraint | None], shared: Constraint | None) -> None:
+def project(groups: Sequence[Group], shared: Constraint | None) -> None:
     """Project what requires a gradient."""
     together: Vector = []
-    for group, constraint in zip(groups, constraints, strict=True):
+    for group in groups:
         x = [p for p in group["params"] if p.requires_grad]
-        if constraint is shared:
+        if "constraint" not in group:
             together += x
-        elif constraint is not None:
-            _project(constraint, x, bool(group.get("fused")))
+        elif group["constraint"] is not None:
+            _project(group["constraint"], x, bool(group.get("fused")))
     if shared is not None and together:
         _project(shared, together, any(group.get("fused") for group in groups))
+
+
+def keep_constraints(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
+    """Give the groups that a state holds the constraints of the groups that they replace."""
+    for group, new in zip(groups, loaded, strict=False):
+        new.pop("constraint", None)
+        if "constraint" in group:
+            new["constraint"] = group["constraint"]
 
 
 def _project(constraint: Constraint, params: Vector, fused: bool) -> None:
@@ -47,13 +55,12 @@ def shrink(ball: L2Ball, blocks: Sequence[Block], squares: Sequence[Scalar]) -> 
     ball.shrink_(x, add_up(squares, blocks[0].group["step_size"]), fused)
 
 
-def ball_of(
-    blocks: Sequence[Block], constraints: Sequence[Constraint | None], shared: Constraint | None
-) -> L2Ball | None:
+def ball_of(blocks: Sequence[Block], shared: Constraint | None) -> L2Ball | None:
     """Return the one ball that holds just what a step moves, if there is one: its norm can be measured on the way."""
-    if not isinstance(shared, L2Ball) or any(other is not shared for other in constraints):
+    if not isinstance(shared, L2Ball) or any("constraint" in block.group for block in blocks):
         return None
+    moving = [p for block in blocks for p in block.params]
     bound = [p for block in blocks for p in block.group["params"] if p.requires_grad]
-    if sum(len(block.params) for block in blocks) != len(bound) or any_sharded(bound):
+    if len(moving) != len(bound) or any(p is not q for p, q in zip(moving, bound, strict=True)):
         return None
-    return shared
+    return None if any_sharded(bound) else shared
