@@ -89,7 +89,7 @@ def print_table(flags: TableArguments, console: Console) -> None:
     """Print the table of run folders, and write the page and the pictures if files for them are named."""
     from polyak_lab import stored, table
 
-    rows = table.groups(stored.find(flags.runs))
+    rows = table.groups(stored.find(flags.runs, on_damage=warn))
     if flags.format == "terminal":
         console.print(table.as_rich(rows))
     else:
@@ -130,3 +130,8 @@ def fetch_data(name: str, console: Console) -> None:
 def say(console: Console, text: str) -> None:
     """Print text as it is."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(error: LabError) -> None:
+    """Print on stderr what is wrong with one run of several."""
+    say(Console(stderr=True), f"polyak: {error}")

@@ -3,12 +3,14 @@
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from polyak_lab import processes
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly, write_atomic
+from polyak_lab.files import exists, write_atomic
+from polyak_lab.run_files import read_bytes
 from polyak_lab.session import Session
 
 FORMAT = 1
@@ -32,8 +34,12 @@ def load(path: Path, this: Session, config_hash: str) -> int:
         content = torch.load(io.BytesIO(stored), map_location=this.run.training.device, weights_only=True)
         if content["format"] != FORMAT or content["config"] != config_hash:
             raise LabError(_refusal(path, "belongs to another run"))
+        epochs = content["epochs"]
+        if type(epochs) is not int or not 1 <= epochs <= this.run.training.epochs:
+            raise ValueError(epochs)
+        _check_kinds(this.state_dict(), content["state"])
         this.load_state_dict(content["state"])
-        return int(content["epochs"])
+        return epochs
     except LabError:
         raise
     except Exception as error:  # zip, pickle, key, shape and type errors: all say that this is not what we wrote
@@ -41,8 +47,7 @@ def load(path: Path, this: Session, config_hash: str) -> int:
 
 
 def _read(path: Path) -> bytes | None:
-    with said_clearly("read", path):
-        return path.read_bytes() if path.exists() else None
+    return read_bytes(path) if exists(path) else None
 
 
 def _check_sums(stored: bytes) -> None:
@@ -50,6 +55,45 @@ def _check_sums(stored: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(stored)) as archive:
         if (record := archive.testzip()) is not None:
             raise zipfile.BadZipFile(record)
+
+
+def _check_kinds(fresh: Any, stored: Any) -> None:
+    """Compare a stored state with that of a new session: the same keys, and values of the same kind.
+
+    What an optimizer keeps per parameter is not there yet in a new session; its tensors must have the parameter's
+    shape, or hold one number.
+    """
+    shapes = [value.shape for value in fresh["model"].values()]
+    if not isinstance(stored, dict) or stored.keys() != fresh.keys():
+        raise KeyError("state")
+    _same_kind(fresh["schedule"], stored["schedule"])
+    _same_kind(fresh["optimizer"]["param_groups"], stored["optimizer"]["param_groups"])
+    for slots in stored["optimizer"]["state"].values():
+        for value in slots.values():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape not in shapes:
+                raise ValueError("shape")
+            if value is not None and not isinstance(value, (torch.Tensor, int, float)):
+                raise TypeError("state")
+
+
+def _same_kind(fresh: Any, stored: Any) -> None:
+    if isinstance(fresh, dict):
+        if not isinstance(stored, dict) or fresh.keys() != stored.keys():
+            raise KeyError("state")
+        for key, value in fresh.items():
+            _same_kind(value, stored[key])
+    elif isinstance(fresh, list):
+        if not isinstance(stored, list) or len(fresh) != len(stored):
+            raise ValueError("state")
+        for one, other in zip(fresh, stored, strict=True):
+            _same_kind(one, other)
+    elif fresh is not None and type(fresh) is not type(stored) and not _are_numbers(fresh, stored):
+        raise TypeError("state")
+
+
+def _are_numbers(one: Any, other: Any) -> bool:
+    kinds = (int, float, torch.Tensor)
+    return isinstance(one, kinds) and isinstance(other, kinds)
 
 
 def _refusal(path: Path, what: str) -> str:

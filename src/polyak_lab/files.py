@@ -57,6 +57,12 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
+def exists(path: Path) -> bool:
+    """Tell whether there is anything at a path; a folder above it that may not be entered is an error."""
+    with said_clearly("read", path):
+        return path.exists()
+
+
 @contextmanager
 def said_clearly(verb: str, path: Path) -> Iterator[None]:
     """Turn an OSError (disk full, no permission, ...) into a LabError that names the file."""

@@ -20,12 +20,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polyak_lab import checkpoint, environment, processes
+from polyak_lab import checkpoint, environment, processes, run_files
 from polyak_lab.config import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly, write_atomic
+from polyak_lab.files import exists, said_clearly, write_atomic
 from polyak_lab.session import Session
-from polyak_lab.stored import Label, as_lines, pretty, read_json, read_lines
+from polyak_lab.stored import Label, as_lines, pretty
 
 try:
     import fcntl
@@ -56,7 +56,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / "summary.json").exists()
+        return exists(self.path / "summary.json")
 
     @property
     def seconds(self) -> float:
@@ -99,29 +99,30 @@ class RunFolder:
     def check(self) -> None:
         """Refuse a folder that holds something else than this very run."""
         stored = self.path / "config.json"
-        if stored.exists():
-            self._refuse_other(read_json(stored))
-        elif self.path.exists() and not self.path.is_dir():
+        if exists(self.path) and not self.path.is_dir():
             raise LabError(f"{self.path} is a file: name a folder with --out.")
-        elif self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-            raise LabError(f"{self.path} is not empty and not a run folder: name a new one with --out.")
+        if exists(stored):
+            self._refuse_other(run_files.read_config(stored))
+            return
+        with said_clearly("read", self.path):
+            if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+                raise LabError(f"{self.path} is not empty and not a run folder: name a new one with --out.")
 
     def prepare(self) -> None:
         """Store the configuration, unless it is there."""
         self.check()
         stored = self.path / "config.json"
         self._sweep()
-        text = pretty(plain({"hash": self.hash, "label": vars(self.label), "run": self.config}))
-        if not stored.exists() or stored.read_text(encoding="utf-8") != text:
+        text = self._document({"hash": self.hash, "label": vars(self.label), "run": self.config})
+        if not exists(stored) or run_files.read_bytes(stored) != text.encode():
             write_atomic(stored, text)
 
     def resume(self, this: Session) -> None:
         """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
         processes.from_first(self._note_start)
         epochs = checkpoint.load(self.path / "checkpoint.pt", this, self.hash)
-        files = ("metrics.jsonl", "timings.jsonl") if epochs else ()
-        lines = processes.from_first(lambda: [self._lines(name, epochs) for name in files])
-        self.records, self.timings = lines or ([], [])
+        lines = processes.from_first(lambda: self._lines(epochs))
+        self.records, self.timings = lines
 
     def commit(self, this: Session, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """Store an epoch: its lines first, the checkpoint that makes them count last."""
@@ -137,11 +138,14 @@ class RunFolder:
     def finish(self) -> None:
         """Write the file that says the run is finished."""
         summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1]}
-        processes.from_first(lambda: write_atomic(self.path / "summary.json", pretty(summary)))
+        processes.from_first(lambda: write_atomic(self.path / "summary.json", self._document(summary)))
 
     def _note_start(self) -> None:
         start = environment.describe(self.device) | {"processes": processes.size()}
-        write_atomic(self.path / "environment.json", pretty({"starts": [*self._starts(), start]}))
+        write_atomic(self.path / "environment.json", self._document({"starts": [*self._starts(), start]}))
+
+    def _document(self, content: dict[str, Any]) -> str:
+        return pretty(run_files.with_checksum(plain(content)))
 
     def _refuse_other(self, stored: Any) -> None:
         difference = first_difference(stored["run"], self.config)
@@ -153,18 +157,27 @@ class RunFolder:
             "Choose another folder with --out, or delete this one."
         )
 
-    def _lines(self, name: str, epochs: int) -> list[dict[str, Any]]:
-        lines = read_lines(self.path / name)
+    def _lines(self, epochs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Read the lines of the checkpoint's epochs; without a checkpoint the run starts over, whatever is there."""
+        if not epochs:
+            return [], []
+        metrics, timings = self.path / "metrics.jsonl", self.path / "timings.jsonl"
+        return (
+            self._first_lines(metrics, run_files.read_metrics(metrics), epochs),
+            self._first_lines(timings, run_files.read_timings(timings), epochs),
+        )
+
+    def _first_lines(self, path: Path, lines: list[dict[str, Any]], epochs: int) -> list[dict[str, Any]]:
         if len(lines) < epochs:
             raise LabError(
-                f"{self.path / name} has {len(lines)} lines, but the checkpoint has {epochs} epochs: "
+                f"{path} has {len(lines)} lines, but the checkpoint has {epochs} epochs: "
                 "delete the folder to start this run over."
             )
-        return lines[:epochs]
+        return [plain(line) for line in lines[:epochs]]
 
     def _starts(self) -> list[dict[str, Any]]:
         stored = self.path / "environment.json"
-        return read_json(stored)["starts"] if stored.exists() else []
+        return run_files.read_starts(stored) if exists(stored) else []
 
     def _sweep(self) -> None:
         """Remove what a killed process left of a file it was writing."""

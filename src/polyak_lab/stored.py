@@ -1,14 +1,15 @@
 """What lies in run folders, read without torch: for tables and reports."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyak_lab import run_files
 from polyak_lab.config import content_hash
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly
+from polyak_lab.files import exists, said_clearly
 
 
 @dataclass(frozen=True)
@@ -38,43 +39,52 @@ class StoredRun:
         return self.label.row, content_hash({**self.config, "training": training})
 
 
-def find(paths: Iterable[Path]) -> list[StoredRun]:
-    """Read every run folder at or below the paths."""
-    folders: dict[Path, None] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise LabError(f"{path} is not a folder: name one that holds runs, such as runs/demo.")
-        folders |= dict.fromkeys(config.parent for config in sorted(path.rglob("config.json")))
-    if not folders:
-        raise LabError(f"No runs in {', '.join(map(str, paths))}: a run folder has a config.json.")
-    return [load(folder) for folder in folders]
+def find(paths: Iterable[Path], on_damage: Callable[[LabError], None] | None = None) -> list[StoredRun]:
+    """Read every run folder at or below the paths.
+
+    Args:
+        paths: Folders.
+        on_damage: Called with the error of every run that cannot be read; the others are returned. Without it, the
+            first such error is raised.
+    """
+    folders = _folders(paths)
+    found = [run for folder in folders if (run := _load_or_tell(folder, on_damage)) is not None]
+    if not found:
+        raise LabError(f"None of the {len(folders)} runs in {', '.join(map(str, paths))} can be read.")
+    return found
 
 
 def load(folder: Path) -> StoredRun:
     """Read one run folder."""
-    content = read_json(folder / "config.json")
-    metrics = folder / "metrics.jsonl"
-    records = read_lines(metrics) if metrics.exists() else []
-    finished = (folder / "summary.json").exists()
+    content = run_files.read_config(folder / "config.json")
+    metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
+    finished = exists(summary)
+    if finished:
+        run_files.read_summary(summary)
+    records = run_files.read_metrics(metrics) if exists(metrics) else []
+    return StoredRun(folder, Label(**content["label"]), content["run"], records, finished)
+
+
+def _load_or_tell(folder: Path, on_damage: Callable[[LabError], None] | None) -> StoredRun | None:
     try:
-        label = Label(**content["label"])
-        return StoredRun(folder, label, content["run"], [_numbers(line) for line in records], finished)
-    except (KeyError, TypeError) as error:
-        raise LabError(f"{folder / 'config.json'} is not what this program writes ({error}).") from error
+        return load(folder)
+    except LabError as error:
+        if on_damage is None:
+            raise
+        on_damage(error)
+    return None
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    with said_clearly("read", path):
-        text = path.read_text(encoding="utf-8")
-    return _parse(text, path)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object per line."""
-    with said_clearly("read", path):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    return [_parse(line, path) for line in lines]
+def _folders(paths: Iterable[Path]) -> list[Path]:
+    folders: dict[Path, None] = {}
+    for path in paths:
+        with said_clearly("read", path):
+            if not path.is_dir():
+                raise LabError(f"{path} is not a folder: name one that holds runs, such as runs/demo.")
+            folders |= dict.fromkeys(config.parent for config in sorted(path.rglob("config.json")))
+    if not folders:
+        raise LabError(f"No runs in {', '.join(map(str, paths))}: a run folder has a config.json.")
+    return list(folders)
 
 
 def pretty(content: Any) -> str:
@@ -85,15 +95,3 @@ def pretty(content: Any) -> str:
 def as_lines(records: Iterable[Mapping[str, Any]]) -> str:
     """Write one JSON object per line."""
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-
-
-def _parse(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LabError(f"{path} is damaged ({error}): delete its folder to start that run over.") from error
-
-
-def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Read 'inf' and 'nan', which strict JSON cannot hold as numbers, back as numbers."""
-    return {key: float(value) if isinstance(value, str) else value for key, value in record.items()}

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from polyak_lab import recipes, stored
+from polyak_lab import recipes, run_files, stored
 from polyak_lab.arguments import say
 from polyak_lab.config import Run, as_json, content_hash, first_difference, plain, read
 from polyak_lab.errors import LabError
@@ -175,11 +175,19 @@ def _keep(path: Path, declared: Sweep, run: Run) -> None:
     """Store what is searched, and refuse a folder that holds another search."""
     asked = plain({"sweep": {**vars(declared), "trials": None}, "run": as_json(run)})
     if path.exists():
-        difference = first_difference(stored.read_json(path)["asked"], asked)
+        difference = first_difference(_asked(path), asked)
         if difference is not None:
             raise LabError(f"{path} belongs to another sweep ({difference[0]} differs): choose another --out.")
     else:
-        write_atomic(path, stored.pretty({"asked": asked}))
+        write_atomic(path, stored.pretty(run_files.with_checksum({"asked": asked})))
+
+
+def _asked(path: Path) -> dict[str, Any]:
+    """Read what a folder's sweep was asked for."""
+    asked = run_files.read_object(path).get("asked")
+    if not isinstance(asked, dict):
+        raise LabError(f"{path} is damaged (asked is missing): delete its folder to start that sweep over.")
+    return asked
 
 
 def _study(folder: Path, declared: Sweep) -> optuna.Study:
@@ -218,7 +226,7 @@ def _conclude(study: optuna.Study, declared: Sweep, folder: Path, console: Conso
     counted = _counted(study)
     best = study.best_trial
     final = stored.load(folder / "trials" / best.user_attrs["folder"]).records[-1]
-    spent = [stored.read_lines(path) for path in sorted(folder.glob("trials/*/timings.jsonl"))]
+    spent = [run_files.read_timings(path) for path in sorted(folder.glob("trials/*/timings.jsonl"))]
     result = {
         "trials": len(counted),
         "pruned": sum(trial.state == TrialState.PRUNED for trial in counted),
@@ -227,7 +235,7 @@ def _conclude(study: optuna.Study, declared: Sweep, folder: Path, console: Conso
         "best": {"values": best.params, "score": best.value, "folder": best.user_attrs["folder"], "final": final},
     }
     path = folder / "sweep.json"
-    write_atomic(path, stored.pretty(plain({"asked": stored.read_json(path)["asked"], "result": result})))
+    write_atomic(path, stored.pretty(run_files.with_checksum(plain({"asked": _asked(path), "result": result}))))
     say(console, _sentence(result))
     return result
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from lab.runs import call
 from lab.torchrun import HERE, POLYAK, end, kill, start, torchrun
-from polyak_lab import data, launched, models, processes, stored
+from polyak_lab import data, launched, models, processes, run_files, stored
 from polyak_lab.data.augment import normalise
 
 RECIPE = """
@@ -78,8 +78,8 @@ def test_two_processes_train_what_one_trains(row, recipe):
     one, two = (recipe[0] / name / row / "seed-0" for name in ("one", "two"))
     assert sum(record["epoch"] > 0 for record in metrics(two)) * 10 == 50
     assert_same_run(two, one)
-    assert stored.read_json(two / "config.json") == stored.read_json(one / "config.json")
-    assert [start["processes"] for start in stored.read_json(two / "environment.json")["starts"]] == [2]
+    assert run_files.read_object(two / "config.json") == run_files.read_object(one / "config.json")
+    assert [start["processes"] for start in run_files.read_object(two / "environment.json")["starts"]] == [2]
 
 
 @pytest.mark.distributed
@@ -102,7 +102,7 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(tmp_path, capsys):
     assert "goes on after epoch 2 of 5" in capsys.readouterr().out
     assert metrics(tmp_path / "run")[:2] == before
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-    starts = stored.read_json(tmp_path / "run" / "environment.json")["starts"]
+    starts = run_files.read_object(tmp_path / "run" / "environment.json")["starts"]
     assert [start["processes"] for start in starts] == [2, 1]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lab.ray_nodes import Nodes, free_port
 from lab.runs import call
-from polyak_lab import stored
+from polyak_lab import run_files, stored
 
 pytestmark = pytest.mark.sweep
 
@@ -148,7 +148,7 @@ def test_a_node_is_killed_and_no_trial_is_lost_or_counted_twice(nodes, second, s
     assert sorted(int(number) for number, _ in finished) == [*range(12)]
     assert dict(finished)[again] == "one"
     folder = out / "trials" / study(out).trials[int(again)].user_attrs["folder"]
-    assert len(stored.read_json(folder / "environment.json")["starts"]) == 2  # it went on from its checkpoint
+    assert len(run_files.read_object(folder / "environment.json")["starts"]) == 2  # it went on from its checkpoint
     assert "Warning" not in driver.errors
 
 

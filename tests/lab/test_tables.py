@@ -8,6 +8,7 @@ import pytest
 
 from lab.runs import call
 from polyak_lab import report, stored, table
+from polyak_lab.config import content_hash
 from polyak_lab.errors import LabError
 
 TABLE = {
@@ -21,13 +22,14 @@ def store(folder, row, optimizer, paper, seed, accuracy, capped, finished=True, 
     folder.mkdir(parents=True)
     run = {"optimizer": {"name": optimizer}, "training": {"seed": seed, "shuffle_seed": seed}}
     label = {"row": row, "table": "t", "position": list(TABLE).index(row) if row in TABLE else 9, "paper": paper}
-    (folder / "config.json").write_text(json.dumps({"hash": "", "label": label, "run": run}))
+    (folder / "config.json").write_text(json.dumps({"hash": content_hash(run), "label": label, "run": run}))
     record = {"train_loss": 0.1, "test_loss": 0.2, "test_accuracy": accuracy, "step_size": 0.05, "lr": 0.1}
     record |= {"capped": capped, **numbers}
     lines = [json.dumps({"epoch": epoch, **record, "train_loss": 10.0**-epoch}) for epoch in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     if finished:
-        (folder / "summary.json").write_text("{}")
+        summary = {"hash": content_hash(run), "seconds": 1.0, "final": json.loads(lines[-1])}
+        (folder / "summary.json").write_text(json.dumps(summary))
 
 
 @pytest.fixture
@@ -74,6 +76,7 @@ def test_runs_of_different_settings_are_not_averaged(runs):
     store(runs / "other", "ALI-G", "alig", None, 3, 0.5, 0.0)
     config = json.loads((runs / "other" / "config.json").read_text())
     config["run"]["optimizer"]["lr"] = 3.0
+    config["hash"] = content_hash(config["run"])
     (runs / "other" / "config.json").write_text(json.dumps(config))
     _, lines = table.cells(table.groups(stored.find([runs])))
     names = [line[0] for line in lines]
@@ -143,7 +146,7 @@ def test_folders_without_runs(name, tmp_path, capsys):
 
 def test_a_folder_that_only_looks_like_a_run(tmp_path):
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(LabError, match="not what this program writes"):
+    with pytest.raises(LabError, match=r"config\.json is damaged \(not a JSON object\)"):
         stored.find([tmp_path])
 
 
