@@ -1,18 +1,22 @@
-"""The kernels of the CPU, compiled where they run: a second of the machine's own C compiler, once for each version."""
+"""Compile the CPU kernels with the machine's C compiler at the first use, and cache the library for later processes."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
 import shlex
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, final
 
 import torch
 
@@ -22,6 +26,8 @@ FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma")
 PROCESSORS = {"AVX512": WIDE, "AVX2": WIDE[-2:]}  # what torch itself uses here; anything else needs no flag
 THREADS = (("-fopenmp",), ())  # not every compiler has them
+TIME_LIMIT = 120.0  # seconds; the compiler needs half a second
+OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Pass(ctypes.Structure):
@@ -35,51 +41,216 @@ class Pass(ctypes.Structure):
     )
 
 
+@final
+class _CompilerError(Exception):
+    """The compiler made no library that can be used; the message says why."""
+
+
 @functools.cache
 def kernels(dtype: torch.dtype) -> Any:
     """Return the function that makes a pass over tensors of a type; RuntimeError if it cannot be compiled."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = _compiler()
     processor = PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ())
-    said = ""
+    cause = ""
     for threads in THREADS:
         try:
-            library = _library([*compiler, *FLAGS, *processor, *threads, f"-DREAL={REALS[dtype]}"])
-        except subprocess.CalledProcessError as error:
-            said = error.stderr.strip()
+            return _function([*compiler, *FLAGS, *processor, *threads, f"-DREAL={REALS[dtype]}"])
+        except _CompilerError as error:
+            cause = str(error)
+        except subprocess.TimeoutExpired as error:
+            cause = f"stopped after {error.timeout:g} s"
+            break
         except OSError as error:
-            said = str(error)
-        else:
-            found = library.polyak_pass
-            found.argtypes, found.restype = [ctypes.POINTER(Pass)], ctypes.c_double
-            return found
-    raise RuntimeError(
-        "fused=True needs a C compiler on the CPU, and the command "
-        f"{shlex.join(compiler)} did not work ({said.splitlines()[0] if said else 'it said nothing'}): "
-        "install one (apt-get install gcc libc6-dev), name another in $CC, or leave fused out."
+            raise RuntimeError(
+                f"fused=True cannot store its compiled kernels ({_brief(str(error), 140)}): set $TMPDIR to a folder "
+                "that can be written and is not mounted noexec, or leave fused out."
+            ) from error
+    raise _no_compiler(f"the command {_brief(shlex.join(compiler), 40)} did not work ({_brief(cause, 90)})")
+
+
+def _no_compiler(cause: str) -> RuntimeError:
+    return RuntimeError(
+        f"fused=True needs a C compiler on the CPU, and {cause}: install one (apt-get install gcc libc6-dev), "
+        "name another in $CC, or leave fused out."
     )
 
 
-def _library(command: list[str]) -> ctypes.CDLL:
-    """Load the compiled source from the cache, or compile it; where nothing can be kept, for this process alone."""
-    source = SOURCE.read_bytes()
-    about = "\0".join([*command, sys.platform, platform.machine()]).encode()
-    name = f"kernels-{hashlib.sha256(source + about).hexdigest()[:24]}.so"
+def _compiler() -> list[str]:
+    """Return the command of the compiler, `$CC` or `cc`."""
+    given = os.environ.get("CC", "cc")
     try:
-        kept = _cache() / name
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():
-            with tempfile.TemporaryDirectory(dir=kept.parent) as fresh:  # many processes may come at once
-                _compile(command, Path(fresh, name)).replace(kept)
-        return ctypes.CDLL(str(kept))
-    except (OSError, RuntimeError):
-        with tempfile.TemporaryDirectory() as fresh:
-            return ctypes.CDLL(str(_compile(command, Path(fresh, name))))
+        command = shlex.split(given)
+    except ValueError as error:
+        raise _no_compiler(f"CC={_brief(repr(given), 60)} is not a command ({error})") from None
+    if not command or not command[0]:
+        raise _no_compiler(f"CC={_brief(repr(given), 60)} names no command")
+    return command
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "polyak", "kernels")
+def _function(command: list[str]) -> Any:
+    """Return the kernels' function from the cache; compile it, and fill the cache, if it is not there."""
+    cache, key = _cache(), _key(command)
+    for library in _cached(cache, key):
+        with contextlib.suppress(OSError, _CompilerError):  # built on another machine, or mounted noexec
+            return _load(library)
+    with tempfile.TemporaryDirectory(prefix="polyak-", ignore_cleanup_errors=True) as folder:
+        built = Path(folder, "kernels.so")
+        _compile(command, built)
+        if cache is not None:
+            with contextlib.suppress(OSError):  # full, read-only or noexec
+                return _store(built, cache, key)
+        return _load(built)
 
 
-def _compile(command: list[str], out: Path) -> Path:
-    subprocess.run([*command, "-o", str(out), str(SOURCE)], check=True, capture_output=True, text=True)
-    return out
+def _key(command: list[str]) -> str:
+    """Return what distinguishes this library from those of other versions, compilers and machines."""
+    about = "\0".join([*command, sys.platform, platform.machine()]).encode(errors="surrogateescape")
+    try:
+        return hashlib.sha256(SOURCE.read_bytes() + about).hexdigest()[:24]
+    except OSError as error:
+        raise RuntimeError(
+            f"fused=True cannot read its kernels ({_brief(str(error), 160)}): reinstall polyak, or leave fused out."
+        ) from error
+
+
+def _cache() -> Path | None:
+    """Return the folder of compiled libraries; None unless this user, and nobody else, can write there."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not home.is_absolute():  # to be ignored, says the XDG Base Directory Specification
+            home = Path("~/.cache").expanduser()
+        folder = home / "polyak" / "kernels"
+        if not (folder.is_absolute() and _is_private(folder)):  # before a folder is made in another user's home
+            return None
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+        real = folder.resolve(strict=True)
+        return real if _is_private(real) and _is_own(real.lstat()) else None
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: no home directory, or a circle of links
+        return None
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether nobody but root and this user can exchange a part of the path, so far as it exists."""
+    for part in (folder, *folder.parents):
+        try:
+            info = part.lstat()
+        except FileNotFoundError:
+            continue
+        shared = not stat.S_ISLNK(info.st_mode) and info.st_mode & OTHERS and not info.st_mode & stat.S_ISVTX
+        if hasattr(os, "geteuid") and (info.st_uid not in (0, os.geteuid()) or shared):
+            return False
+    return True
+
+
+def _is_own(info: os.stat_result) -> bool:
+    """Return whether a folder or file belongs to this user, who alone can write it."""
+    return not hasattr(os, "geteuid") or (info.st_uid == os.geteuid() and not info.st_mode & OTHERS)
+
+
+def _cached(cache: Path | None, key: str) -> Iterable[Path]:
+    """Yield the libraries that are as they were stored; remove any other."""
+    for library in sorted(cache.glob(f"kernels-{key}-*.so")) if cache else ():
+        try:
+            info = library.lstat()
+            if stat.S_ISREG(info.st_mode) and _is_own(info) and _digest(library) == library.stem.split("-")[2]:
+                yield library
+                continue
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):
+            library.unlink()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _store(built: Path, cache: Path, key: str) -> Any:
+    """Copy a library into the cache, under a name with its digest, and load it; other processes may do so meanwhile."""
+    library = cache / f"kernels-{key}-{_digest(built)}.so"
+    descriptor, fresh = tempfile.mkstemp(prefix=".kernels-", dir=cache)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(built.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(fresh).replace(library)
+    finally:
+        Path(fresh).unlink(missing_ok=True)
+    try:
+        return _load(library)
+    except _CompilerError:
+        library.unlink(missing_ok=True)
+        raise
+
+
+def _load(library: Path) -> Any:
+    """Load a library and return its function."""
+    try:
+        function = ctypes.CDLL(str(library)).polyak_pass
+    except AttributeError:
+        raise _CompilerError("its library has no function polyak_pass") from None
+    except OSError as error:
+        if hasattr(os, "ST_NOEXEC") and os.statvfs(library.parent).f_flag & os.ST_NOEXEC:
+            raise OSError(f"{library.parent} is mounted noexec") from error
+        raise _CompilerError(f"its library cannot be loaded: {str(error).removeprefix(f'{library}: ')}") from None
+    function.argtypes, function.restype = [ctypes.POINTER(Pass)], ctypes.c_double
+    return function
+
+
+def _compile(command: list[str], out: Path) -> None:
+    """Run the compiler; nothing it starts outlives the time limit."""
+    with tempfile.TemporaryFile() as messages:  # a pipe would be kept open by what the compiler starts
+        try:
+            process = subprocess.Popen(
+                [*command, "-o", str(out), str(SOURCE)],
+                stdin=subprocess.DEVNULL,
+                stdout=messages,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "LC_ALL": "C"},
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            raise _CompilerError(_not_started(command[0], error)) from None
+        try:
+            status = process.wait(TIME_LIMIT)
+        finally:
+            if process.returncode is None:
+                _kill(process)
+        if status:
+            raise _CompilerError(_complaint(messages) or _ended(status))
+    if not out.is_file():
+        raise _CompilerError("it made no library")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the compiler and what it started."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _not_started(program: str, error: Exception) -> str:
+    if isinstance(error, PermissionError) and Path(program).is_dir():
+        return "it is a folder"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _ended(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}, without a message"
+
+
+def _complaint(messages: IO[bytes]) -> str:
+    """Return the compiler's first error, or its first line."""
+    messages.seek(0)
+    lines = [line.strip() for line in messages.read(1 << 16).decode(errors="replace").splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+
+
+def _brief(text: str, length: int) -> str:
+    """Return a text on one line, cut to a length."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
