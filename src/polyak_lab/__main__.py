@@ -25,7 +25,7 @@ class Train:
     data: str
     """Data set; `polyak data list` names them."""
     model: str
-    """Network: mlp, logistic, resnet8, resnet20, resnet34, ..."""
+    """Network: mlp, logistic, resnet8, resnet20, resnet34, gpt-small, ..."""
     optimizer: str
     """alig, sps, smooth-sps, sgd, adam or adamw."""
     lr: float | None = None
@@ -42,6 +42,8 @@ class Train:
     """Epochs after which the step schedule changes lr."""
     factor: float = 0.1
     """What the step schedule multiplies lr by."""
+    warmup_steps: int = 0
+    """Steps over which lr rises at the start, with any schedule."""
     epochs: int = 10
     """Passes over the training data."""
     batch_size: int = 128
@@ -66,6 +68,12 @@ class Train:
     """Compile the network with torch.compile."""
     cuda_graph: bool = False
     """Replay the whole step as one CUDA graph: faster where Python is what a small network waits for."""
+    clip_norm: float | None = None
+    """Clip the norm of the gradient; methods that read the loss are given the norm from before."""
+    root: str | None = None
+    """The file of --data text."""
+    context: int | None = None
+    """Characters in a sequence of text. Default: 128."""
     out: Path | None = None
     """The folder of the run. Default: a name made of the run's content, below runs/."""
 

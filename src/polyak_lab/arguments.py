@@ -25,6 +25,7 @@ class TrainArguments(Protocol):
     schedule: str
     milestones: tuple[int, ...]
     factor: float
+    warmup_steps: int
     epochs: int
     batch_size: int
     seed: int
@@ -37,6 +38,9 @@ class TrainArguments(Protocol):
     channels_last: bool
     compile: bool
     cuda_graph: bool
+    clip_norm: float | None
+    root: str | None
+    context: int | None
 
 
 def as_run(flags: TrainArguments) -> config.Run:
@@ -44,7 +48,7 @@ def as_run(flags: TrainArguments) -> config.Run:
     named = {"lr": flags.lr, "momentum": flags.momentum}
     options = {key: value for key, value in named.items() if value is not None} | _options(flags.set)
     return config.Run(
-        config.Data(flags.data, flags.augment),
+        config.Data(flags.data, flags.augment, root=flags.root, context=flags.context),
         config.Model(flags.model),
         config.Optimizer(flags.optimizer, flags.l2_ball, options),
         config.Training(
@@ -59,8 +63,9 @@ def as_run(flags: TrainArguments) -> config.Run:
             channels_last=flags.channels_last,
             compile=flags.compile,
             cuda_graph=flags.cuda_graph,
+            clip_norm=flags.clip_norm,
         ),
-        config.Schedule(flags.schedule, flags.milestones, flags.factor),
+        config.Schedule(flags.schedule, flags.milestones, flags.factor, flags.warmup_steps),
     )
 
 

@@ -18,6 +18,13 @@ T = TypeVar("T")
 
 EVAL_PROTOCOLS = ("clean", "sps-augmented-validation")
 PRECISIONS = ("float32", "bfloat16")
+LATER_KEYS = (  # not in the first configurations, whose hashes must stay
+    ("data", "root"),
+    ("data", "context"),
+    ("schedule", "warmup_steps"),
+    ("training", "cuda_graph"),
+    ("training", "clip_norm"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Data:
     `augment` crops and flips the training images at random. `holdout` keeps so many training samples for validation,
     `train_size` trains on so many of the others; which ones does not depend on the seed. `kernel_width` replaces
     vectors x by the values k(x, xᵢ) = exp(−‖x − xᵢ‖²/(2·width²)) of a Gaussian kernel at the training vectors xᵢ.
+    `root` is the file of the data set "text", and `context` the number of characters in a sequence of text.
     """
 
     name: str
@@ -34,9 +42,11 @@ class Data:
     holdout: int | None = None
     train_size: int | None = None
     kernel_width: float | None = None
+    root: str | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "data", ("holdout", "train_size"))
+        require_at_least_one(self, "data", ("holdout", "train_size", "context"))
         if self.kernel_width is not None and not 0 < self.kernel_width < math.inf:
             raise LabError(f"data.kernel_width is {self.kernel_width}, but must be a positive number.")
 
@@ -59,19 +69,33 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How `lr` moves: constant, cosine (to zero), or step (times `factor` at every milestone, in epochs)."""
+    """How `lr` moves: constant, cosine (to zero), or step (times `factor` at every milestone, in epochs).
+
+    Over the first `warmup_steps` steps it also rises from `lr / warmup_steps`, by as much at every step.
+    """
 
     name: str = "constant"
     milestones: tuple[int, ...] = ()
     factor: float = 0.1
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise LabError(f"schedule.warmup_steps is {self.warmup_steps}, but must be 0 or more.")
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether `lr` stays as it is."""
+        return self.name == "constant" and self.warmup_steps < 2
 
 
 @dataclass(frozen=True)
 class Training:
     """How long, in which batches, from which seeds, on what, and how the score is taken.
 
-    The last four change the speed and, within rounding, nothing else: autocast to bfloat16, images with their channels
-    innermost, `torch.compile`, and the whole step as one CUDA graph.
+    `precision`, `channels_last`, `compile` and `cuda_graph` change the speed and, within rounding, nothing else:
+    autocast to bfloat16, images with their channels innermost, `torch.compile`, and the whole step as one CUDA graph.
+    `clip_norm` clips the norm of the gradient; methods that read the loss are given the norm from before.
     """
 
     epochs: int
@@ -86,10 +110,13 @@ class Training:
     channels_last: bool = False
     compile: bool = False
     cuda_graph: bool = False
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "training", ("epochs", "batch_size", "max_batches", "threads"))
         check_known(self.precision, PRECISIONS, "training.precision")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise LabError(f"training.clip_norm is {self.clip_norm}, but must be a positive number.")
         check_known(self.eval_protocol, EVAL_PROTOCOLS, "training.eval_protocol")
 
 
@@ -183,8 +210,9 @@ _MAKES = {float: float, tuple: tuple}
 def as_json(run: Run) -> dict[str, Any]:
     """Turn a run into what config.json holds; a key that came later stands there if it is used."""
     table = asdict(run)
-    if not run.training.cuda_graph:
-        del table["training"]["cuda_graph"]
+    for section, key in LATER_KEYS:
+        if not table[section][key]:
+            del table[section][key]
     return plain(table)
 
 

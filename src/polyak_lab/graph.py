@@ -41,7 +41,7 @@ def check(run: Run) -> None:
         "torchrun starts several processes": processes.size() > 1,
         "compile makes graphs of its own": run.training.compile,
         f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
-        and run.schedule.name != "constant",
+        and not run.schedule.is_constant,
         f"{method} needs capturable = true": run.optimizer.options.get("capturable") is False,
     }
     for reason, holds in refusals.items():

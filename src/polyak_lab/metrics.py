@@ -30,6 +30,10 @@ class Scores:
         summed = float(losses @ torch.tensor(self.sizes, dtype=torch.float64))
         return processes.total(summed) / self.samples()
 
+    def perplexity(self) -> float:
+        """Return exp(loss), infinity where that is too large a number."""
+        return float(torch.tensor(self.loss(), dtype=torch.float64).exp())
+
     def accuracy(self) -> float | None:
         """Count right answers over samples; None where there are no answers to count."""
         if not self.correct:

@@ -13,6 +13,8 @@ class Objective:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor] | None
+    perplexity: bool = False
+    """Whether exp(loss) is a score."""
 
     def right_answers(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Count right answers on the device, if this objective has any."""
@@ -27,6 +29,10 @@ def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.mse_loss(outputs, targets.view_as(outputs))
 
 
+def _next_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
 def _same_class(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(1) == targets).sum()
 
@@ -39,4 +45,5 @@ OBJECTIVES = {
     "cross_entropy": Objective(F.cross_entropy, _same_class),
     "logistic": Objective(_logistic, _same_sign),
     "squared": Objective(_squared, None),
+    "next_token": Objective(_next_token, None, perplexity=True),
 }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
 import polyak
 from polyak_lab import config
@@ -62,10 +62,10 @@ def build(choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoc
         raise LabError(f"optimizer {choice.name}: {error}") from error
 
 
-def advance(optimizer: torch.optim.Optimizer, loss: Tensor) -> Observed:
-    """Take one step and report it."""
+def advance(optimizer: torch.optim.Optimizer, loss: Tensor, grad_sq_norm: Tensor | None = None) -> Observed:
+    """Take one step and report it; `grad_sq_norm` is ‖g‖² from before the gradient was clipped."""
     if isinstance(optimizer, polyak.PolyakOptimizer):
-        optimizer.step(loss=loss)
+        optimizer.step(loss=loss, grad_sq_norm=grad_sq_norm)
         last = optimizer.last_step()
         return Observed(last.step_size, last.capped, last.skipped)
     step_size = optimizer.param_groups[0]["lr"]
@@ -77,7 +77,11 @@ def build_schedule(
     choice: config.Schedule, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
 ) -> LRScheduler | None:
     """Make the schedule of `lr`, counted in steps; None where it is constant."""
-    return SCHEDULES[choice.name](choice, optimizer, epochs, steps_per_epoch)
+    schedule = SCHEDULES[choice.name](choice, optimizer, epochs, steps_per_epoch)
+    if choice.warmup_steps < 2:
+        return schedule
+    rise = LinearLR(optimizer, 1 / choice.warmup_steps, total_iters=choice.warmup_steps - 1)
+    return rise if schedule is None else ChainedScheduler([schedule, rise])
 
 
 def _constant(*_: object) -> None:

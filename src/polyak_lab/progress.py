@@ -50,7 +50,7 @@ class Progress:
     def epoch_done(self, record: Numbers, timing: Numbers) -> None:
         """Take note of an epoch."""
         if self.each_epoch:
-            speed = f"{timing['images_per_second']:,.0f} images/s"
+            speed = f"{timing['images_per_second']:,.0f} samples/s"
             self.say(f"epoch {record['epoch']}/{self.total}: {sentence(record)}, {speed}")
 
     def run_finished(self, record: Numbers, seconds: float) -> None:
@@ -133,6 +133,8 @@ def sentence(record: Numbers) -> str:
         parts.append(f"test loss {float(record['test_loss']):.2e}")
     else:
         parts.append(f"test accuracy {100 * record['test_accuracy']:.2f} %")
+    if "test_perplexity" in record:
+        parts.append(f"perplexity {float(record['test_perplexity']):.2f}")
     if "test_accuracy_augmented" in record:
         parts.append(f"on augmented images {100 * record['test_accuracy_augmented']:.2f} %")
     return ", ".join([*parts, f"step size {float(record['step_size']):.2e}"])

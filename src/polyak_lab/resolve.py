@@ -12,11 +12,11 @@ from polyak_lab.errors import LabError
 
 def resolve(run: Run) -> Run:
     """Spell a run out, or say what is wrong with it."""
-    check_known(run.data.name, data.NAMES, "data")
+    chosen = data.resolve(run.data)
     check_known(run.model.name, models.NAMES, "model")
     optimizer = optimizers.resolve(run.optimizer)
     _check_schedule(run, optimizer.options.get("lr", 0.0))
-    resolved = replace(run, optimizer=optimizer, training=_resolve_training(run.training))
+    resolved = replace(run, data=chosen, optimizer=optimizer, training=_resolve_training(run.training))
     graph.check(resolved)
     return resolved
 
@@ -26,8 +26,9 @@ def _check_schedule(run: Run, lr: float) -> None:
     check_known(name, optimizers.SCHEDULES, "schedule")
     if name == "step" and not run.schedule.milestones:
         raise LabError("schedule 'step' needs milestones, the epochs after which lr changes: [60, 120].")
-    if name != "constant" and math.isinf(lr):
-        raise LabError(f"schedule {name!r} needs a finite lr, but {run.optimizer.name} has lr = inf.")
+    if not run.schedule.is_constant and math.isinf(lr):
+        what = name if name != "constant" else "warmup_steps"
+        raise LabError(f"schedule {what!r} needs a finite lr, but {run.optimizer.name} has lr = inf.")
 
 
 def _resolve_training(training: Training) -> Training:

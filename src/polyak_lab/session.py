@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ def start(run: Run, data_set: Dataset | None = None) -> Session:
     model = processes.with_shared_statistics(_model(run, found), device.type).to(device, memory_format=layout)
     sizes = batches.sizes(len(found.train.targets), training.batch_size, training.max_batches)
     optimizer = optimizers.build(run.optimizer, model.parameters(), len(sizes))
-    if training.cuda_graph and run.schedule.name != "constant":
+    if training.cuda_graph and not run.schedule.is_constant:
         graph.keep_lr_on_device(optimizer, device)
     schedule = optimizers.build_schedule(run.schedule, optimizer, training.epochs, len(sizes))
     network: Any = torch.compile(model) if training.compile else model
@@ -123,7 +124,8 @@ def start(run: Run, data_set: Dataset | None = None) -> Session:
 @functools.lru_cache(maxsize=1)
 def dataset(chosen: Data) -> Dataset:
     """Read a data set once for all runs in a row that need it."""
-    found = parts(data.load(chosen.name), chosen.holdout, chosen.train_size)
+    root = None if chosen.root is None else Path(chosen.root)
+    found = parts(data.load(chosen.name, root, context=chosen.context), chosen.holdout, chosen.train_size)
     return found if chosen.kernel_width is None else through_kernel(found, chosen.kernel_width)
 
 
@@ -131,14 +133,15 @@ def _model(run: Run, dataset: Dataset) -> nn.Module:
     """Draw the weights on the CPU, so that every device starts from the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(batches.stream_seed("weights", run.training.seed))
-        return models.build(run.model.name, dataset.shape, dataset.outputs)
+        return models.build(run.model.name, dataset.shape, dataset.outputs, text=dataset.is_text)
 
 
 def _check_images(run: Run, dataset: Dataset) -> None:
     protocol = run.training.eval_protocol
     if dataset.is_image or not (run.data.augment or protocol == AUGMENTED_VALIDATION):
         return
-    raise LabError(f"{run.data.name} holds vectors: crops and flips (augment, {AUGMENTED_VALIDATION}) need images.")
+    held = "text" if dataset.is_text else "vectors"
+    raise LabError(f"{run.data.name} holds {held}: crops and flips (augment, {AUGMENTED_VALIDATION}) need images.")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from polyak_lab.optimizers import Observed, advance
 
@@ -29,5 +30,7 @@ def make(this: Session, batch: Batch, weight: float) -> Step:
     weighted = loss if weight == 1 else weight * loss
     this.optimizer.zero_grad()
     weighted.backward()
-    observed = advance(this.optimizer, weighted)
+    limit = this.run.training.clip_norm
+    grad_sq_norm = None if limit is None else clip_grad_norm_(this.model.parameters(), limit).square()
+    observed = advance(this.optimizer, weighted, grad_sq_norm)
     return Step(loss.detach(), this.objective.right_answers(outputs, targets), observed)

@@ -79,15 +79,18 @@ def _layers_seed(seed: int, epoch: int) -> int:
 
 
 def _evaluate(this: Session, epoch: int) -> Record:
-    clean = _scores(this, this.test_batches(epoch))
-    record = {"test_loss": clean.loss(), "test_accuracy": clean.accuracy()}
+    record = _named("test", _scores(this, this.test_batches(epoch)), this)
     if this.dataset.validation is not None:
-        held_out = _scores(this, this.validation_batches())
-        record |= {"validation_loss": held_out.loss(), "validation_accuracy": held_out.accuracy()}
+        record |= _named("validation", _scores(this, this.validation_batches()), this)
     if this.run.training.eval_protocol == AUGMENTED_VALIDATION:
         augmented = _scores(this, this.test_batches(epoch, augmented=True))
         record |= {"test_loss_augmented": augmented.loss(), "test_accuracy_augmented": augmented.accuracy()}
     return record
+
+
+def _named(part: str, scores: Scores, this: Session) -> Record:
+    record = {f"{part}_loss": scores.loss(), f"{part}_accuracy": scores.accuracy()}
+    return record | ({f"{part}_perplexity": scores.perplexity()} if this.objective.perplexity else {})
 
 
 @torch.no_grad()

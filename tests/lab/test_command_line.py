@@ -50,7 +50,7 @@ def test_train(tmp_path, capsys):
     assert call(*TRAIN, *flags, "--out", tmp_path / "run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
-    assert re.search(r"train loss .*, test accuracy .* %, step size .*, [\d,]+ images/s", lines[0])
+    assert re.search(r"train loss .*, test accuracy .* %, step size .*, [\d,]+ samples/s", lines[0])
     stored = (tmp_path / "run" / "config.json").read_text()
     assert all(text in stored for text in ('"l2_ball": 20.0', '"eps": 1e-06', '"momentum": 0.9'))
 

@@ -43,7 +43,7 @@ def test_number_of_parameters(name, shape, outputs, count, tensors):
 
 
 @pytest.mark.parametrize("shape", [RGB, GREY, TINY])
-@pytest.mark.parametrize("name", [name for name in models.NAMES if not name.startswith("deep-linear")])
+@pytest.mark.parametrize("name", [name for name in models.NAMES if not name.startswith(("deep-linear", "gpt"))])
 def test_image_models_take_every_size_and_train(name, shape):
     model = models.build(name, shape, 10)
     out = model(torch.randn(2, *shape))
@@ -62,6 +62,7 @@ def test_every_name_is_tested_and_unknown_names_are_refused():
         *("mlp", "logistic", "linear", "resnet8", "resnet20", "resnet34"),
         *("densenet121", "densenet-40-40", "wrn-40-4", "wrn-16-4"),
         *("deep-linear", "deep-linear-1", "deep-linear-4"),
+        "gpt-small",
     }
     with pytest.raises(LabError, match=r"'resnet-20'.*did you mean 'resnet20'"):
         models.build("resnet-20", RGB, 10)
@@ -87,11 +88,12 @@ def test_no_outputs_are_refused():
 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_global_generator_alone_decides_the_weights(name):
-    shape = (6,) if name.startswith("deep") else TINY
+    shape = (6,) if name.startswith(("deep", "gpt")) else TINY
 
     def weights(seed):
         torch.manual_seed(seed)
-        return torch.nn.utils.parameters_to_vector(models.build(name, shape, 2).parameters())
+        model = models.build(name, shape, 2, text=name.startswith("gpt"))
+        return torch.nn.utils.parameters_to_vector(model.parameters())
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))

@@ -1,6 +1,6 @@
 """Data sets as tensors: `load` one by name, `fetch` what must be downloaded, `check` what lies on the disk."""
 
-from polyak_lab.data.catalogue import NAMES, check, default_root, describe, fetch, load
+from polyak_lab.data.catalogue import NAMES, check, default_root, describe, fetch, load, resolve
 from polyak_lab.data.dataset import Dataset, Split
 
-__all__ = ["NAMES", "Dataset", "Split", "check", "default_root", "describe", "fetch", "load"]
+__all__ = ["NAMES", "Dataset", "Split", "check", "default_root", "describe", "fetch", "load", "resolve"]

@@ -1,10 +1,11 @@
 """The table of data sets and the four things one does with them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from polyak_lab.config import check_known
+from polyak_lab.config import Data, check_known
 from polyak_lab.data.cifar import CIFAR10, CIFAR100
 from polyak_lab.data.dataset import Dataset
 from polyak_lab.data.digits import DIGITS
@@ -13,6 +14,7 @@ from polyak_lab.data.idx import FASHION_MNIST, MNIST
 from polyak_lab.data.libsvm import MUSHROOMS
 from polyak_lab.data.source import Source
 from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
+from polyak_lab.data.text import PYTHON_DOCS, TEXT
 from polyak_lab.errors import LabError
 
 SOURCES: dict[str, Source] = {
@@ -26,6 +28,8 @@ SOURCES: dict[str, Source] = {
         MUSHROOMS,
         SEPARABLE_LOGISTIC,
         MATRIX_FACTORISATION,
+        TEXT,
+        PYTHON_DOCS,
     )
 }
 NAMES = tuple(SOURCES)
@@ -45,18 +49,34 @@ def default_root() -> Path:
     return Path(os.environ.get("POLYAK_DATA") or Path.home() / ".cache" / "polyak" / "data")
 
 
-def load(name: str, root: Path | None = None) -> Dataset:
+def load(name: str, root: Path | None = None, *, context: int | None = None) -> Dataset:
     """Read a data set into tensors.
 
     Args:
         name: One of `NAMES`.
-        root: Folder in which the data sets lie, `default_root()` when None.
+        root: Folder in which the data sets lie, `default_root()` when None; the file itself for "text".
+        context: Characters in a sequence of text; the data set's own default when None.
 
     Raises:
         LabError: The name is unknown, or the data is missing, damaged or not what it says.
     """
     source = _source(name)
-    return source.load(_place(source, root))
+    options = {} if context is None else {"context": context}
+    return source.load(_place(source, root), **options)
+
+
+def resolve(chosen: Data) -> Data:
+    """Check what belongs to some data sets alone, and spell out the context of a text."""
+    check_known(chosen.name, NAMES, "data")
+    source = SOURCES[chosen.name]
+    if chosen.root is None and source.needs_root:
+        raise _without_root(source)
+    if chosen.root is not None and not source.needs_root:
+        others = ", ".join(repr(other.name) for other in SOURCES.values() if other.needs_root)
+        raise LabError(f"data {chosen.name!r} takes no root, only {others}: set POLYAK_DATA to where data sets lie.")
+    if chosen.context is not None and source.context is None:
+        raise LabError(f"data {chosen.name!r} takes no context: it is no text.")
+    return replace(chosen, context=chosen.context or source.context)
 
 
 def fetch(name: str, root: Path | None = None, on_progress: OnProgress = lambda done, total: None) -> Path:
@@ -99,8 +119,12 @@ def _source(name: str) -> Source:
 
 
 def _place(source: Source, root: Path | None) -> Path:
+    if root is None and source.needs_root:
+        raise _without_root(source)
     root = root or default_root()
     place = source.find(root)
+    if place is None and source.needs_root:
+        raise LabError(f"There is no {root}: data {source.name!r} reads it, as root says.")
     if place is None:
         files = ", ".join(item.name for item in source.downloads)
         raise LabError(
@@ -108,6 +132,10 @@ def _place(source: Source, root: Path | None) -> Path:
             f"{root / source.name}, or set POLYAK_DATA to another folder."
         )
     return place
+
+
+def _without_root(source: Source) -> LabError:
+    return LabError(f"data {source.name!r} needs root, the place of {source.how}.")
 
 
 def _readable_place(source: Source, root: Path | None) -> Path:
@@ -127,6 +155,8 @@ def _verdict(source: Source, differing: list[str]) -> str:
 
 
 def _where(source: Source, root: Path) -> str:
+    if source.needs_root:
+        return "named by root"
     if not source.downloads:
         return "built in"
     place = source.find(root)

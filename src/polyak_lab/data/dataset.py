@@ -11,9 +11,10 @@ class Split:
     """Inputs and targets of one part of a data set."""
 
     inputs: Tensor
-    """Images: uint8 (n, C, H, W). Vectors: float32 (n, d)."""
+    """Images: uint8 (n, C, H, W). Vectors: float32 (n, d). Text: int64 (n, context)."""
     targets: Tensor
-    """int64 (n,) for classes, float32 (n,) of ±1 for "logistic", float32 (n, outputs) for regression."""
+    """int64 (n,) for classes, float32 (n,) of ±1 for "logistic", float32 (n, outputs) for regression, int64
+    (n, context) for text."""
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the same split on another device."""
@@ -28,9 +29,9 @@ class Dataset:
     train: Split
     test: Split
     outputs: int
-    """Number of classes, or the width of the output."""
+    """Number of classes, characters of the vocabulary, or the width of the output."""
     loss: str
-    """"cross_entropy", "logistic" (targets ±1, one output) or "squared"."""
+    """"cross_entropy", "logistic" (targets ±1, one output), "squared" or "next_token"."""
     mean: Tensor | None = None
     """Per-channel mean (C,) of the training images in 0..1; None for vectors."""
     std: Tensor | None = None
@@ -40,13 +41,18 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input: (C, H, W) or (d,)."""
+        """Shape of one input: (C, H, W), (d,) or (context,)."""
         return tuple(self.train.inputs.shape[1:])
 
     @property
     def is_image(self) -> bool:
         """Whether the inputs are uint8 images, which the runner normalises."""
         return self.train.inputs.dtype == torch.uint8
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the inputs are sequences of tokens."""
+        return self.train.inputs.dtype == torch.int64
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the same data set on another device."""

@@ -40,8 +40,9 @@ def through_kernel(dataset: Dataset, width: float) -> Dataset:
     A linear model of them is a kernel machine, as in the experiments with kernels of Loizou et al. (2021),
     arXiv:2002.10542, section 4.2; on separable data it interpolates.
     """
-    if dataset.is_image:
-        raise LabError(f"{dataset.name} holds images: a kernel (data.kernel_width) needs vectors.")
+    if dataset.is_image or dataset.is_text:
+        held = "images" if dataset.is_image else "text"
+        raise LabError(f"{dataset.name} holds {held}: a kernel (data.kernel_width) needs vectors.")
     centers = dataset.train.inputs
     seen = {name: _seen(getattr(dataset, name), centers, width) for name in ("train", "test", "validation")}
     return replace(dataset, **seen)

@@ -29,15 +29,19 @@ class Source:
     """Root folder -> the file or folder that holds the data, None when there is none."""
     open: Callable[[Path], Contents]
     """That place -> contents; raises LabError when a file is missing or damaged."""
-    parse: Callable[[Contents, Path], Dataset]
-    """Contents and the place to name in errors -> tensors; raises LabError when they are not what they should be."""
+    parse: Callable[..., Dataset]
+    """Contents, the place to name in errors, and a text's context -> tensors; raises LabError when they are wrong."""
     md5: Mapping[str, str] = field(default_factory=dict)
     """MD5 sums of the official contents."""
     downloads: tuple[Download, ...] = ()
+    context: int | None = None
+    """Default length of a sequence of text; None for data that is no text."""
+    needs_root: bool = False
+    """Whether the data is a file or folder of the user's own, named by `root`."""
 
-    def load(self, place: Path) -> Dataset:
+    def load(self, place: Path, **options: int) -> Dataset:
         """Read the data set at a place that `find` returned."""
-        return self.parse(self.open(place), place)
+        return self.parse(self.open(place), place, **options)
 
     def differing(self, contents: Contents) -> list[str]:
         """Return the names of the contents that are not the official ones."""

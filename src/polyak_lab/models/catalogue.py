@@ -11,6 +11,7 @@ from polyak_lab.errors import LabError
 from polyak_lab.models.dense import deep_linear, linear, logistic, mlp
 from polyak_lab.models.densenet import densenet121, densenet_40_40
 from polyak_lab.models.resnet import resnet34, small_resnet
+from polyak_lab.models.transformer import gpt_small
 from polyak_lab.models.wide_resnet import wrn_16_4, wrn_40_4
 
 Shape = tuple[int, ...]
@@ -18,10 +19,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a model, and the number of axes its input must have (None: any)."""
+    """How to build a model, the number of axes its input must have (None: any), and whether it reads tokens."""
 
     build: Callable[[Shape, int], nn.Module]
     axes: int | None = None
+    text: bool = False
 
 
 def _convolutional(build: Callable[[int, int], nn.Module]) -> Architecture:
@@ -46,24 +48,30 @@ ARCHITECTURES = {
     "deep-linear": _factorisation(rank=10),
     "deep-linear-4": _factorisation(rank=4),
     "deep-linear-1": _factorisation(rank=1),
+    "gpt-small": Architecture(gpt_small, axes=1, text=True),
 }
 
 NAMES = tuple(ARCHITECTURES)
 _INPUTS = {1: "vectors", 3: "images (channels, height, width)"}
 
 
-def build(name: str, shape: Shape, outputs: int) -> nn.Module:
+def build(name: str, shape: Shape, outputs: int, *, text: bool = False) -> nn.Module:
     """Build a model with weights drawn from torch's global generator.
 
     Args:
         name: One of `NAMES`.
-        shape: Shape of one input: (C, H, W) of an image or (d,) of a vector.
-        outputs: Number of outputs, at least 1.
+        shape: Shape of one input: (C, H, W) of an image, (d,) of a vector or (context,) of a text.
+        outputs: Number of outputs, at least 1: classes, or tokens of a vocabulary.
+        text: Whether the inputs are tokens.
 
     Raises:
         LabError: The name is unknown, or the model does not take such inputs.
     """
     check_known(name, NAMES, "model")
+    if ARCHITECTURES[name].text is not text:
+        fitting = [known for known in NAMES if ARCHITECTURES[known].text is text]
+        given, wanted = ("text", "images or vectors") if text else ("images or vectors", "text")
+        raise LabError(f"Model {name!r} takes {wanted}, not {given}; try {fitting[0]!r}.")
     axes = ARCHITECTURES[name].axes
     if axes is not None and len(shape) != axes:
         raise LabError(f"Model {name!r} takes {_INPUTS[axes]}, not inputs of shape {shape}; try 'mlp' or 'logistic'.")
