@@ -10,6 +10,7 @@ from rich.table import Table
 
 from polyak_lab import config
 from polyak_lab.errors import LabError
+from polyak_lab.terminal import cell, say, show, warn
 
 
 class TrainArguments(Protocol):
@@ -96,7 +97,7 @@ def print_table(flags: TableArguments, console: Console) -> None:
 
     rows = table.groups(stored.find(flags.runs, on_damage=warn))
     if flags.format == "terminal":
-        console.print(table.as_rich(rows))
+        show(console, table.as_rich(rows))
     else:
         say(console, {"markdown": table.as_markdown, "csv": table.as_csv}[flags.format](rows))
     if flags.report is not None:
@@ -118,8 +119,8 @@ def print_data(console: Console) -> None:
 
     table = Table("name", "kind", "where", "how to get it", header_style="bold")
     for row in data.describe():
-        table.add_row(*map(str, row))
-    console.print(table)
+        table.add_row(*map(cell, row))
+    show(console, table)
 
 
 def fetch_data(name: str, console: Console) -> None:
@@ -130,13 +131,3 @@ def fetch_data(name: str, console: Console) -> None:
     with downloading(console, name) as note:
         place = data.fetch(name, on_progress=note)
     say(console, f"{name} is in {place}")
-
-
-def say(console: Console, text: str) -> None:
-    """Print text as it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def warn(error: LabError) -> None:
-    """Print on stderr what is wrong with one run of several."""
-    say(Console(stderr=True), f"polyak: {error}")

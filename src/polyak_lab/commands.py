@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from polyak_lab import processes, progress, recipes, stored, table
-from polyak_lab.arguments import say, warn
+from polyak_lab import processes, progress, recipes, stored, table, terminal
 from polyak_lab.config import Run, as_json, content_hash
 from polyak_lab.errors import LabError
 from polyak_lab.recipes import Recipe, Row
 from polyak_lab.record import RunFolder
 from polyak_lab.resolve import resolve
 from polyak_lab.stored import Label
+from polyak_lab.terminal import say, warn
 from polyak_lab.train import train
 
 
@@ -59,7 +59,7 @@ def run_recipe(
 def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> None:
     """Print the table of a recipe's folder, and write its page if asked to."""
     rows = table.groups(stored.find([folder], on_damage=warn))
-    console.print(table.as_rich(rows, recipe.title))
+    terminal.show(console, table.as_rich(rows, recipe.title))
     if with_report:
         from polyak_lab import report  # matplotlib takes a while
 

@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from polyak_lab.table import Group
+from polyak_lab.table import Group, mean
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999933", "#7f7f7f", "#b2182b")
 INK, LINE = "#010203", "#040506"  # stand-ins in the SVG for the page's own colours
 THEME = {INK: "var(--soft)", LINE: "var(--line)"}
+SMALLEST, LARGEST = 1e-150, 1e150  # what an axis shows, also in logarithms and with its margin
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,21 @@ CURVES = (
 
 
 def drawable(rows: Sequence[Group]) -> list[Curve]:
-    """Choose the curves: test loss only where there is no accuracy."""
-    has_accuracy = any(_values(group, CURVES[1]) for group in rows)
-    left_out = "test_loss" if has_accuracy else "test_accuracy"
-    return [curve for curve in CURVES if curve.key != left_out]
+    """Choose the curves that have a value to show: test loss only where there is no accuracy."""
+    shown = [curve for curve in CURVES if any(_values(group, curve) for group in rows)]
+    has_accuracy = any(curve.key == "test_accuracy" for curve in shown)
+    return [curve for curve in shown if not (has_accuracy and curve.key == "test_loss")]
 
 
 def colour(index: int) -> str:
     """Choose the colour of a row."""
     return PALETTE[index % len(PALETTE)]
+
+
+def clipped(value: float) -> float:
+    """Move a number to the nearest one that an axis can show."""
+    size = min(max(abs(value), SMALLEST), LARGEST)
+    return math.copysign(size, value) if value else value
 
 
 def draw(curve: Curve, rows: Sequence[Group]) -> str:
@@ -74,7 +81,7 @@ def _draw_row(axes: Axes, curve: Curve, group: Group, shade: str) -> None:
     if not band:
         return
     epochs = range(1, len(band) + 1)
-    axes.plot(epochs, [sum(seeds) / len(seeds) for seeds in band], color=shade, linewidth=1.9, solid_capstyle="round")
+    axes.plot(epochs, [mean(seeds) for seeds in band], color=shade, linewidth=1.9, solid_capstyle="round")
     low, high = [min(seeds) for seeds in band], [max(seeds) for seeds in band]
     axes.fill_between(epochs, low, high, color=shade, alpha=0.16, linewidth=0)
 
@@ -83,7 +90,9 @@ def _draw_caps(axes: Axes, rows: Sequence[Group]) -> None:
     """Draw every cap once, in the colour of its row, or in neutral ink if several rows share it."""
     caps: dict[float, str] = {}
     for index, group in enumerate(rows):
-        for cap in {run.records[-1]["lr"] for run in group.runs if run.records and _is_capped(run.records[-1])}:
+        for cap in {
+            clipped(run.records[-1]["lr"]) for run in group.runs if run.records and _is_capped(run.records[-1])
+        }:
             caps[cap] = INK if cap in caps else colour(index)
     for cap, shade in caps.items():
         axes.axhline(cap, color=shade, linestyle=(0, (5, 4)), linewidth=1.3)
@@ -92,7 +101,7 @@ def _draw_caps(axes: Axes, rows: Sequence[Group]) -> None:
 
 
 def _is_capped(record: Mapping[str, Any]) -> bool:
-    return record["capped"] is not None and math.isfinite(record["lr"])
+    return record["capped"] is not None and 0 < record["lr"] < math.inf
 
 
 def _set_limits(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:
@@ -118,7 +127,7 @@ def _values(group: Group, curve: Curve) -> list[list[float]]:
     band = []
     for epoch in range(max((len(run.records) for run in group.runs), default=0)):
         found = [run.records[epoch].get(curve.key) for run in group.runs if epoch < len(run.records)]
-        seeds = [curve.factor * value for value in found if value is not None and _drawable(value, curve)]
+        seeds = [clipped(curve.factor * value) for value in found if value is not None and _drawable(value, curve)]
         if not seeds:
             break
         band.append(seeds)

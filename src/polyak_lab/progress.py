@@ -1,15 +1,16 @@
 """What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere."""
 
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
+
+from polyak_lab.terminal import printable, say, shortened
 
 TAKEN = 68  # columns of the live line that are not the name of the run
 READ_EVERY = 0.25  # seconds; a number read from a GPU makes it wait
@@ -60,7 +61,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, line)
 
 
 class LiveProgress(Progress):
@@ -77,7 +78,7 @@ class LiveProgress(Progress):
         """Show the bar, at the epoch the run starts from."""
         super().run_started(epochs, steps, done)
         self.steps = steps
-        name = textwrap.shorten(self.name, max(12, self.console.width - TAKEN), placeholder="…")
+        name = shortened(printable(self.name), max(12, self.console.width - TAKEN))
         self.bars.reset(self.task, description=name, numbers="", visible=True, total=epochs * steps)
         self.bars.update(self.task, completed=done * steps)
 
@@ -101,20 +102,22 @@ def showing(console: Console, epochs: bool) -> Iterator[Progress]:
     if not console.is_terminal:
         yield Progress(console, epochs)
         return
-    columns = [_text("{task.description}"), BarColumn(bar_width=10), _text("{task.percentage:3.0f} %")]
-    columns += [_text("{task.fields[numbers]}"), TimeRemainingColumn(compact=True)]
+    columns: list[ProgressColumn] = [_text("{task.description}"), _text("{task.percentage:3.0f} %")]
+    if console.width >= TAKEN:
+        columns.insert(1, BarColumn(bar_width=10))
+        columns += [_text("{task.fields[numbers]}"), TimeRemainingColumn(compact=True)]
     with RichProgress(*columns, console=console, transient=True, refresh_per_second=4) as bars:
         yield LiveProgress(console, epochs, bars)
 
 
 def _text(content: str) -> TextColumn:
-    return TextColumn(content, table_column=Column(no_wrap=True))
+    return TextColumn(content, markup=False, table_column=Column(no_wrap=True))
 
 
 @contextmanager
 def downloading(console: Console, name: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show how much of a file has come; nothing when there is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TimeRemainingColumn())
+    columns = (_text("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TimeRemainingColumn())
     with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(name, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

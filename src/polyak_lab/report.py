@@ -8,6 +8,7 @@ from pathlib import Path
 from polyak_lab import curves
 from polyak_lab.files import write_atomic
 from polyak_lab.table import Group, cells
+from polyak_lab.terminal import printable
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -68,9 +69,9 @@ def write(path: Path, rows: Sequence[Group], title: str, note: str) -> None:
     """Write the page."""
     figures = "".join(_figure(curve, rows) for curve in curves.drawable(rows))
     page = PAGE.format(
-        title=escape(title),
+        title=escape(printable(title)),
         style=STYLE,
-        note=escape(note),
+        note=escape(printable(note)),
         table=_table(rows),
         legend=f"{LEGEND} {CURVES}",
         figures=figures,
@@ -86,7 +87,7 @@ def _figure(curve: curves.Curve, rows: Sequence[Group]) -> str:
 
 
 def _legend(rows: Sequence[Group]) -> str:
-    entries = (f"<span>{_chip(index)}{escape(group.row)}</span>" for index, group in enumerate(rows))
+    entries = (f"<span>{_chip(index)}{escape(printable(group.row))}</span>" for index, group in enumerate(rows))
     return f'<p class="legend">{"".join(entries)}</p>'
 
 

@@ -22,11 +22,11 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from polyak_lab import recipes, run_files, stored
-from polyak_lab.arguments import say
 from polyak_lab.config import Run, as_json, content_hash, first_difference, plain, read
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.resolve import resolve
+from polyak_lab.terminal import say
 from polyak_lab.trial import Outcome, Trial, attempt
 
 try:

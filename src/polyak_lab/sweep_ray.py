@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from polyak_lab.arguments import say
 from polyak_lab.config import Run
 from polyak_lab.errors import LabError
 from polyak_lab.files import said_clearly
 from polyak_lab.recipes import on_device
 from polyak_lab.resolve import resolve
+from polyak_lab.terminal import say
 from polyak_lab.trial import Outcome, Trial, bring_home, outcome
 
 if TYPE_CHECKING:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from polyak_lab.stored import StoredRun
+from polyak_lab.terminal import printable
 
 EMPTY = "–"
 DIVERGED = "not finite"
@@ -26,7 +28,7 @@ class Group:
     @property
     def finished(self) -> list[StoredRun]:
         """The runs that came to their end; only these are counted."""
-        return [run for run in self.runs if run.finished]
+        return [run for run in self.runs if run.finished and run.records]
 
     @property
     def paper(self) -> float | None:
@@ -59,10 +61,10 @@ class Score:
             return EMPTY
         if not all(map(math.isfinite, values)):
             return DIVERGED
-        center = format(statistics.fmean(values), self.form)
+        center = format(mean(values), self.form)
         if len(values) == 1:
             return center
-        return f"{center} ± {format(statistics.stdev(values), self.form)}"
+        return f"{center} ± {format(deviation(values), self.form)}"
 
 
 ACCURACY = Score("test accuracy, %", "test_accuracy", 100.0, ".2f")
@@ -71,6 +73,18 @@ PERPLEXITY = Score("test perplexity", "test_perplexity", 1.0, ".2f")
 CROSS_ENTROPY = Score("test loss, nats", "test_loss", 1.0, ".3f")
 TEST_LOSS = Score("test loss", "test_loss", 1.0, ".2e")
 TRAIN_LOSS = Score("train loss", "train_loss", 1.0, ".1e")
+
+
+def mean(values: Sequence[float]) -> float:
+    """Average finite numbers; a sum of large ones does not overflow."""
+    scale = max(map(abs, values)) or 1.0
+    return scale * statistics.fmean([value / scale for value in values])
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Take the standard deviation of two or more finite numbers; a square of large ones does not overflow."""
+    scale = max(map(abs, values)) or 1.0
+    return scale * statistics.stdev([value / scale for value in values])
 
 
 def groups(runs: Iterable[StoredRun]) -> list[Group]:
@@ -95,7 +109,7 @@ def cells(rows: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     scores = [score for score in (ACCURACY, AUGMENTED, PERPLEXITY) if _has(score, rows)] or [TEST_LOSS]
     if PERPLEXITY in scores:
         scores.append(CROSS_ENTROPY)
-    columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda group: group.row)]
+    columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda group: printable(group.row))]
     columns += [(score.title, score.write) for score in [*scores, TRAIN_LOSS]]
     columns.append(("n", _count))
     if any(group.paper is not None for group in rows):
@@ -108,16 +122,17 @@ def cells(rows: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
     """Lay the table out for a terminal."""
     head, lines = cells(rows)
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    shown = None if title is None else Text(printable(title))
+    table = Table(title=shown, title_justify="left", title_style="bold", header_style="bold")
     for index, (name, *column) in enumerate(zip(head, *lines, strict=True)):
         if index == 0:
-            table.add_column(name, min_width=8)
+            table.add_column(Text(name), min_width=8, overflow="fold")
             continue
         widest = max(map(len, column), default=0)  # numbers stay whole, headings fold to their width
         folded = textwrap.fill(name, max(widest, 8), break_long_words=False)
-        table.add_column(folded, justify="right", no_wrap=True)
+        table.add_column(Text(folded), justify="right", no_wrap=True, min_width=widest)
     for line in lines:
-        table.add_row(*map(_plain_text, line))
+        table.add_row(*map(Text, line))
     return table
 
 
@@ -150,8 +165,6 @@ def _difference(group: Group, score: Score) -> str:
     values = score.values(group)
     if group.paper is None or not values:
         return EMPTY
-    return f"{statistics.fmean(values) - group.paper:+.2f}"
-
-
-def _plain_text(cell: str) -> str:
-    return cell.replace("[", r"\[")
+    if not all(map(math.isfinite, values)):
+        return DIVERGED
+    return f"{mean(values) - group.paper:+.2f}"

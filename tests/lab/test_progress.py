@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from lab.runs import run
@@ -12,12 +13,12 @@ from polyak_lab.stored import Label
 from polyak_lab.train import train
 
 
-def show(path, *, terminal, epochs):
+def show(path, *, terminal, epochs, name="ALI-G", width=120):
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=terminal, width=120)
+    console = Console(file=screen, force_terminal=terminal, width=width)
     wanted = resolve(run())
     with progress.showing(console, epochs=epochs) as shown:
-        shown.run_named("ALI-G")
+        shown.run_named(name)
         train(wanted, RunFolder(path, wanted, Label("row")), shown)
     return screen.getvalue()
 
@@ -40,3 +41,21 @@ def test_a_pipe_sees_a_line_per_epoch_or_per_run(tmp_path):
     assert show(tmp_path / "one", terminal=False, epochs=True).count("\n") == 3
     assert show(tmp_path / "other", terminal=False, epochs=False).startswith("ALI-G: train loss ")
     assert "\x1b" not in show(tmp_path / "third", terminal=False, epochs=True)
+
+
+@pytest.mark.parametrize("width", [20, 120])
+@pytest.mark.parametrize("name", ["[/]", "a[/b]", ":x:", "{task}", "sgd:x:0.9"])
+def test_a_name_in_the_bar_is_shown_as_it_was_written(name, width, tmp_path):
+    seen = show(tmp_path, terminal=True, epochs=False, name=name, width=width)
+    assert seen.count(name) >= 2  # beside the bar, and in the line that stays
+    assert " %" in seen
+
+
+def test_a_name_in_the_bar_has_no_control_characters(tmp_path):
+    seen = show(tmp_path, terminal=True, epochs=False, name="a\x1b]0;title\x07b\x9bc")
+    assert "a\\x1b]0;title\\x07b\\x9bc" in seen
+    assert not {"\x07", "\x9b"} & set(seen)
+
+
+def test_a_long_name_keeps_its_start(tmp_path):
+    assert "cifar-10-al…" in show(tmp_path, terminal=True, epochs=False, name="cifar-10-ali-g-momentum-0.9", width=70)

@@ -1,0 +1,159 @@
+"""What reaches the terminal: text as it was written, without control characters, in what the stream can encode."""
+
+import codecs
+import contextlib
+import errno
+import io
+import os
+import sys
+import threading
+import unicodedata
+from collections.abc import Iterator
+from typing import IO, Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from polyak_lab.errors import LabError
+
+SPELLED = "polyak.spelled"
+"""The name of the error handler that spells what a stream cannot encode."""
+
+ASCII = {"±": "+/-", "–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "‖": "||", "≤": "<=", "≥": ">="}
+ASCII |= dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇┻┳╈", "+") | dict.fromkeys("─━╸╺", "-") | dict.fromkeys("│┃", "|")
+WIDEST = 10_000  # columns
+REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class OutputLostError(LabError):
+    """Standard output takes nothing more: the reader of a pipe is gone, or the disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"Cannot write to standard output: {error.strerror or error}. The same command goes on.")
+        self.is_pipe = error.errno == errno.EPIPE
+
+
+class _Stream:
+    """Standard output or error, which raises the first failed write once, and never in a thread that draws."""
+
+    def __init__(self, file: IO[str], silent: bool) -> None:
+        self._file = file
+        self._raised = silent
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        self._attempt(lambda: self._file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        self._attempt(self._file.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def _attempt(self, call: Any) -> None:
+        if self.lost is None:
+            try:
+                call()
+            except OSError as error:
+                self.lost = error
+        if self.lost is not None and not self._raised and threading.current_thread() is threading.main_thread():
+            self._raised = True
+            raise OutputLostError(self.lost)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Make the standard streams fit for what may happen to them, and raise what happened to the output."""
+    before = sys.stdout, sys.stderr
+    streams = [_Stream(stream, silent=stream is sys.stderr) for stream in before if stream is not None]
+    for stream in filter(None, before):
+        _spell(stream)
+    if sys.stdout is not None:
+        sys.stdout = streams[0]  # type: ignore[assignment]
+    if sys.stderr is not None:
+        sys.stderr = streams[-1]  # type: ignore[assignment]
+    try:
+        yield
+        for stream in streams:
+            stream.flush()
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in streams:
+            if stream.lost is not None:
+                _discard(stream)
+
+
+def make_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """Make a console that prints what it is given: no markup, no emoji, no highlighting."""
+    file = sys.stderr if stderr else sys.stdout
+    terminal = False if quiet else None
+    return Console(file=file, quiet=quiet, force_terminal=terminal, markup=False, emoji=False, highlight=False)
+
+
+def say(console: Console, text: str) -> None:
+    """Print lines as they are."""
+    lines = "\n".join(map(printable, text.split("\n")))
+    console.print(lines, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def show(console: Console, table: Table) -> None:
+    """Print a table whole: in a terminal that is too narrow for it, its lines run on."""
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).minimum
+    if needed > console.width:
+        table.width = needed
+    console.print(table, crop=False)
+
+
+def warn(error: LabError) -> None:
+    """Print on stderr what is wrong with one run of several."""
+    say(make_console(stderr=True), printable(f"polyak: {error}"))
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey instead of showing: control characters, and what reorders others."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def cell(text: str) -> Text:
+    """Put text into a table as it is."""
+    return Text(printable(text))
+
+
+def shortened(name: str, width: int) -> str:
+    """Cut a name to a width; its start stays."""
+    return name if len(name) <= width else f"{name[: max(width - 1, 1)]}…"
+
+
+def _shown(letter: str) -> str:
+    if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in REORDERING:
+        return letter.encode("unicode_escape").decode()
+    return letter
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    spelled = (ASCII.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in letters)
+    return "".join(spelled), error.end
+
+
+codecs.register_error(SPELLED, _spelled)
+
+
+def _spell(stream: IO[str]) -> None:
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
+        stream.reconfigure(errors=SPELLED)
+
+
+def _discard(stream: _Stream) -> None:
+    """Send what is still buffered nowhere, so that the end of the process does not try to write it again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
