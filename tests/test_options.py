@@ -18,7 +18,7 @@ NAN, INF = math.nan, math.inf
 
 # What an option must not be, and the words of the sentence that say what it may be.
 WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
-    "lr": ((0, 0.0, -1.0, -INF, NAN, "0.1", None, True, 1j, [0.1]), "a number > 0 or a tensor of one such number"),
+    "lr": ((-1.0, -INF, NAN, "0.1", None, True, 1j, [0.1]), "a number ≥ 0 or a tensor of one such number"),
     "momentum": ((1, 1.0, -0.1, NAN, INF, "0.9", None, True, torch.tensor(0.9)), "a number in [0, 1)"),
     "adjusted_momentum": ((1, 0.0, "yes", None), "True or False"),
     "float32_momentum": ((1, 0.0, "yes", None), "True or False"),
@@ -31,7 +31,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "foreach": ((1, "auto", 0.0), "None, True or False"),
     "fused": ((1, "auto", 0.0), "None, True or False"),
 }
-WRONG_TENSORS = (torch.zeros(()), torch.tensor(-1.0), torch.tensor(NAN), torch.ones(2), torch.ones(2, 2), torch.ones(0))
+WRONG_TENSORS = (torch.tensor(-1.0), torch.tensor(NAN), torch.ones(2), torch.ones(2, 2), torch.ones(0))
 
 # Options of other optimizers, and what to write instead.
 INSTEAD: dict[str, str] = {
@@ -47,6 +47,7 @@ INSTEAD: dict[str, str] = {
     "lower_bnd": "did you mean lower_bound?",
     "xyz": "there are ",
 }
+TAKEN_BY_GROUPS = {"max_lr", "eta_max", "capturable", "xyz"}  # other code may mean something by them
 
 
 def fresh(*sizes: int) -> list[nn.Parameter]:
@@ -72,7 +73,7 @@ def test_a_wrong_value_is_refused_for_all_groups_and_for_one(method, option, val
 @each_method
 @pytest.mark.parametrize("lr", WRONG_TENSORS, ids=lambda lr: f"{tuple(lr.shape)}")
 def test_a_tensor_that_is_no_cap_is_refused(method, lr):
-    with refused(ValueError, "lr=", "is not allowed, it must be a number > 0 or a tensor of one such number"):
+    with refused(ValueError, "lr=", "is not allowed, it must be a number ≥ 0 or a tensor of one such number"):
         method.build(fresh(), lr=lr)
 
 
@@ -82,8 +83,108 @@ def test_an_option_that_does_not_exist_is_refused(method, name, hint):
     sentence = (f"{method.cls.__name__} has no option {name!r}", hint)
     with refused(TypeError, *sentence):
         method.build(fresh(), **{name: 0.1})
+    if name in TAKEN_BY_GROUPS:
+        method.build([{"params": fresh(), name: 0.1}])
+        return
     with refused(ValueError, *sentence):
         method.build([{"params": fresh(), name: 0.1}])
+
+
+@each_method
+@pytest.mark.parametrize(
+    "typo", ["momentun", "Momentum", "LR", "lrr", "l_r", "esp", "epss", "lowerbound", "lower_bond", "foreahc", "fuse"]
+)
+def test_a_misspelt_option_is_refused_for_all_groups_and_for_one(method, typo):
+    with refused(TypeError, f"{method.cls.__name__} has no option {typo!r}"):
+        method.build(fresh(), **{typo: 0.1})
+    with refused(ValueError, f"{method.cls.__name__} has no option {typo!r}: did you mean"):
+        method.build([{"params": fresh(), typo: 0.1}])
+    optimizer = method.build(fresh())
+    with refused(ValueError, f"has no option {typo!r}"):
+        optimizer.add_param_group({"params": fresh(), typo: 0.1})
+
+
+FOREIGN: dict[str, Any] = {
+    "name": "encoder",
+    "group_name": "encoder/no_decay",
+    "lr_scale": 0.75,
+    "lr_mult": 2.0,
+    "layer_id": 3,
+    "rho": 0.05,
+    "adaptive": True,
+    "max_lr": 0.1,
+    "min_lr": 0.0,
+    "swa_lr": 0.05,
+    "base_momentum": 0.8,
+    "max_momentum": 0.95,
+    "initial_lr": 0.1,
+    "betas": (0.9, 0.999),
+    "dampening": 0.0,
+    "maximize": False,
+    "nesterov": False,
+    "differentiable": False,
+    "capturable": False,
+    "weight_sum": torch.zeros(()),
+    "steps": 0,
+}
+
+
+@each_method
+def test_a_group_keeps_the_keys_of_other_code(method):
+    """SAM, layer decay, Gaussian splatting and named groups put them there."""
+    first = method.build([{"params": fresh(), **FOREIGN}])
+    late = method.build(fresh())
+    late.add_param_group({"params": fresh(), **FOREIGN})
+    for group in (first.param_groups[0], late.param_groups[1]):
+        assert {key: group[key] for key in FOREIGN} == FOREIGN
+        give(group["params"], torch.ones(2))
+    assert float(first.step(loss=1.0)) == 1.0
+
+
+@each_method
+@pytest.mark.parametrize("zero", [0, 0.0, False])
+def test_a_constructor_takes_a_weight_decay_of_zero_and_a_cap_of_zero(method, zero):
+    """Factories of optimizers always pass a weight decay, schedules may begin at 0."""
+    params = fresh()
+    optimizer = method.build(params, weight_decay=zero, lr=0.0)
+    optimizer.add_param_group({"params": fresh(), "lr": torch.zeros(1)})
+    give(params, torch.ones(2))
+    optimizer.step(loss=1.0)
+    assert params[0].tolist() == [1.0, 1.0]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    optimizer.step(loss=1.0)
+    assert params[0].tolist() != [1.0, 1.0]
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn, torch.bool], ids=str)
+def test_frozen_quantised_weights_are_left_alone(method, dtype):
+    """An adapter is trained on top of them."""
+    frozen = nn.Parameter(torch.ones(4).to(dtype), requires_grad=False)
+    adapter = fresh()
+    optimizer = method.build([frozen, *adapter], "nesterov", constraint=polyak.L2Ball(0.5))
+    for _ in range(2):
+        give(adapter, torch.ones(2))
+        optimizer.step(loss=1.0)
+    assert frozen.float().tolist() == [1.0] * 4
+    assert frozen not in optimizer.state
+    resumed = method.build([nn.Parameter(frozen.clone(), requires_grad=False), *fresh()], "nesterov")
+    resumed.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["step_size"].dtype == torch.float32
+
+
+@each_method
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
+def test_sparse_parameters_are_refused_at_construction(method, layout):
+    sparse = nn.Parameter(getattr(torch.eye(3), layout)())
+    with refused(TypeError, method.name, "moves dense parameters: leave the sparse one of shape (3, 3) out."):
+        method.build([*fresh(), sparse])
+    optimizer = method.build(fresh())
+    with refused(TypeError, "the sparse one"):
+        optimizer.add_param_group({"params": [sparse]})
+    assert len(optimizer.param_groups) == 1
 
 
 @each_method
@@ -117,8 +218,8 @@ def test_any_other_weight_decay_is_refused(method, decay):
 
 
 GROUPS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], tuple[str, ...]]] = {
-    "unknown": (lambda: {"params": fresh(), "betas": (0.9, 0.99)}, ValueError, ("has no option 'betas'",)),
-    "value": (lambda: {"params": fresh(), "lr": -1.0}, ValueError, ("lr=-1.0", "a number > 0")),
+    "unknown": (lambda: {"params": fresh(), "momentm": 0.9}, ValueError, ("has no option 'momentm'",)),
+    "value": (lambda: {"params": fresh(), "lr": -1.0}, ValueError, ("lr=-1.0", "a number ≥ 0")),
     "decay": (lambda: {"params": fresh(), "weight_decay": 0.1}, ValueError, ("weight_decay", "L2Ball")),
     "constraint": (
         lambda: {"params": fresh(), "constraint": 5.0},
@@ -219,10 +320,10 @@ def test_sparse_gradients_are_refused_and_nothing_moves(method):
 @each_backend
 @pytest.mark.filterwarnings("ignore:Sparse")  # torch's own remarks about layouts that are not stable yet
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
-def test_parameters_that_are_not_dense_are_refused(layout, backend):
-    w = nn.Parameter(getattr(torch.eye(3), layout)())
+def test_gradients_of_parameters_that_are_not_dense_are_refused(layout, backend):
+    w = nn.Parameter(getattr(torch.eye(3), layout)(), requires_grad=False)
     optimizer = polyak.ALIG([w], momentum=0.0, **backend)
-    w.grad = getattr(torch.eye(3), layout)()
+    w.requires_grad_(True).grad = getattr(torch.eye(3), layout)()
     with refused(RuntimeError, "A gradient of shape (3, 3) is sparse", "sparse=False"):
         optimizer.step(loss=1.0)
 

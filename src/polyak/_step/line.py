@@ -15,6 +15,7 @@ from .._backend.packed import COMMON, KIND, pack
 from .._backend.scalars import Scalar, as_tensor, number, positive_part
 from .._backend.vector import real, scalar_dtype
 from .options import check_dense
+from .state import METHOD
 
 Group = dict[str, Any]
 ZERO = 0.0  # the usual bound, which needs no subtraction
@@ -73,10 +74,11 @@ class Block(NamedTuple):
         return cls(group, moving, [*map(real, moving)], g, [*map(real, held)])
 
 
-def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
+def place_scalars(owner: str, groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
     """Keep every group's scalars on the device of its parameters, in one type that is float32 or wider."""
     dtype = scalar_dtype([p for group in groups for p in group["params"]])
     for group in groups:
+        group[METHOD] = owner
         device = group["params"][0].device if group["params"] else None
         for name, first in scalars(group).items():
             kind = torch.int64 if name == "skipped_steps" else dtype
@@ -88,17 +90,6 @@ def place_scalars(groups: list[Group], scalars: Callable[[Group], dict[str, floa
 def buffer_dtype(group: Group, p: Tensor) -> torch.dtype:
     """Return the type of a momentum buffer: its parameter's, or at least float32 if the group asks for it."""
     return torch.promote_types(p.dtype, torch.float32) if group.get("float32_momentum") else p.dtype
-
-
-def check_buffers(owner: str, state: Mapping[Tensor, dict[str, Tensor]]) -> None:
-    """Raise ValueError unless every momentum buffer has the shape of its parameter."""
-    for p, held in state.items():
-        shape = held["momentum_buffer"].shape if "momentum_buffer" in held else p.shape
-        if shape != p.shape:
-            raise ValueError(
-                f"{owner}: the state holds a momentum of shape {tuple(shape)} for a parameter of shape "
-                f"{tuple(p.shape)}: load the state of an optimizer with the same parameters in the same order."
-            )
 
 
 def restore_buffers(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -15,12 +15,13 @@ from .._backend.scalars import Scalar, as_tensor, opposite, where
 from .._backend.vector import add_up, sum_squares
 from . import options as _options
 from .formula import evaluate
-from .line import Block, Group, LastStep, Line, buffer_dtype, check_buffers, place_scalars, restore_buffers
+from .line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
 from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss
 from .moves import move
 from .projection import ball_of, keep_constraints, project, shrink
 from .safety import bounded, fits, usable_cap
+from .state import METHOD, OfThisProcess, check_buffers, check_state, for_saving
 from .torch_hooks import hook_step
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ class PolyakOptimizer(Optimizer):
         process_group: the processes that share the loss; None for all.
 
     Raises:
-        ValueError: an option of a group does not exist or has a value that is not allowed.
-        TypeError: an argument of the constructor does not exist, or a parameter is an integer tensor.
+        ValueError: an option has a value that is not allowed, or a group misspells it.
+        TypeError: an argument of the constructor does not exist, or a parameter is sparse or an integer tensor.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        _options.check_names(cls, kwargs)
-        return super().__new__(cls)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _options.checked(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class PolyakOptimizer(Optimizer):
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
         self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
-        self._last: list[tuple[Line, Any, Any, Any, Any]] = []
+        self._last: list[tuple[Tensor, Line, Any, Any, Any, Any]] = []
 
     # What a method defines
 
@@ -182,11 +184,17 @@ class PolyakOptimizer(Optimizer):
             smaller than the ratio, whether the step was skipped, and how many steps were skipped so far.
 
         Raises:
-            RuntimeError: no step was made yet.
+            RuntimeError: the group was in no step yet, or the last step was interrupted before it.
+            IndexError: there is no such group.
         """
-        if not self._last:
-            raise RuntimeError("last_step() has nothing to tell before the first step(loss=loss).")
-        return LastStep.of(self.param_groups[group], *self._last[group])
+        if not -len(self.param_groups) <= group < len(self.param_groups):
+            raise IndexError(f"last_step({group}) of an optimizer that has {len(self.param_groups)} parameter groups.")
+        asked = self.param_groups[group]
+        for counter, *found in self._last:
+            if counter is asked["skipped_steps"]:  # compiled code keeps the identity of tensors alone
+                return LastStep.of(asked, *found)
+        when = "before the first step(loss=loss)" if not self._last else "of a group that was not in the last step"
+        raise RuntimeError(f"last_step({group or ''}) has nothing to tell {when}.")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget a watched loss that no step used."""
@@ -212,7 +220,7 @@ class PolyakOptimizer(Optimizer):
         for name in memory:
             group[name].copy_(where(gamma > 0, as_tensor(seen[name], group[name]), group[name]))
         group["step_size"] = as_tensor(gamma, group["step_size"])
-        self._last.append((line, ratio, cap, gamma, skip))
+        self._last.append((group["skipped_steps"], line, ratio, cap, gamma, skip))
         return gamma, skip
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
@@ -239,12 +247,12 @@ class PolyakOptimizer(Optimizer):
             param_group: `params` and the options that differ from the optimizer's; a `constraint` holds for it alone.
 
         Raises:
-            ValueError: an option does not exist or has a value that is not allowed.
-            TypeError: a parameter is an integer tensor, or the constraint is none.
+            ValueError: an option is misspelt or has a value that is not allowed.
+            TypeError: a parameter is sparse or an integer tensor, or the constraint is not a Constraint.
         """
         owner = type(self).__name__
         scalars = self._scalars(self.defaults | param_group)
-        group = {name: value for name, value in param_group.items() if name not in scalars}
+        group = {name: value for name, value in param_group.items() if name not in scalars and name != METHOD}
         _options.check(owner, group, self.defaults)
         _options.check_constraint(owner, group.get("constraint"))
         group.pop("weight_decay", None)
@@ -252,7 +260,7 @@ class PolyakOptimizer(Optimizer):
         super().add_param_group(group)
         try:
             _options.check_params(owner, group["params"], group.get("fused"))
-            place_scalars(self.param_groups, self._scalars)
+            place_scalars(owner, self.param_groups, self._scalars)
             if self._ready:
                 project(self.param_groups, self._constraint)
         except Exception:
@@ -266,22 +274,29 @@ class PolyakOptimizer(Optimizer):
         return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, which holds numbers only: constraints stay with their groups."""
-        state = super().state_dict()
-        for group in state["param_groups"]:
-            if "constraint" in group:  # the key stays, since torch.distributed.checkpoint expects every key of a group
-                group["constraint"] = None
-        return state
+        """Return the state: scalars as copies, buffers as the optimizer's own, as torch has it, and no constraints."""
+        return for_saving(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; buffers keep a wider type than their parameters where the option asks for it."""
+        """Load a state; buffers keep a wider type than their parameters where the option asks for it.
+
+        Args:
+            state_dict: what `state_dict()` of the same method returned, in this version or an earlier one.
+
+        Raises:
+            ValueError: it is the state of another method or optimizer, or of other parameters.
+        """
+        check_state(type(self).__name__, state_dict)
+        for group in state_dict["param_groups"]:
+            options = {name: value for name, value in group.items() if name in self.defaults}
+            _options.check(type(self).__name__, options, self.defaults)
         super().load_state_dict(state_dict)
         restore_buffers(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep what torch's own __getstate__ leaves out; a process group belongs to a process and is left behind."""
+        """Keep what torch's own __getstate__ leaves out; a pickled optimizer has no process group."""
         own = {name: self.__dict__[name] for name in ("_constraint", "_sync_loss")}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), **own, "_process_group": OfThisProcess(self._process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
@@ -289,9 +304,9 @@ class PolyakOptimizer(Optimizer):
         keep_constraints(self.__dict__.get("param_groups", ()), state["param_groups"])
         super().__setstate__(state)
         if "_watched" not in self.__dict__:
-            self._begin()
+            self._begin(state.get("_process_group", OfThisProcess(None)).value)
         self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
-        place_scalars(self.param_groups, self._scalars)
+        place_scalars(type(self).__name__, self.param_groups, self._scalars)

@@ -33,7 +33,7 @@ class ALIG(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the cap η on the step size, > 0; `math.inf` for none (a schedule would turn that into NaN). Default 0.1, the
+        lr: the cap η on the step size, ≥ 0; `math.inf` for none (a schedule cannot change that). Default 0.1, the
             value of the authors' CIFAR experiments. With momentum μ one gradient moves x by γ/(1 − μ) in all.
         momentum: μ in [0, 1). Default 0; the authors use 0.9.
         adjusted_momentum: keep γ outside the buffer, as torch.optim.SGD does. Default False, the authors' choice.
@@ -50,8 +50,8 @@ class ALIG(PolyakOptimizer):
         process_group: the processes that share the loss; None for all.
 
     Raises:
-        ValueError: an option is outside its range, or a group has an option that does not exist.
-        TypeError: an argument does not exist, the constraint is none, or a parameter is not floating-point.
+        ValueError: an option is outside its range, or a group misspells one.
+        TypeError: an argument does not exist, the constraint is none, or a parameter is sparse or not floating-point.
         RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
 
     Example:

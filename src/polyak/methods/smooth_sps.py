@@ -31,7 +31,7 @@ class SmoothSPS(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: a constant cap γ_b on top of the growing one, > 0. Default `math.inf`, none, as in the authors' code.
+        lr: a constant cap γ_b on top of the growing one, ≥ 0. Default `math.inf`, none, as in the authors' code.
         steps_per_epoch: n/b, the number of steps in which the cap may grow by `gamma`, ≥ 1: `len(data_loader)`.
         c: scale of the squared norm, > 0. Default 0.5 as in the authors' code; they use 0.2 for deep networks.
         gamma: τ ≥ 1, the growth of the cap per epoch. Default 2, the authors' value.
@@ -49,8 +49,8 @@ class SmoothSPS(PolyakOptimizer):
         process_group: the processes that share the loss; None for all.
 
     Raises:
-        ValueError: an option is outside its range, or a group has an option that does not exist.
-        TypeError: an argument does not exist, the constraint is none, or a parameter is not floating-point.
+        ValueError: an option is outside its range, or a group misspells one.
+        TypeError: an argument does not exist, the constraint is none, or a parameter is sparse or not floating-point.
         RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
 
     Example:

@@ -32,7 +32,7 @@ class SPS(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the cap γ_b on the step size, > 0. Default `math.inf`, no cap (a schedule would turn that into NaN).
+        lr: the cap γ_b on the step size, ≥ 0. Default `math.inf`, no cap (a schedule cannot change that).
         c: scale of the squared norm, > 0. Default 0.5, the authors' value for strongly convex problems and the optimal
             one in their theory; they use 0.2 for deep networks and 1 for convex problems.
         eps: ε ≥ 0, added to the scaled squared norm. Default 1e-8, as in the authors' code.
@@ -48,8 +48,8 @@ class SPS(PolyakOptimizer):
         process_group: the processes that share the loss; None for all.
 
     Raises:
-        ValueError: an option is outside its range, or a group has an option that does not exist.
-        TypeError: an argument does not exist, the constraint is none, or a parameter is not floating-point.
+        ValueError: an option is outside its range, or a group misspells one.
+        TypeError: an argument does not exist, the constraint is none, or a parameter is sparse or not floating-point.
         RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
 
     Example:
