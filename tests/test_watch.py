@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import polyak
 from catalogue import each_method
+from observe import refused
 
 ROWS = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
 
@@ -103,3 +105,156 @@ def test_a_scaler_without_the_loss_is_named_with_the_line_to_write(method):
     scaler.scale(objective(model)).backward()
     with pytest.raises(RuntimeError, match=r"needs the loss: the GradScaler .* scaler\.step\(optimizer, loss=loss\)"):
         scaler.step(optimizer)
+
+
+# Passes that do not reach the parameters
+
+
+def penalised(model: nn.Module, loss: Tensor, x: Tensor) -> Tensor:
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    return loss + 0.1 * slope.square().sum()
+
+
+def value_of(model: nn.Module, x: Tensor) -> Tensor:
+    return (model(x) - 1.0).square().mean()
+
+
+EXTRA: dict[str, Callable[[nn.Module, Tensor, Tensor], None]] = {
+    "autograd.grad of the input": lambda model, loss, x: penalised(model, loss, x).backward(),
+    "autograd.grad of the weights": lambda model, loss, x: (
+        loss
+        + 0.1 * sum(g.square().sum() for g in torch.autograd.grad(loss, list(model.parameters()), create_graph=True))
+    ).backward(),
+    "autograd.grad that keeps the graph": lambda model, loss, x: (
+        torch.autograd.grad(loss, x, retain_graph=True),
+        loss.backward(),
+    ),
+    "autograd.grad after backward": lambda model, loss, x: (
+        loss.backward(retain_graph=True),
+        torch.autograd.grad(loss, x),
+    ),
+    "backward of the input alone": lambda model, loss, x: (
+        loss.backward(inputs=[x], retain_graph=True),
+        loss.backward(),
+    ),
+    "backward of one weight alone": lambda model, loss, x: loss.backward(inputs=[model.weight]),
+    "backward that makes a graph": lambda model, loss, x: loss.backward(create_graph=True),
+    "several of each": lambda model, loss, x: (
+        [torch.autograd.grad(loss, x, create_graph=True) for _ in range(3)],
+        loss.backward(inputs=[x], retain_graph=True),
+        loss.backward(retain_graph=True),
+        torch.autograd.grad(loss, list(model.parameters())),
+    ),
+}
+
+
+@each_method
+@pytest.mark.filterwarnings("ignore:Using backward")  # torch's own, about create_graph
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA.keys())
+def test_a_pass_that_gives_the_parameters_no_gradient_does_not_count(method, extra):
+    model, optimizer = pair(method)
+    x = ROWS[:1].clone().requires_grad_()
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = optimizer.watch(value_of(model, x))
+        extra(model, loss, x)
+        torch.testing.assert_close(optimizer.step(), loss.detach(), rtol=1e-6, atol=0)
+        for p in model.parameters():
+            p.grad = p.grad.detach() if p.grad is not None else None
+
+
+@each_method
+def test_two_passes_that_both_accumulate_count_twice(method):
+    model, optimizer = pair(method)
+    loss = optimizer.watch(objective(model))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(optimizer.step(), 2 * loss.detach(), rtol=1e-6, atol=0)
+
+
+@each_method
+def test_gradients_that_a_loop_takes_from_autograd_and_sets_itself_count(method):
+    """Loops that combine the gradients of several tasks do so."""
+    model, optimizer = pair(method)
+    params, losses = list(model.parameters()), []
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses = [optimizer.watch(objective(model, row)) for row in range(2)]
+        grads = [torch.autograd.grad(loss / 2, params) for loss in losses]
+        for p, *parts in zip(params, *grads, strict=True):
+            p.grad = sum(parts)
+        torch.testing.assert_close(optimizer.step(), sum(losses).detach() / 2, rtol=1e-6, atol=0)
+
+
+# Several optimizers
+
+
+@each_method
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("order", ["each", "all"])
+@pytest.mark.parametrize("clear", ["optimizer", "model", "to zero"])
+def test_each_of_several_optimizers_sees_what_reaches_its_parameters(method, count, order, clear):
+    """A callback watches every loss for every optimizer, as it cannot know whose it is."""
+    pairs = [pair(method) for _ in range(count)]
+    for step in range(3):
+        losses = []
+        for model, optimizer in pairs:
+            if clear == "optimizer":
+                optimizer.zero_grad()
+            else:
+                model.zero_grad(set_to_none=clear == "model")
+        for i, (model, optimizer) in enumerate(pairs):
+            loss = (i + 1.0) * objective(model, step)
+            for _, other in pairs:
+                other.watch(loss)
+            loss.backward()
+            losses.append(loss.detach())
+            if order == "each":
+                torch.testing.assert_close(optimizer.step(), loss.detach(), rtol=1e-6, atol=0)
+        for loss, (_, optimizer) in zip(losses if order == "all" else (), pairs, strict=False):
+            torch.testing.assert_close(optimizer.step(), loss, rtol=1e-6, atol=0)
+
+
+@each_method
+def test_losses_that_share_parameters_count_for_all_they_reach(method):
+    (first, a), (second, b) = pair(method), pair(method)
+    mine = objective(first)
+    both = (first(ROWS[1]) + second(ROWS[1])).square().mean()
+    for loss in (mine, both):
+        for optimizer in (a, b):
+            optimizer.watch(loss)
+        loss.backward()
+    torch.testing.assert_close(a.step(), (mine + both).detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(b.step(), both.detach(), rtol=1e-6, atol=0)
+
+
+# Inside backward
+
+
+@each_method
+@pytest.mark.parametrize("door", ["none", "watch", "loss"])
+@pytest.mark.parametrize("optimizers", ["one each", "one for all"])
+def test_a_step_inside_backward_is_refused_with_the_reason(method, door, optimizers):
+    model, whole = pair(method)
+    of = {p: method.build([p]) if optimizers == "one each" else whole for p in model.parameters()}
+    given = {"loss": 1.0} if door == "loss" else {}
+    for p in of:
+        p.register_post_accumulate_grad_hook(lambda p: (of[p].step(**given), None)[1])
+    before = [p.detach().clone() for p in of]
+    loss = objective(model)
+    for optimizer in set(of.values()) if door == "watch" else ():
+        loss = optimizer.watch(loss)
+    with refused(
+        RuntimeError, f"{method.name}.step() cannot run inside backward", "norm of the whole gradient", "after"
+    ):
+        loss.backward()
+    assert all(torch.equal(p, old) for p, old in zip(of, before, strict=True))
+
+
+@each_method
+def test_a_step_inside_backward_that_is_given_the_whole_norm_is_made(method):
+    model, optimizer = pair(method)
+    model.bias.requires_grad_(False)
+    model.weight.register_post_accumulate_grad_hook(lambda p: (optimizer.step(loss=1.0, grad_sq_norm=4.0), None)[1])
+    objective(model).backward()
+    assert float(optimizer.last_step().grad_sq_norm) == 4.0

@@ -139,6 +139,42 @@ def test_each_of_several_optimizers_gets_its_own_loss_and_its_own_name():
     assert {"optimizer/0/step_size", "optimizer/1/step_size"} <= trainer.callback_metrics.keys()
 
 
+class Untoggled(lightning.LightningModule):
+    """Networks with an optimizer each, all of which require gradients all the time."""
+
+    def __init__(self, count: int, at_once: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.networks = torch.nn.ModuleList(network() for _ in range(count))
+        self.at_once = at_once
+        self.seen: list[tuple[float, float]] = []
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizers = self.optimizers()
+        losses = [(i + 1.0) * F.cross_entropy(net(batch[0]), batch[1]) for i, net in enumerate(self.networks)]
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            if not self.at_once:
+                optimizer.step()
+        for optimizer in optimizers if self.at_once else ():
+            optimizer.step()
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            self.seen.append((float(optimizer.optimizer.last_step().loss), float(loss.detach())))
+
+    def configure_optimizers(self) -> Any:
+        return [alig(net) for net in self.networks]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_each_of_several_optimizers_gets_its_own_loss_without_toggling(count, at_once):
+    module = Untoggled(count, at_once)
+    fit(module, callbacks=(PolyakCallback(),))
+    assert len(module.seen) == count * STEPS
+    assert all(seen == given for seen, given in module.seen)
+
+
 def test_fabric_needs_only_watch():
     from lightning.fabric import Fabric
 

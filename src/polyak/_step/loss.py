@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
+from .._backend.distributed import is_sharded
 from .._backend.scalars import as_tensor
 from .._backend.vector import cast
 
@@ -20,11 +22,13 @@ class WatchedLoss:
 
     The hook on the loss runs inside backward, so every division for accumulation is in it, whoever made it. Gradients
     that came and are gone without a step (a GradScaler skipped it, then the loop called model.zero_grad()) take the
-    value with them.
+    value with them. A pass that does not reach the parameters, such as autograd.grad for a penalty or the loss of
+    another optimizer, counts only if no pass does: sharded parameters are not in the graph themselves.
     """
 
     def __init__(self) -> None:
-        self.value: Tensor | None = None
+        self._reached: Tensor | None = None  # the sum over the passes that reach the parameters
+        self._others: Tensor | None = None
         self._landed = False  # whether a gradient of the value has been there; a sharded one may come late
 
     def watch(self, loss: Tensor, groups: Groups, scaler: Any = None) -> Tensor:
@@ -43,15 +47,44 @@ class WatchedLoss:
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))
         if scaler is not None:  # scale() of a one is the current scale, still on the device
             part = part / scaler.scale(torch.ones_like(part))
-        self.value = part if self.value is None else self.value + part
+        if _is_reached(groups):
+            self._reached = part if self._reached is None else self._reached + part
+        else:
+            self._others = part if self._others is None else self._others + part
 
     def take(self) -> Tensor | None:
         """Return the value and forget it."""
-        value, self.value, self._landed = self.value, None, False
+        value = self._others if self._reached is None else self._reached
+        self._reached, self._others, self._landed = None, None, False
         return value
 
     def _look(self, groups: Groups) -> None:
-        self._landed = self.value is not None and _any_gradient(groups)
+        self._landed = not (self._reached is self._others is None) and _any_gradient(groups)
+
+
+def _is_reached(groups: Groups) -> bool:
+    """Return whether the backward pass that is running accumulates a gradient of one of the parameters."""
+    if torch.compiler.is_compiling():
+        return True
+    params = [p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf]
+    sharded = [p for p in params if is_sharded(p)]  # all or none are in the graph, and each takes a while to ask
+    return any(_is_executed(p) for p in (*sharded[:1], *(p for p in params if not is_sharded(p))))
+
+
+def _is_executed(p: Tensor) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(get_gradient_edge(p).node)
+    except RuntimeError:  # autograd.grad returns this gradient instead of accumulating it
+        return False
+
+
+def refuse_inside_backward(owner: str) -> None:
+    """Raise RuntimeError if a hook of backward calls step()."""
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{owner}.step() cannot run inside backward: a Polyak step divides the loss by the norm of the whole "
+            "gradient, which is known only after the last parameter's hook. Call step() after backward instead."
+        )
 
 
 def _any_gradient(groups: Groups) -> bool:

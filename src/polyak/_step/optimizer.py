@@ -17,7 +17,7 @@ from . import options as _options
 from .formula import evaluate
 from .line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
 from .loops import refuse_without_loss
-from .loss import WatchedLoss, as_scalar, read_loss
+from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
 from .moves import move
 from .projection import ball_of, keep_constraints, project, shrink
 from .safety import bounded, fits, usable_cap
@@ -128,6 +128,8 @@ class PolyakOptimizer(Optimizer):
             ValueError: the loss has more than one element.
             RuntimeError: there is no loss, or a gradient is sparse.
         """
+        if grad_sq_norm is None:
+            refuse_inside_backward(type(self).__name__)
         given = read_loss(self._watched, closure, loss)
         for group in self.param_groups:
             _options.check_cap(type(self).__name__, group["lr"])

@@ -20,7 +20,7 @@ class PolyakCallback(Callback):
 
     Right in every precision and under gradient accumulation, where Lightning's own closure returns the last
     micro-batch's share. Write `Trainer(callbacks=[PolyakCallback()])`. With several optimizers a loss belongs to those
-    of them whose parameters require a gradient, as `toggle_optimizer` sets it.
+    of them whose parameters it reaches, with or without `toggle_optimizer`.
 
     Args:
         log: whether to log the step size of each optimizer step.
