@@ -4,17 +4,15 @@ Nothing here imports torch before a verb needs it, so that `polyak --help` answe
 """
 
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from rich.console import Console
 
-from polyak_lab import arguments, launched
+from polyak_lab import arguments, launched, signals
 from polyak_lab.errors import LabError
 
 
@@ -223,13 +221,9 @@ Verb = (
 )
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops a run just as Ctrl-C does."""
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.install()
     # Threads that wait should sleep: spinning, the default, made a small model 6 times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     launched.leave(_run(argv))
@@ -244,32 +238,28 @@ def _run(argv: Sequence[str] | None) -> int:
         )
         _check_alone(verb)
         verb.execute(Console() if speaks else Console(quiet=True, force_terminal=False))
+        signals.ends(0)
     except LabError as error:
         errors.quiet &= not isinstance(error, launched.AloneError)
-        _say_last(errors, f"polyak: {error}")
-        return 1
+        return _say_last(errors, f"polyak: {error}", 1)
     except KeyboardInterrupt as stop:
-        _say_last(errors, "polyak: stopped; the same command goes on.")
-        return 143 if isinstance(stop, Terminated) else 130
+        return _say_last(errors, signals.STOPPED, 143 if isinstance(stop, signals.Terminated) else 130)
     except SystemExit as stop:  # after a usage error, or --help
         return int(stop.code or 0)
     return 0
 
 
-def _say_last(errors: Console, text: str) -> None:
-    """Say why this process ends; a signal has nothing left to stop."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _say_last(errors: Console, text: str, status: int) -> int:
+    """Say why this process ends, and return its status; a signal has nothing left to stop."""
+    signals.ends(status)
     arguments.say(errors, text)
+    return status
 
 
 def _check_alone(verb: Any) -> None:
     """Refuse to do the same thing in every process."""
     if launched.size() > 1 and not isinstance(verb, (Train, RunRecipe)):
         raise LabError("torchrun starts polyak train and polyak run: start everything else without it.")
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
 
 
 DESCRIPTION = "Train, compare and report optimizers that set their step size from the loss."

@@ -77,24 +77,9 @@ class RunFolder:
 
     def _open(self, claim: ExitStack) -> tuple[bool, int | None]:
         self.check()
-        claim.enter_context(self.claimed())
+        claim.enter_context(claimed(self.path))
         self.prepare()
         return self.finished, self.threads
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep a second process out; the system lifts the lock when this one ends, however it ends."""
-        with said_clearly("make the run folder", self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
-            yield
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            _lock(handle, self.path)
-            yield
-        finally:
-            os.close(handle)
 
     def check(self) -> None:
         """Refuse a folder that holds something else than this very run."""
@@ -184,6 +169,22 @@ class RunFolder:
         for name in FILES:
             for leftover in self.path.glob(f".{name}.*"):
                 leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Make a folder and keep a second process out; the system lifts the lock when this one ends, however it ends."""
+    with said_clearly("make the run folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _lock(handle, path)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _lock(handle: int, path: Path) -> None:

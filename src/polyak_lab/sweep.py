@@ -8,8 +8,8 @@ A recipe declares the search under [sweep]:
     axes = { lr = { low = 0.01, high = 10.0, log = true }, momentum = [0.0, 0.9] }
 
 The study is an Optuna study in `study.db` in the sweep's folder, and every trial is a run folder named by its content.
-So the same command goes on with a sweep that was stopped: finished trials count, and one that was cut short is tried
-again with the same values, from its checkpoint.
+So the same command goes on with a sweep that was stopped: finished trials count, and one that was cut short, by Ctrl-C,
+a signal or an error, is tried again with the same values, from its checkpoint.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,15 +25,12 @@ from polyak_lab import recipes, run_files, stored
 from polyak_lab.config import Run, as_json, content_hash, first_difference, plain, read
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
+from polyak_lab.record import claimed
 from polyak_lab.resolve import resolve
+from polyak_lab.sweep_axes import Axis, Interval, check_values, read_axes, with_values
+from polyak_lab.sweep_study import TrialState, counted, open_study, optuna, reported
 from polyak_lab.terminal import say
-from polyak_lab.trial import Outcome, Trial, attempt
-
-try:
-    import optuna
-    from optuna.trial import TrialState
-except ImportError as error:
-    raise LabError("polyak sweep needs Optuna: install it with pip install 'polyak[sweep]'.") from error
+from polyak_lab.trial import Outcome, Trial, attempt, score
 
 
 @dataclass(frozen=True)
@@ -45,15 +42,6 @@ class Sweep:
     axes: Mapping[str, Any]
     prune: bool = True
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An axis from `low` to `high`, in logarithms if `log`."""
-
-    low: float
-    high: float
-    log: bool = field(default=False)
 
 
 class Workers(Protocol):
@@ -74,6 +62,7 @@ class Search:
 
     study: optuna.Study
     declared: Sweep
+    axes: Mapping[str, Axis]
     base: Run
     folder: Path
     console: Console
@@ -84,13 +73,19 @@ class Search:
 
     def trial(self, drawn: optuna.Trial) -> Trial:
         """Draw the values of a trial."""
-        values = {name: _suggest(drawn, name, axis) for name, axis in self.declared.axes.items()}
-        run = self.resolve(_with(self.base, values))
+        values = {name: _suggest(drawn, name, axis) for name, axis in self.axes.items()}
+        try:
+            run = self.resolve(with_values(self.base, values))
+        except LabError:  # values that the optimizer refuses would be refused again
+            self.study.tell(drawn.number, state=TrialState.FAIL)
+            raise
         name = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         folder = (self.folder / "trials" / content_hash(as_json(run))[:12]).resolve()
         drawn.set_user_attr("folder", folder.name)
         self.drawn[drawn.number] = drawn
-        return Trial(drawn.number, name, run, folder, self.folder.name)
+        trial = Trial(drawn.number, name, run, folder, self.folder.name)
+        self._report_earlier(trial)
+        return trial
 
     def ask(self) -> Trial:
         """Open the next trial."""
@@ -103,6 +98,13 @@ class Search:
         self.heard[number] = epoch
         self.drawn[number].report(found, epoch)
         return self.declared.prune and self.drawn[number].should_prune()
+
+    def _report_earlier(self, trial: Trial) -> None:
+        """Report the epochs that an interrupted trial of these values did before."""
+        if (trial.folder / "metrics.jsonl").exists():
+            for record in stored.load(trial.folder).records:
+                self.heard[trial.number] = record["epoch"]
+                self.drawn[trial.number].report(score(record), record["epoch"])
 
     def tell(self, trial: Trial, outcome: Outcome, where: str = "") -> None:
         """Take note of what a trial came to."""
@@ -128,16 +130,10 @@ class Here:
         return resolve(run)
 
     def work(self, search: Search, left: int) -> None:
-        """Let the study call."""
-        search.study.optimize(lambda drawn: self._score(search, drawn), n_trials=left)
-
-    def _score(self, search: Search, drawn: optuna.Trial) -> float:
-        trial = search.trial(drawn)
-        outcome = attempt(trial, partial(search.behind, trial.number))
-        search.say(trial, outcome)
-        if outcome.pruned:
-            raise optuna.TrialPruned
-        return outcome.score
+        """Try one trial after the other; one that is interrupted stays open, and is tried again by the next command."""
+        for _ in range(left):
+            trial = search.ask()
+            search.tell(trial, attempt(trial, partial(search.behind, trial.number)))
 
 
 def run_sweep(
@@ -145,17 +141,21 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Run the trials of a recipe's sweep that are not done yet; return and store what came out."""
     declared, row = _declared(path)
+    where = f"{path}, sweep.axes"
+    axes = read_axes(declared.axes, where)
     with workers or nullcontext(Here()) as ready:  # nothing is written before there is someone to do the work
+        check_values(axes, row.run, ready.resolve, where)
         folder = out or Path("runs") / f"{path.stem}-sweep"
-        folder.mkdir(parents=True, exist_ok=True)
-        _keep(folder / "sweep.json", declared, row.run)
-        study = _study(folder, declared)
-        left = declared.trials - len(_counted(study))
-        epochs = row.run.training.epochs
-        say(console, f"{path.stem}: {left} of {declared.trials} trials left, {epochs} epochs each at most.")
-        if left > 0:
-            ready.work(Search(study, declared, row.run, folder, console, ready.resolve), left)
-    return _conclude(study, declared, folder, console)
+        database = folder / "study.db"
+        with claimed(folder), reported(database):
+            _keep(folder / "sweep.json", declared, row.run)
+            study = open_study(database, declared.seed)
+            left = declared.trials - len(counted(study))
+            epochs = row.run.training.epochs
+            say(console, f"{path.stem}: {left} of {declared.trials} trials left, {epochs} epochs each at most.")
+            if left > 0:
+                ready.work(Search(study, declared, axes, row.run, folder, console, ready.resolve), left)
+            return _conclude(study, folder, console)
 
 
 def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
@@ -168,7 +168,7 @@ def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
     (row,) = recipes.select(recipe.rows, [declared.row])
     if row.run.data.holdout is None:
         raise LabError(f"{path}, sweep: trials are compared on held-out samples; set data.holdout, such as 5000.")
-    return declared, row
+    return replace(declared, row=row.name), row
 
 
 def _keep(path: Path, declared: Sweep, run: Run) -> None:
@@ -190,46 +190,21 @@ def _asked(path: Path) -> dict[str, Any]:
     return asked
 
 
-def _study(folder: Path, declared: Sweep) -> optuna.Study:
-    """Open the study; values that were being tried when it stopped are the first to be tried again."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = f"sqlite:///{folder / 'study.db'}"
-    study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
-    study.sampler = optuna.samplers.TPESampler(seed=declared.seed + len(study.trials))
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-    return study
+def _suggest(trial: optuna.Trial, name: str, axis: Axis) -> Any:
+    if isinstance(axis, Interval):
+        return trial.suggest_float(name, axis.low, axis.high, log=axis.log)
+    return trial.suggest_categorical(name, axis)
 
 
-def _counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    return study.get_trials(states=states)
-
-
-def _suggest(trial: optuna.Trial, name: str, axis: Any) -> Any:
-    if isinstance(axis, list):
-        return trial.suggest_categorical(name, axis)
-    between = read(Interval, axis, f"sweep.axes.{name}")
-    return trial.suggest_float(name, between.low, between.high, log=between.log)
-
-
-def _with(run: Run, values: Mapping[str, Any]) -> Run:
-    options = {key: value for key, value in values.items() if key != "l2_ball"}
-    ball = values.get("l2_ball", run.optimizer.l2_ball)
-    optimizer = replace(run.optimizer, l2_ball=ball, options={**run.optimizer.options, **options})
-    return replace(run, optimizer=optimizer)
-
-
-def _conclude(study: optuna.Study, declared: Sweep, folder: Path, console: Console) -> dict[str, Any]:
+def _conclude(study: optuna.Study, folder: Path, console: Console) -> dict[str, Any]:
     """Name the winner and what it cost; the test score is read here and nowhere else."""
-    counted = _counted(study)
+    done = counted(study)
     best = study.best_trial
     final = stored.load(folder / "trials" / best.user_attrs["folder"]).records[-1]
     spent = [run_files.read_timings(path) for path in sorted(folder.glob("trials/*/timings.jsonl"))]
     result = {
-        "trials": len(counted),
-        "pruned": sum(trial.state == TrialState.PRUNED for trial in counted),
+        "trials": len(done),
+        "pruned": sum(trial.state == TrialState.PRUNED for trial in done),
         "epochs": sum(map(len, spent)),
         "seconds": sum(line["seconds"] + line["evaluation_seconds"] for lines in spent for line in lines),
         "best": {"values": best.params, "score": best.value, "folder": best.user_attrs["folder"], "final": final},

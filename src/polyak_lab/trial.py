@@ -15,7 +15,7 @@ from polyak_lab.config import Run
 from polyak_lab.errors import LabError
 from polyak_lab.files import said_clearly, write_atomic
 from polyak_lab.progress import Numbers, Progress
-from polyak_lab.record import FILES, RunFolder
+from polyak_lab.record import FILES, RunFolder, claimed
 from polyak_lab.stored import Label
 from polyak_lab.train import train
 
@@ -117,14 +117,14 @@ def _content(path: Path) -> bytes | None:
 @contextmanager
 def _place(trial: Trial) -> Iterator[Path]:
     """Choose the trial's own folder if this machine sees it and nobody works there, else one that goes away."""
-    if trial.folder.is_dir() and _becomes_free(trial.at(trial.folder)):
+    if trial.folder.is_dir() and _becomes_free(trial.folder):
         yield trial.folder
         return
     with tempfile.TemporaryDirectory(prefix="polyak-") as place:
         yield Path(place) / trial.folder.name
 
 
-def _becomes_free(folder: RunFolder) -> bool:
+def _becomes_free(folder: Path) -> bool:
     until = time.monotonic() + PATIENCE
     while not _is_free(folder):
         if time.monotonic() > until:
@@ -133,9 +133,9 @@ def _becomes_free(folder: RunFolder) -> bool:
     return True
 
 
-def _is_free(folder: RunFolder) -> bool:
+def _is_free(folder: Path) -> bool:
     try:
-        with folder.claimed():
+        with claimed(folder):
             return True
     except LabError:
         return False

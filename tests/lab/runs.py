@@ -46,10 +46,11 @@ def in_child(path: Path, wanted: config.Run) -> multiprocessing.Process:
 
 def call(*arguments: object) -> int:
     """Run the command line in this process and return its exit code."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as stop:
         return stop.code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,7 +4,7 @@ import pytest
 
 from lab.runs import run
 from polyak_lab import stored, trial
-from polyak_lab.record import FILES
+from polyak_lab.record import FILES, claimed
 from polyak_lab.resolve import resolve
 from polyak_lab.trial import Trial, attempt, attempt_away, bring_home, score
 
@@ -56,7 +56,7 @@ def test_where_it_is_not_seen_its_files_come_back_without_the_checkpoint(tried):
 def test_a_folder_in_which_somebody_works_is_left_alone(tried, monkeypatch):
     monkeypatch.setattr(trial, "PATIENCE", 0.0)
     tried.folder.mkdir(parents=True)
-    with tried.at(tried.folder).claimed():
+    with claimed(tried.folder):
         _, files = attempt_away(tried, never)
     assert names(tried.folder) == set()
     assert files.keys() == SMALL
