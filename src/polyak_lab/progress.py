@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn,
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from polyak_lab.terminal import printable, say, shortened
+from polyak_lab.terminal import capped_share, printable, say, shortened
 
 TAKEN = 68  # columns of the live line that are not the name of the run
 READ_EVERY = 0.25  # seconds; a number read from a GPU makes it wait
@@ -140,4 +140,7 @@ def sentence(record: Numbers) -> str:
         parts.append(f"perplexity {float(record['test_perplexity']):.2f}")
     if "test_accuracy_augmented" in record:
         parts.append(f"on augmented images {100 * record['test_accuracy_augmented']:.2f} %")
-    return ", ".join([*parts, f"step size {float(record['step_size']):.2e}"])
+    parts.append(f"step size {float(record['step_size']):.2e}")
+    if record.get("capped") is not None:
+        parts.append(f"capped {capped_share(float(record['capped']))}")
+    return ", ".join(parts)

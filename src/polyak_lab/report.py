@@ -61,7 +61,10 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 
-LEGEND = "Mean ± standard deviation over n seeds, at the end of the last epoch; n counts finished runs."
+LEGEND = (
+    "Mean ± standard deviation over n seeds, at the end of the last epoch; n counts finished runs. "
+    "Capped steps: those of the whole run whose size was the cap lr."
+)
 CURVES = "One colour per row; a line is the mean over the seeds, and its band reaches from the least to the greatest."
 
 

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from polyak_lab.stored import StoredRun
-from polyak_lab.terminal import printable
+from polyak_lab.terminal import capped_share, printable
 
 EMPTY = "–"
 DIVERGED = "not finite"
+CAPPED = "capped steps"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class Group:
         """Take a number of the last epoch from every finished run that has it."""
         values = [run.records[-1].get(key) for run in self.finished]
         return [value for value in values if value is not None]
+
+    def capped(self) -> list[float]:
+        """Take the fraction of capped steps, over all epochs, from every finished run that has it."""
+        found = [[record.get("capped") for record in run.records] for run in self.finished]
+        epochs = [[value for value in run if value is not None] for run in found]
+        return [mean(values) for values in epochs if values]
+
+    @property
+    def has_ball(self) -> bool:
+        """Whether the weights were kept in an l2 ball."""
+        return self.runs[0].config["optimizer"].get("l2_ball") is not None
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ AUGMENTED = Score("accuracy on augmented test images, %", "test_accuracy_augment
 PERPLEXITY = Score("test perplexity", "test_perplexity", 1.0, ".2f")
 CROSS_ENTROPY = Score("test loss, nats", "test_loss", 1.0, ".3f")
 TEST_LOSS = Score("test loss", "test_loss", 1.0, ".2e")
+WEIGHT_NORM = Score("weight norm", "weight_norm", 1.0, ".1f")
 TRAIN_LOSS = Score("train loss", "train_loss", 1.0, ".1e")
 
 
@@ -111,6 +124,10 @@ def cells(rows: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
         scores.append(CROSS_ENTROPY)
     columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda group: printable(group.row))]
     columns += [(score.title, score.write) for score in [*scores, TRAIN_LOSS]]
+    if any(group.capped() for group in rows):
+        columns.append((CAPPED, _capped))
+    if any(group.has_ball for group in rows):
+        columns.append((WEIGHT_NORM.title, WEIGHT_NORM.write))
     columns.append(("n", _count))
     if any(group.paper is not None for group in rows):
         score = paper_score(rows)
@@ -130,7 +147,9 @@ def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
             continue
         widest = max(map(len, column), default=0)  # numbers stay whole, headings fold to their width
         folded = textwrap.fill(name, max(widest, 8), break_long_words=False)
-        table.add_column(Text(folded), justify="right", no_wrap=True, min_width=widest)
+        whole = name != CAPPED
+        widest = widest if whole else max(len(word) for cell in column for word in cell.split())
+        table.add_column(Text(folded), justify="right", no_wrap=whole, min_width=widest)
     for line in lines:
         table.add_row(*map(Text, line))
     return table
@@ -154,6 +173,11 @@ def as_csv(rows: Sequence[Group]) -> str:
 
 def _has(score: Score, rows: Sequence[Group]) -> bool:
     return any(score.values(group) for group in rows)
+
+
+def _capped(group: Group) -> str:
+    values = group.capped()
+    return capped_share(mean(values)) if values else EMPTY
 
 
 def _count(group: Group) -> str:

@@ -24,6 +24,7 @@ SPELLED = "polyak.spelled"
 ASCII = {"±": "+/-", "–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "‖": "||", "≤": "<=", "≥": ">="}
 ASCII |= dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇┻┳╈", "+") | dict.fromkeys("─━╸╺", "-") | dict.fromkeys("│┃", "|")
 WIDEST = 10_000  # columns
+MOSTLY_CAPPED = 0.98
 REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -127,6 +128,11 @@ def cell(text: str) -> Text:
 def shortened(name: str, width: int) -> str:
     """Cut a name to a width; its start stays."""
     return name if len(name) <= width else f"{name[: max(width - 1, 1)]}…"
+
+
+def capped_share(share: float) -> str:
+    """Write the fraction of capped steps; where nearly all are, a method is SGD with the learning rate lr."""
+    return f"{100 * share:.1f} %" + (" (effectively SGD)" if share > MOSTLY_CAPPED else "")
 
 
 def _shown(letter: str) -> str:

@@ -50,7 +50,7 @@ def test_train(tmp_path, capsys):
     assert call(*TRAIN, *flags, "--out", tmp_path / "run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
-    assert re.search(r"train loss .*, test accuracy .* %, step size .*, [\d,]+ samples/s", lines[0])
+    assert re.search(r"train loss .*, test accuracy .* %, step size \S+, capped [\d.]+ %.*, [\d,]+ samples/s", lines[0])
     stored = (tmp_path / "run" / "config.json").read_text()
     assert all(text in stored for text in ('"l2_ball": 20.0', '"eps": 1e-06', '"momentum": 0.9'))
 
@@ -108,7 +108,7 @@ def test_a_changed_recipe_is_refused_before_anything_trains(recipe, tmp_path, ca
 
 
 WRONG = {
-    "lr": (*TRAIN, "--optimizer", "alig", "--lr", 0),
+    "lr": (*TRAIN, "--optimizer", "alig", "--lr", -1),
     "momentum": (*TRAIN, "--optimizer", "alig", "--momentum", 1),
     "radius": (*TRAIN, "--optimizer", "alig", "--radius", 0),
     "name": (*TRAIN, "--optimizer", "alig2"),

@@ -43,14 +43,14 @@ def runs(tmp_path):
 def test_mean_deviation_count_paper_difference(runs):
     store(runs / "sgd" / "seed-2", "SGD <b>& cosine", "sgd", None, 2, 0.1, None, finished=False)
     head, lines = table.cells(table.groups(stored.find([runs])))
-    assert head == ["row", "test accuracy, %", "train loss", "n", "paper", "difference"]
+    assert head == ["row", "test accuracy, %", "train loss", "capped steps", "n", "paper", "difference"]
     assert lines == [
-        ["ALI-G", "93.00 ± 3.61", "1.0e-03 ± 0.0e+00", "3", "94.5", "-1.50"],
-        ["SGD <b>& cosine", "80.00 ± 0.00", "1.0e-03 ± 0.0e+00", "2 of 3", "–", "–"],
+        ["ALI-G", "93.00 ± 3.61", "1.0e-03 ± 0.0e+00", "50.0 %", "3", "94.5", "-1.50"],
+        ["SGD <b>& cosine", "80.00 ± 0.00", "1.0e-03 ± 0.0e+00", "–", "2 of 3", "–", "–"],
     ]
 
 
-@pytest.mark.parametrize(("width", "paper"), [(80, None), (90, 93.5), (200, 93.5)])
+@pytest.mark.parametrize(("width", "paper"), [(80, None), (97, 93.5), (200, 93.5)])
 def test_a_table_keeps_its_borders_and_its_numbers_in_a_narrow_terminal(tmp_path, width, paper, monkeypatch, capsys):
     row = "CIFAR-10, ALI-G with momentum 0.9 and a ball of radius 100"
     for seed in (0, 1):
@@ -70,6 +70,40 @@ def test_columns_nobody_fills_are_left_out(runs):
     head, (line,) = table.cells(table.groups(stored.find([runs / "sgd"])))
     assert head == ["row", "test accuracy, %", "train loss", "n"]
     assert line[-1] == "2"
+
+
+@pytest.mark.parametrize(
+    ("shares", "written"),
+    [
+        ((1.0, 1.0, 1.0), "100.0 % (effectively SGD)"),
+        ((1.0, 1.0, 0.95), "98.3 % (effectively SGD)"),
+        ((1.0, 1.0, 0.93), "97.7 %"),
+        ((1.0, 0.0, 0.0), "33.3 %"),
+        ((0.0, 0.0, 0.0), "0.0 %"),
+    ],
+)
+def test_the_share_of_capped_steps_is_that_of_the_whole_run(shares, written, tmp_path):
+    store(tmp_path / "run", "ALI-G", "alig", None, 0, 0.9, None)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = map(json.loads, metrics.read_text().splitlines())
+    told = [json.dumps(line | {"capped": share}) for line, share in zip(lines, shares, strict=True)]
+    metrics.write_text("\n".join(told) + "\n")
+    rows = table.groups(stored.find([tmp_path]))
+    head, (line,) = table.cells(rows)
+    assert dict(zip(head, line, strict=True))["capped steps"] == written
+    report.write(tmp_path / "report.html", rows, "t", "n")
+    assert written in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_weight_norm_stands_beside_a_ball(tmp_path):
+    store(tmp_path / "a", "ALI-G", "alig", None, 0, 0.9, 0.1, weight_norm=19.96)
+    assert "weight norm" not in table.cells(table.groups(stored.find([tmp_path])))[0]
+    stored_config = json.loads((tmp_path / "a" / "config.json").read_text())
+    stored_config["run"]["optimizer"]["l2_ball"] = 20.0
+    stored_config["hash"] = content_hash(stored_config["run"])
+    (tmp_path / "a" / "config.json").write_text(json.dumps(stored_config))
+    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    assert dict(zip(head, line, strict=True))["weight norm"] == "20.0"
 
 
 def test_runs_of_different_settings_are_not_averaged(runs):
