@@ -78,7 +78,23 @@ def gradients(params: list[nn.Parameter], call: Call) -> list[Tensor | None]:
 
 
 def largest(params: list[nn.Parameter]) -> float:
-    return min(torch.finfo(p.dtype).max for p in params if p.grad is not None)
+    """Return the largest squared length of a step; float16 refuses single numbers instead."""
+    return min(torch.finfo(torch.promote_types(p.dtype, torch.bfloat16)).max for p in params if p.grad is not None)
+
+
+def overflows(group: dict, index: int, before: dict[str, Tensor], gamma: float) -> bool:
+    """Return whether a step from a snapshot can reach what float16 cannot hold, in a parameter or its buffer."""
+    mu, adjusted = group["momentum"], group.get("adjusted_momentum")
+    for j, p in enumerate(group["params"]):
+        if p.grad is None or p.dtype != torch.float16:
+            continue
+        x, u = before[f"parameter {index}.{j}"].double().abs(), p.grad.double().abs()
+        v = mu * before.get(f"momentum_buffer {index}.{j}", torch.zeros(())).double().abs()
+        v = v + (u if adjusted else gamma * u) if mu else v
+        x = x + gamma * u + (gamma * mu if adjusted else mu) * v
+        if torch.cat([x.reshape(-1), v.reshape(-1)]).max() > 0.999 * torch.finfo(torch.float16).max:
+            return True
+    return False
 
 
 def held(optimizer: polyak.PolyakOptimizer, params: list[nn.Parameter]) -> float:
@@ -94,7 +110,7 @@ def check_scalars(optimizer: polyak.PolyakOptimizer) -> None:
         assert group.get("previous_step_size", 1.0) > 0
 
 
-def check_skip(optimizer: polyak.PolyakOptimizer, index: int, finite: bool) -> None:
+def check_skip(optimizer: polyak.PolyakOptimizer, index: int, finite: bool, before: dict[str, Tensor]) -> None:
     """A finite step is only skipped if moving by γ = min(ratio, cap) would be too far for the type; the cap is ≤ lr."""
     last, group = optimizer.last_step(index), optimizer.param_groups[index]
     having = [p for p in group["params"] if p.grad is not None]
@@ -104,7 +120,7 @@ def check_skip(optimizer: polyak.PolyakOptimizer, index: int, finite: bool) -> N
         longest = min(float(last.ratio), group["lr"]) / (1 - group["momentum"])
         length = float(last.grad_sq_norm) + (held(optimizer, having) if group.get("adjusted_momentum") else 0.0)
         too_far = longest * longest * length > largest(having) or length > largest(having) * largest(having) / 4
-        assert not math.isfinite(longest) or too_far
+        assert not math.isfinite(longest) or too_far or overflows(group, index, before, longest)
     assert not last.skipped or float(last.step_size) == 0.0
 
 
@@ -123,7 +139,7 @@ def test_no_history_poisons_anything(history):
         norm = sum(float(grad.to(torch.cdouble).abs().square().sum()) for grad in grads if grad is not None)
         finite = math.isfinite(float(torch.tensor(call.loss, dtype=scalar))) and math.isfinite(norm)
         for i in range(len(optimizer.param_groups)):
-            check_skip(optimizer, i, finite)
+            check_skip(optimizer, i, finite, before)
         assert finite or {name for name in moved(before, snapshot(optimizer)) if name in before} == set()
 
 

@@ -13,7 +13,7 @@ from polyak._backend import cuda_kernels
 
 TYPES = {
     **dict.fromkeys(("sizes", "owner", "begin", "x_table", "u_table", "v_table"), "*i64"),
-    **dict.fromkeys(("sums", "gamma", "factor"), "*fp32"),
+    **dict.fromkeys(("sums", "gamma", "keep", "factor"), "*fp32"),
     **dict.fromkeys(("mu_high", "mu_low"), "fp32"),
     "skip": "*i1",
 }

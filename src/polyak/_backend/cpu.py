@@ -6,7 +6,6 @@ from ctypes import byref
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .cpu_build import REALS, Pass, kernels
@@ -34,7 +33,7 @@ def scale_(x: Packed, a: float) -> None:
 
 
 def move(
-    form: str, x: Packed, u: Packed, v: Packed, gamma: float, skip: Tensor | None, mu: float, measured: bool
+    form: str, x: Packed, u: Packed, v: Packed, gamma: float, mu: float, keep: float, skip: None, measured: bool
 ) -> float:
     """Move x and v; return the new ‖x‖², or 0 if it is not measured."""
     found = _run(form, x, u, v, gamma, mu, measured)

@@ -42,10 +42,13 @@ def scale_(x: Packed, a: Tensor) -> None:
     increment_version(x)
 
 
-def move(form: str, x: Packed, u: Packed, v: Packed, gamma: Tensor, skip: Tensor, mu: float, measured: bool) -> Scalar:
+def move(
+    form: str, x: Packed, u: Packed, v: Packed, gamma: Tensor, mu: float, keep: Tensor, skip: Tensor, measured: bool
+) -> Scalar:
     """Move x and v; return the new ‖x‖², or 0 if it is not asked for."""
     device, high = x[0].device, float(torch.tensor(mu, dtype=torch.float32))
-    sums = _sums(kernels.move, [x, u, v], gamma.to(device), skip.to(device), high, mu - high, FORM=form)
+    scalars = [scalar.to(device) for scalar in (gamma, keep, skip)]
+    sums = _sums(kernels.move, [x, u, v], *scalars, high, mu - high, FORM=form)
     increment_version(x)  # no graph holds a momentum buffer
     return sums.sum() if measured else 0.0
 

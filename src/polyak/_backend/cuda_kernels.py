@@ -115,16 +115,20 @@ def _move_span(
 
 @triton.jit
 def move(
-    sizes, owner, begin, x_table, u_table, v_table, sums, gamma, skip, mu_high, mu_low,
+    sizes, owner, begin, x_table, u_table, v_table, sums, gamma, keep, skip, mu_high, mu_low,
     FORM: tl.constexpr, X: tl.constexpr, U: tl.constexpr, V: tl.constexpr, ACC: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Move every span unless the mask says that the step is skipped, and write its new Σx²."""
+    """Move every span, or only let its momentum decay where the step is skipped, and write its new Σx²."""
     program = tl.program_id(0)
     tensor, first = tl.load(owner + program), tl.load(begin + program) * SPAN
     size, x = tl.load(sizes + tensor), _pointer(x_table, tensor, X, ALIGNED)
     full = first + SPAN <= size
     if tl.load(skip):
         tl.store(sums + program, _measure_span(x, first, size, False, ACC))
+        if FORM != "plain":
+            decay = tl.load(keep).to(ACC)
+            if decay != 1.0:
+                _scale_span(_pointer(v_table, tensor, V, ALIGNED), decay, first, size, False, V, ACC)
     else:
         u, v = _pointer(u_table, tensor, U, ALIGNED), _pointer(v_table, tensor, V, ALIGNED)
         a = -tl.load(gamma).to(ACC)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 Scalar = Tensor | float
-LARGEST = {t: torch.finfo(t).max for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LARGEST = {t: torch.finfo(t).max for t in TYPES}
+TINY = {t: torch.finfo(t).tiny for t in TYPES}  # below it, a product with a number near 1 is rounded to what it was
 
 
 def number(scalar: Scalar) -> float:
@@ -26,6 +28,13 @@ def as_tensor(scalar: Scalar, like: Tensor) -> Tensor:
     if isinstance(scalar, Tensor):
         return scalar
     return torch.full_like(like, scalar if abs(scalar) <= LARGEST[like.dtype] else scalar * math.inf)
+
+
+def away_from_zero(a: Scalar, dtype: torch.dtype) -> Scalar:
+    """Return a scalar that a type holds with all its digits: one that is not 0 does not become 0 there."""
+    if isinstance(a, Tensor):
+        return torch.where(a == 0, a, a.sign() * a.abs().clamp(min=TINY[dtype]))
+    return math.copysign(max(abs(a), TINY[dtype]), a) if a else a
 
 
 def square_root(a: Scalar) -> Scalar:

@@ -48,7 +48,7 @@ def sum_squares(
         return x.kernels.squares(x)  # type: ignore[no-any-return]
     if not x:
         return 0.0
-    return _over_processes(lambda part: _sum_squares_here(part, foreach, fused), owners or x, x)
+    return over_processes(lambda part: _sum_squares_here(part, foreach, fused), owners or x, x)
 
 
 def _sum_squares_here(x: Vector, foreach: bool | None, fused: bool | None) -> Scalar:
@@ -99,11 +99,8 @@ def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
         _add_(x, _scaled(y, a))
 
 
-def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
-    """x ← a·x, for one chunk; where the mask `skip` is true, x stays as it is."""
-    if skip is not None:
-        a = a if isinstance(a, Tensor) else torch.full_like(skip, a, dtype=scalar_dtype(x))
-        a = torch.where(skip, 1.0, a)
+def scale_(x: Vector, a: Scalar) -> None:
+    """x ← a·x, for one chunk."""
     if isinstance(a, Tensor):
         a = send(a, x[0])
     elif not (_is_narrow(x) or reads_nothing(x[0].device)):
@@ -118,17 +115,17 @@ def scale_(x: Vector, a: Scalar, skip: Tensor | None = None) -> None:
 
 
 def accumulate_(
-    x: Vector, u: Vector, v: Vector, mu: float, b: Scalar, w: Scalar, skip: Tensor | None, at_once: bool
+    x: Vector, u: Vector, v: Vector, keep: Scalar, b: Scalar, w: Scalar, skip: Tensor | None, at_once: bool
 ) -> None:
-    """v ← μv + b·u;  x ← x + w·v, for one chunk: `at_once` in a kernel of PyTorch's SGD, where it has one."""
+    """v ← keep·v + b·u;  x ← x + w·v, for one chunk: `at_once` in a kernel of PyTorch's SGD, where it has one."""
     at_once = at_once and skip is None and len(x) == 1
-    if at_once and isinstance(b, float) and isinstance(w, float) and _sgd_takes([*x, *u, *v], b):
+    if at_once and isinstance(keep, float) and isinstance(b, float) and isinstance(w, float) and _sgd_takes(x, u, v, b):
         torch._fused_sgd_(
-            x, u, v, momentum=mu, dampening=1.0 - b, lr=-w, weight_decay=0.0, nesterov=False, maximize=False,
+            x, u, v, momentum=keep, dampening=1.0 - b, lr=-w, weight_decay=0.0, nesterov=False, maximize=False,
             is_first_step=False,
         )  # fmt: skip
         return
-    scale_(v, mu, skip)
+    scale_(v, keep)
     axpy_(v, u, b, skip)
     axpy_(x, v, w, skip)
 
@@ -156,7 +153,7 @@ def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Scalar:
         products = [torch.sum(send(a, b) * b, dtype=dtype) for a, b in pairs]
         return add_up(products, products[0])
 
-    return _over_processes(here, owners or y, zip(x, y, strict=True))
+    return over_processes(here, owners or y, zip(x, y, strict=True))
 
 
 def clamp_(x: Vector, low: float, high: float) -> None:
@@ -193,7 +190,7 @@ def read_on_cpu(scalar: Scalar) -> Any:
     return None if isinstance(scalar, Tensor) and reads_nothing(scalar.device) else number(scalar)
 
 
-def _over_processes(here: Callable[[list[Any]], Scalar], owners: Sequence[Tensor], rows: Iterable[Any]) -> Scalar:
+def over_processes(here: Callable[[list[Any]], Scalar], owners: Sequence[Tensor], rows: Iterable[Any]) -> Scalar:
     if not any_sharded(owners):
         return here(rows if isinstance(rows, list) else list(rows))
     like = torch.zeros((), dtype=scalar_dtype(owners), device=owners[0].device)
@@ -236,11 +233,12 @@ def _add_(x: Vector, y: Vector, a: float = 1.0) -> None:
         torch._foreach_add_(x, y, alpha=a)
 
 
-def _sgd_takes(tensors: Vector, b: float) -> bool:
+def _sgd_takes(x: Vector, u: Vector, v: Vector, b: float) -> bool:
     """Return whether a kernel of PyTorch's SGD may do it: it takes b as 1 − (1 − b), which float32 does not notice.
 
     It wakes all threads for any tensor, for which a small one is done too soon.
     """
+    tensors = [*x, *u, *v]
     if abs(b) < TINY or types(tensors) != {torch.float32} or tensors[0].numel() < SMALL:
         return False
     return all(map(IS_CPU, tensors)) and all(map(Tensor.is_contiguous, tensors))

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from .._backend.chunks import Vector, reads_nothing
 from .._backend.distributed import aligned, send
 from .._backend.packed import COMMON, KIND, pack
-from .._backend.scalars import Scalar, as_tensor, number, positive_part
+from .._backend.scalars import Scalar, as_tensor, away_from_zero, number, positive_part
 from .._backend.vector import real, scalar_dtype
 from .options import check_dense
 from .state import METHOD
@@ -81,8 +81,10 @@ def place_scalars(owner: str, groups: list[Group], scalars: Callable[[Group], di
         group[METHOD] = owner
         device = group["params"][0].device if group["params"] else None
         for name, first in scalars(group).items():
-            kind = torch.int64 if name == "skipped_steps" else dtype
-            group[name] = torch.as_tensor(group.get(name, first), dtype=kind, device=device)
+            value, kind = group.get(name, first), torch.int64 if name == "skipped_steps" else dtype
+            if kind is dtype and getattr(value, "dtype", None) != dtype:
+                value = away_from_zero(value, dtype)
+            group[name] = torch.as_tensor(value, dtype=kind, device=device)
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].reshape(())
 

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from .._backend.chunks import Vector
 from .._backend.distributed import check_agreement, mean, spans_processes
-from .._backend.scalars import Scalar, as_tensor, opposite, where
-from .._backend.vector import add_up, sum_squares
+from .._backend.scalars import TINY, Scalar, as_tensor, where
+from .._backend.vector import add_up, rescale_, sum_squares
 from . import options as _options
 from .formula import evaluate
 from .line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
@@ -20,7 +20,7 @@ from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
 from .moves import move
 from .projection import ball_of, keep_constraints, project, shrink
-from .safety import bounded, fits, usable_cap
+from .safety import bounded, refuse, usable_cap
 from .state import METHOD, OfThisProcess, check_buffers, check_state, for_saving
 from .torch_hooks import hook_step
 
@@ -205,25 +205,27 @@ class PolyakOptimizer(Optimizer):
 
     def _move(self, line: Line, block: Block, u: Vector, measured: bool) -> list[Scalar] | None:
         """Move a group; return numbers whose sum is its new ‖x‖², if `measured`, or None if it is known to stay."""
-        gamma, skip = self._decide(line, block)
+        gamma, keep, skip = self._decide(line, block, u)
         if skip is True:
+            if keep != 1.0 and block.v:
+                rescale_(block.v, keep, fused=block.group.get("fused"))
             return None
-        return move(block, u, gamma, skip if isinstance(skip, Tensor) else None, measured)
+        return move(block, u, gamma, keep, skip if isinstance(skip, Tensor) else None, measured)
 
-    def _decide(self, line: Line, block: Block) -> tuple[Any, Any]:
-        """Return γ, and whether to skip the step; the group's memory follows only a step that moves."""
+    def _decide(self, line: Line, block: Block, u: Vector) -> tuple[Any, Any, Any]:
+        """Return γ, the factor of the momentum, and whether to skip; memory follows only a step that moves."""
         group, memory = block.group, self.memory(block.group)
         ratio, cap, line, seen = evaluate(self.step_size, self.takes_numbers, memory, line, group)
         gamma = bounded(ratio, cap := usable_cap(cap, ratio), line)
-        skip = opposite(fits(gamma, line, block))
+        skip, keep = refuse(gamma, line, block, u)
         if skip is not False:
             gamma = where(skip, 0.0, gamma)
             group["skipped_steps"].add_(skip)
         for name in memory:
-            group[name].copy_(where(gamma > 0, as_tensor(seen[name], group[name]), group[name]))
+            group[name].copy_(where(gamma >= TINY[group[name].dtype], as_tensor(seen[name], group[name]), group[name]))
         group["step_size"] = as_tensor(gamma, group["step_size"])
         self._last.append((group["skipped_steps"], line, ratio, cap, gamma, skip))
-        return gamma, skip
+        return gamma, keep, skip
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""
