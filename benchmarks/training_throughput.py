@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import polyak
-from polyak_lab import config, models, session
+from polyak_lab import build, config, models
 from polyak_lab.data import Dataset as Tensors
 from polyak_lab.data import Split
 from polyak_lab.progress import Progress
 from polyak_lab.resolve import resolve
-from polyak_lab.train import steps
+from polyak_lab.train import step_maker, steps
 
 BATCH = 128
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
@@ -73,8 +73,9 @@ def runner(data: Tensors, model: str, device: str, options: dict[str, object]) -
     training = config.Training(epochs=1, batch_size=BATCH, device=device, channels_last=True, **options)
     optimizer = config.Optimizer("alig", options={"lr": 0.1, "momentum": 0.9})
     run = resolve(config.Run(config.Data("cifar10", augment=True), config.Model(model), optimizer, training))
-    this, quiet = session.start(run, data), Progress(Console(quiet=True), epochs=False)
-    return lambda: float(steps(this, 0, quiet).loss())
+    this, quiet = build.start(run, data), Progress(Console(quiet=True), epochs=False)
+    make_step = step_maker(run)
+    return lambda: float(steps(this, make_step, 0, quiet).loss())
 
 
 def seconds(epoch: Callable[[], object]) -> float:

@@ -1,84 +1,12 @@
-"""From arguments to what they mean, for the verbs of the command line that need little or no torch."""
+"""The verbs that read folders: `polyak table` and `polyak data`. They need little or no torch."""
 
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from polyak_lab import config
-from polyak_lab.errors import LabError
 from polyak_lab.terminal import cell, say, show, warn
-
-
-class TrainArguments(Protocol):
-    """The flags of `polyak train`."""
-
-    data: str
-    model: str
-    optimizer: str
-    lr: float | None
-    momentum: float | None
-    l2_ball: float | None
-    set: tuple[str, ...]
-    schedule: str
-    milestones: tuple[int, ...]
-    factor: float
-    warmup_steps: int
-    epochs: int
-    batch_size: int
-    seed: int
-    shuffle_seed: int | None
-    augment: bool
-    eval_protocol: str
-    device: str
-    threads: int | None
-    precision: str
-    channels_last: bool
-    compile: bool
-    cuda_graph: bool
-    clip_norm: float | None
-    root: str | None
-    context: int | None
-
-
-def as_run(flags: TrainArguments) -> config.Run:
-    """Make the run that the flags ask for."""
-    named = {"lr": flags.lr, "momentum": flags.momentum}
-    options = {key: value for key, value in named.items() if value is not None} | _options(flags.set)
-    return config.Run(
-        config.Data(flags.data, flags.augment, root=flags.root, context=flags.context),
-        config.Model(flags.model),
-        config.Optimizer(flags.optimizer, flags.l2_ball, options),
-        config.Training(
-            epochs=flags.epochs,
-            batch_size=flags.batch_size,
-            seed=flags.seed,
-            shuffle_seed=flags.shuffle_seed,
-            device=flags.device,
-            eval_protocol=flags.eval_protocol,
-            threads=flags.threads,
-            precision=flags.precision,
-            channels_last=flags.channels_last,
-            compile=flags.compile,
-            cuda_graph=flags.cuda_graph,
-            clip_norm=flags.clip_norm,
-        ),
-        config.Schedule(flags.schedule, flags.milestones, flags.factor, flags.warmup_steps),
-    )
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE as a recipe would."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        try:
-            options |= tomllib.loads(pair)
-        except tomllib.TOMLDecodeError as error:
-            raise LabError(f"--set {pair}: write KEY=VALUE, such as c=0.2 or nesterov=true.") from error
-    return options
 
 
 class TableArguments(Protocol):

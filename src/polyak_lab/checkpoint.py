@@ -3,20 +3,32 @@
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from polyak_lab import processes
+from polyak_lab.config import Training
 from polyak_lab.errors import LabError
 from polyak_lab.files import exists, write_atomic
 from polyak_lab.run_files import read_bytes
-from polyak_lab.session import Session
 
 FORMAT = 1
 
 
-def save(path: Path, this: Session, epochs: int, config_hash: str) -> None:
+class Stateful(Protocol):
+    """What can be stored and put back: anything with a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect the state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a stored state."""
+        ...
+
+
+def save(path: Path, this: Stateful, epochs: int, config_hash: str) -> None:
     """Store the state after so many epochs."""
     content = {"format": FORMAT, "config": config_hash, "epochs": epochs, "state": this.state_dict()}
     buffer = io.BytesIO()
@@ -24,18 +36,18 @@ def save(path: Path, this: Session, epochs: int, config_hash: str) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: Path, this: Session, config_hash: str) -> int:
+def load(path: Path, this: Stateful, config_hash: str, training: Training) -> int:
     """Put a session into the stored state, if there is one, and return the number of epochs it has done."""
     stored = processes.from_first(lambda: _read(path))
     if stored is None:
         return 0
     try:
         _check_sums(stored)
-        content = torch.load(io.BytesIO(stored), map_location=this.run.training.device, weights_only=True)
+        content = torch.load(io.BytesIO(stored), map_location=training.device, weights_only=True)
         if content["format"] != FORMAT or content["config"] != config_hash:
             raise LabError(_refusal(path, "belongs to another run"))
         epochs = content["epochs"]
-        if type(epochs) is not int or not 1 <= epochs <= this.run.training.epochs:
+        if type(epochs) is not int or not 1 <= epochs <= training.epochs:
             raise ValueError(epochs)
         _check_kinds(this.state_dict(), content["state"])
         this.load_state_dict(content["state"])

@@ -3,20 +3,18 @@
 Importing this module does not import torch, so that `polyak --help` and `polyak table` answer at once.
 """
 
-import difflib
 import hashlib
 import json
 import math
-import types
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field
+from typing import Any
 
 from polyak_lab.errors import LabError
+from polyak_lab.strict import check_known, read_fields, require_at_least_one
 
-T = TypeVar("T")
-
-EVAL_PROTOCOLS = ("clean", "sps-augmented-validation")
+AUGMENTED_VALIDATION = "sps-augmented-validation"
+EVAL_PROTOCOLS = ("clean", AUGMENTED_VALIDATION)
 PRECISIONS = ("float32", "bfloat16")
 LATER_KEYS = (  # not in the first configurations, whose hashes must stay
     ("data", "root"),
@@ -65,6 +63,13 @@ class Optimizer:
     name: str
     l2_ball: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], where: str) -> "Optimizer":
+        """Make one from a row's table: what is neither name nor ball is an option of the class."""
+        known = {key: table[key] for key in ("name", "l2_ball") if key in table}
+        options = {key: value for key, value in table.items() if key not in known}
+        return read_fields(cls, {**known, "options": options}, where)
 
 
 @dataclass(frozen=True)
@@ -129,82 +134,6 @@ class Run:
     optimizer: Optimizer
     training: Training
     schedule: Schedule = field(default_factory=Schedule)
-
-
-def require_at_least_one(table: Any, where: str, names: Iterable[str]) -> None:
-    """Refuse counts below 1; None stands for no limit."""
-    for name in names:
-        value = getattr(table, name)
-        if value is not None and value < 1:
-            raise LabError(f"{where}.{name} is {value}, but must be 1 or more.")
-
-
-def check_known(name: str, known: Iterable[str], where: str) -> None:
-    """Refuse a name that is not among `known`, and say which one is nearest."""
-    known = sorted(known)
-    if name in known:
-        return
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
-    raise LabError(f"{where}: {name!r} is not known; {hint}")
-
-
-def read(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass from a table, refusing unknown keys, missing keys and values of another type."""
-    hints = get_type_hints(kind)
-    for key in table:
-        check_known(key, hints, where)
-    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    for name in required:
-        if name not in table:
-            raise LabError(f"{where}: the key {name!r} is missing.")
-    return kind(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
-
-
-def read_optimizer(table: Mapping[str, Any], where: str) -> Optimizer:
-    """Make an `Optimizer` from a row's table: what is neither name nor ball is an option of the class."""
-    known = {key: table[key] for key in ("name", "l2_ball") if key in table}
-    options = {key: value for key, value in table.items() if key not in known}
-    return read(Optimizer, {**known, "options": options}, where)
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    if hint is Optimizer:
-        return read_optimizer(as_table(value, where), where)
-    if is_dataclass(hint):
-        return read(hint, as_table(value, where), where)
-    for accepted in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        kind = get_origin(accepted) or accepted
-        if _ACCEPTS[kind](value):
-            return _MAKES.get(kind, lambda same: same)(value)
-    wanted = getattr(hint, "__name__", str(hint)).replace(" | None", "")
-    raise LabError(f"{where} is {value!r}, but must be of type {wanted}.")
-
-
-def as_table(value: Any, where: str) -> Mapping[str, Any]:
-    """Read a section, of which a name alone is short for: data = "digits" is data = { name = "digits" }."""
-    if isinstance(value, str):
-        return {"name": value}
-    if not isinstance(value, Mapping):
-        raise LabError(f"{where} is {value!r}, but must be a name or a table.")
-    return value
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-_ACCEPTS = {
-    bool: lambda value: isinstance(value, bool),
-    int: _is_integer,
-    float: lambda value: _is_integer(value) or isinstance(value, float),
-    str: lambda value: isinstance(value, str),
-    tuple: lambda value: isinstance(value, (list, tuple)) and all(map(_is_integer, value)),
-    list: lambda value: isinstance(value, list) and all(isinstance(item, Mapping) for item in value),
-    Mapping: lambda value: isinstance(value, Mapping),
-    types.NoneType: lambda value: value is None,
-}
-_MAKES = {float: float, tuple: tuple}
 
 
 def as_json(run: Run) -> dict[str, Any]:

@@ -5,54 +5,22 @@ one graph. The first steps of a run warm it up, and a smaller last batch is made
 the steps of one without.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-import polyak
-from polyak_lab import processes, step
-from polyak_lab.errors import LabError
-from polyak_lab.optimizers import OPTIMIZERS, Observed
+from polyak_lab import step
+from polyak_lab.batches import Batch
+from polyak_lab.optimizers import Observed
+from polyak_lab.session import Session
 from polyak_lab.step import Step
-
-if TYPE_CHECKING:
-    from polyak_lab.batches import Batch
-    from polyak_lab.config import Run
-    from polyak_lab.session import Session
 
 T = TypeVar("T")
 
 WARM_UP = 3  # steps; libraries choose their kernels and optimizers make their buffers in the first
 COLUMNS = 2 + len(Observed._fields)
-
-
-def check(run: Run) -> None:
-    """Refuse what cannot be recorded."""
-    if not run.training.cuda_graph:
-        return
-    method = run.optimizer.name
-    reads_loss = issubclass(OPTIMIZERS[method], polyak.PolyakOptimizer)
-    refusals = {
-        f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
-        "torchrun starts several processes": processes.size() > 1,
-        "compile makes graphs of its own": run.training.compile,
-        f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
-        and not run.schedule.is_constant,
-        f"{method} needs capturable = true": run.optimizer.options.get("capturable") is False,
-    }
-    for reason, holds in refusals.items():
-        if holds:
-            raise LabError(f"training.cuda_graph does not go here: {reason}.")
-
-
-def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Let a schedule write lr where a replayed step reads it."""
-    for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
 
 
 class Recorder:

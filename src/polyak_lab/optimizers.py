@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, Linear
 import polyak
 from polyak_lab import config
 from polyak_lab.errors import LabError
+from polyak_lab.strict import check_known
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "alig": polyak.ALIG,
@@ -34,11 +35,11 @@ class Observed(NamedTuple):
 
 def resolve(choice: config.Optimizer) -> config.Optimizer:
     """Spell out every option, defaults of the class included, and refuse what the class does not take."""
-    config.check_known(choice.name, OPTIMIZERS, "optimizer")
+    check_known(choice.name, OPTIMIZERS, "optimizer")
     parameters = inspect.signature(OPTIMIZERS[choice.name]).parameters
     known = [name for name in parameters if name not in _NOT_OPTIONS]
     for key in choice.options:
-        config.check_known(key, known, f"optimizer {choice.name}")
+        check_known(key, known, f"optimizer {choice.name}")
     if choice.l2_ball is not None and "constraint" not in parameters:
         raise LabError(f"The optimizer {choice.name} takes no constraint: leave l2_ball out.")
     given = {name: choice.options.get(name, parameters[name].default) for name in known}
@@ -60,6 +61,12 @@ def build(choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoc
         return cls(parameters, **options)
     except (TypeError, ValueError) as error:
         raise LabError(f"optimizer {choice.name}: {error}") from error
+
+
+def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let a schedule write lr where a replayed step reads it."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
 
 
 def advance(optimizer: torch.optim.Optimizer, loss: Tensor, grad_sq_norm: Tensor | None = None) -> Observed:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from polyak_lab.config import Run, as_table, check_known, read
+from polyak_lab.config import Run
 from polyak_lab.errors import LabError
+from polyak_lab.strict import as_table, check_known, read
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from polyak_lab import checkpoint, environment, processes, run_files
+from polyak_lab.checkpoint import Stateful
 from polyak_lab.config import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
 from polyak_lab.files import exists, said_clearly, write_atomic
-from polyak_lab.session import Session
 from polyak_lab.stored import Label, as_lines, pretty
 
 try:
@@ -42,8 +42,7 @@ class RunFolder:
     def __init__(self, path: Path, run: Run, label: Label) -> None:
         self.path = path
         self.label = label
-        self.device = run.training.device
-        self._threads = run.training.threads
+        self.training = run.training
         self.config = as_json(run)
         self.records: list[dict[str, Any]] = []
         self.timings: list[dict[str, Any]] = []
@@ -67,7 +66,7 @@ class RunFolder:
     def threads(self) -> int | None:
         """The threads asked for, else those of the first start: sums on a CPU depend on them."""
         starts = self._starts()
-        return self._threads or (int(starts[0]["threads"]) if starts else None)
+        return self.training.threads or (int(starts[0]["threads"]) if starts else None)
 
     @contextmanager
     def opened(self) -> Iterator[tuple[bool, int | None]]:
@@ -102,20 +101,20 @@ class RunFolder:
         if not exists(stored) or run_files.read_bytes(stored) != text.encode():
             write_atomic(stored, text)
 
-    def resume(self, this: Session) -> None:
+    def resume(self, this: Stateful) -> None:
         """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
         processes.from_first(self._note_start)
-        epochs = checkpoint.load(self.path / "checkpoint.pt", this, self.hash)
+        epochs = checkpoint.load(self.path / "checkpoint.pt", this, self.hash, self.training)
         lines = processes.from_first(lambda: self._lines(epochs))
         self.records, self.timings = lines
 
-    def commit(self, this: Session, record: dict[str, Any], timing: dict[str, Any]) -> None:
+    def commit(self, this: Stateful, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """Store an epoch: its lines first, the checkpoint that makes them count last."""
         self.records.append(plain(record))
         self.timings.append(plain(timing))
         processes.from_first(lambda: self._store(this))
 
-    def _store(self, this: Session) -> None:
+    def _store(self, this: Stateful) -> None:
         write_atomic(self.path / "metrics.jsonl", as_lines(self.records))
         write_atomic(self.path / "timings.jsonl", as_lines(self.timings))
         checkpoint.save(self.path / "checkpoint.pt", this, len(self.records), self.hash)
@@ -126,7 +125,7 @@ class RunFolder:
         processes.from_first(lambda: write_atomic(self.path / "summary.json", self._document(summary)))
 
     def _note_start(self) -> None:
-        start = environment.describe(self.device) | {"processes": processes.size()}
+        start = environment.describe(self.training.device) | {"processes": processes.size()}
         write_atomic(self.path / "environment.json", self._document({"starts": [*self._starts(), start]}))
 
     def _document(self, content: dict[str, Any]) -> str:

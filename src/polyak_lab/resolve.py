@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import torch
 
-from polyak_lab import data, graph, models, optimizers, processes
-from polyak_lab.config import Run, Training, check_known
+import polyak
+from polyak_lab import data, models, optimizers, processes
+from polyak_lab.config import Run, Training
 from polyak_lab.errors import LabError
+from polyak_lab.optimizers import OPTIMIZERS
+from polyak_lab.strict import check_known
 
 
 def resolve(run: Run) -> Run:
@@ -17,7 +20,7 @@ def resolve(run: Run) -> Run:
     optimizer = optimizers.resolve(run.optimizer)
     _check_schedule(run, optimizer.options.get("lr", 0.0))
     resolved = replace(run, data=chosen, optimizer=optimizer, training=_resolve_training(run.training))
-    graph.check(resolved)
+    _check_graph(resolved)
     return resolved
 
 
@@ -49,3 +52,22 @@ def _resolve_device(name: str) -> str:
     if device.type == "meta":
         raise LabError("The device 'meta' holds no numbers: try auto, cpu or cuda.")
     return str(device)
+
+
+def _check_graph(run: Run) -> None:
+    """Refuse what cannot be recorded as a CUDA graph."""
+    if not run.training.cuda_graph:
+        return
+    method = run.optimizer.name
+    reads_loss = issubclass(OPTIMIZERS[method], polyak.PolyakOptimizer)
+    refusals = {
+        f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
+        "torchrun starts several processes": processes.size() > 1,
+        "compile makes graphs of its own": run.training.compile,
+        f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
+        and not run.schedule.is_constant,
+        f"{method} needs capturable = true": run.optimizer.options.get("capturable") is False,
+    }
+    for reason, holds in refusals.items():
+        if holds:
+            raise LabError(f"training.cuda_graph does not go here: {reason}.")

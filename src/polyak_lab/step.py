@@ -1,17 +1,13 @@
 """One training step: forward, backward, and the optimizer's move."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from polyak_lab.batches import Batch
 from polyak_lab.optimizers import Observed, advance
-
-if TYPE_CHECKING:
-    from polyak_lab.batches import Batch
-    from polyak_lab.session import Session
+from polyak_lab.session import Session
 
 
 class Step(NamedTuple):

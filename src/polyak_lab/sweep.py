@@ -22,11 +22,12 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from polyak_lab import recipes, run_files, stored
-from polyak_lab.config import Run, as_json, content_hash, first_difference, plain, read
+from polyak_lab.config import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.record import claimed
 from polyak_lab.resolve import resolve
+from polyak_lab.strict import read
 from polyak_lab.sweep_axes import Axis, Interval, check_values, read_axes, with_values
 from polyak_lab.sweep_study import TrialState, counted, open_study, optuna, reported
 from polyak_lab.terminal import say

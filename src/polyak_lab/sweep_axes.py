@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polyak_lab.config import Run, read
+from polyak_lab.config import Run
 from polyak_lab.errors import LabError
+from polyak_lab.strict import read
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,24 @@
 """One training run: epochs of steps, a score after each, a checkpoint after each."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch.nn.utils import get_total_norm
 
-from polyak_lab import memory, processes, session
+from polyak_lab import build, graph, memory, processes, step
 from polyak_lab.batches import Batch, stream_seed
-from polyak_lab.config import Run
+from polyak_lab.config import AUGMENTED_VALIDATION, Run
+from polyak_lab.determinism import settled
 from polyak_lab.metrics import Meter, Scores
 from polyak_lab.progress import Progress
 from polyak_lab.record import RunFolder
-from polyak_lab.session import AUGMENTED_VALIDATION, Session
+from polyak_lab.session import Session
+from polyak_lab.step import Step
 
 Record = dict[str, Any]
+MakeStep = Callable[[Session, Batch, float], Step]
 
 
 def train(run: Run, folder: RunFolder, progress: Progress) -> None:
@@ -23,8 +26,8 @@ def train(run: Run, folder: RunFolder, progress: Progress) -> None:
     with folder.opened() as (finished, threads):
         if finished:
             return
-        with session.settled(run.training.device, threads), memory.hinted(run.training):
-            _train(session.start(run), folder, progress)
+        with settled(run.training.device, threads), memory.hinted(run.training):
+            _train(build.start(run), folder, progress)
     progress.run_finished(folder.records[-1], folder.seconds)
 
 
@@ -32,16 +35,22 @@ def _train(this: Session, folder: RunFolder, progress: Progress) -> None:
     folder.resume(this)
     done, epochs = len(folder.records), this.run.training.epochs
     progress.run_started(epochs, this.steps_per_epoch, done)
+    make_step = step_maker(this.run)
     for epoch in range(done, epochs):
-        record, timing = _epoch(this, epoch, progress)
+        record, timing = _epoch(this, make_step, epoch, progress)
         folder.commit(this, record, timing)
         progress.epoch_done(record, timing)
     folder.finish()
 
 
-def _epoch(this: Session, epoch: int, progress: Progress) -> tuple[Record, Record]:
+def step_maker(run: Run) -> MakeStep:
+    """Choose how a run makes its steps: one by one, or by replaying a CUDA graph."""
+    return graph.Recorder() if run.training.cuda_graph else step.make
+
+
+def _epoch(this: Session, make_step: MakeStep, epoch: int, progress: Progress) -> tuple[Record, Record]:
     start = perf_counter()
-    meter = steps(this, epoch, progress)
+    meter = steps(this, make_step, epoch, progress)
     record = {"epoch": epoch + 1, "train_loss": meter.loss(), "train_accuracy": meter.accuracy()}
     trained = perf_counter()
     record |= _evaluate(this, epoch) | meter.means()
@@ -56,13 +65,13 @@ def _epoch(this: Session, epoch: int, progress: Progress) -> tuple[Record, Recor
     return record, timing
 
 
-def steps(this: Session, epoch: int, progress: Progress) -> Meter:
+def steps(this: Session, make_step: MakeStep, epoch: int, progress: Progress) -> Meter:
     """Train for one epoch; nothing is read from the device until it ends."""
     torch.manual_seed(_layers_seed(this.run.training.seed, epoch))
     this.model.train()
     meter = Meter()
     for batch, samples in zip(this.training_batches(epoch), this.batch_sizes, strict=True):
-        seen = this.make_step(this, batch, processes.weight(samples))
+        seen = make_step(this, batch, processes.weight(samples))
         meter.add_step(seen.observed)
         meter.add(seen.loss, seen.correct, len(batch[1]))
         if this.schedule is not None:

@@ -25,10 +25,10 @@ def stop() -> None:
 def memory() -> None:
     steps = train.steps
 
-    def steps_that_fit(this, epoch, progress):
+    def steps_that_fit(this, make_step, epoch, progress):
         if epoch == EPOCHS and launched.rank() == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return steps(this, epoch, progress)
+        return steps(this, make_step, epoch, progress)
 
     train.steps = steps_that_fit
 

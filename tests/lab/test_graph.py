@@ -7,11 +7,11 @@ import torch
 from rich.console import Console
 
 from lab.runs import ALIG, call, execute, run
-from polyak_lab import config, session
+from polyak_lab import build, config
 from polyak_lab.errors import LabError
 from polyak_lab.progress import Progress
 from polyak_lab.resolve import resolve
-from polyak_lab.train import steps
+from polyak_lab.train import step_maker, steps
 
 SGD = config.Optimizer("sgd", options={"lr": 0.1, "momentum": 0.9})
 KINDS = {
@@ -30,8 +30,9 @@ def measured(kind, cuda_graph, model="mlp", epochs=3):
     optimizer, schedule = KINDS[kind]
     wanted = resolve(run(optimizer, schedule, model=model, epochs=epochs, batch_size=200))
     training = replace(wanted.training, cuda_graph=cuda_graph)
-    this = session.start(replace(wanted, training=training))
-    return [_numbers(steps(this, epoch, QUIET)) for epoch in range(epochs)], this.state_dict()
+    this = build.start(replace(wanted, training=training))
+    make_step = step_maker(this.run)
+    return [_numbers(steps(this, make_step, epoch, QUIET)) for epoch in range(epochs)], this.state_dict()
 
 
 def _numbers(meter):
@@ -65,9 +66,9 @@ def test_steps_on_tensors_that_stay_are_the_steps_of_a_run(kind, model):
 
 def test_a_schedule_writes_into_the_lr_that_a_replayed_step_reads():
     wanted = resolve(run(ALIG, "cosine", epochs=1))
-    this = session.start(replace(wanted, training=replace(wanted.training, cuda_graph=True)))
+    this = build.start(replace(wanted, training=replace(wanted.training, cuda_graph=True)))
     lr = this.optimizer.param_groups[0]["lr"]
-    steps(this, 0, QUIET)
+    steps(this, step_maker(this.run), 0, QUIET)
     assert this.optimizer.param_groups[0]["lr"] is lr
     assert float(lr) == pytest.approx(0.0, abs=1e-12)
 

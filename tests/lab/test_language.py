@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lab.runs import call, execute, run
-from polyak_lab import config, data, models, session, stored, table
+from polyak_lab import build, config, data, models, stored, table
 from polyak_lab.data.text import parse
 from polyak_lab.errors import LabError
 from polyak_lab.optimizers import build_schedule
@@ -208,7 +208,7 @@ def test_text_has_no_pixels(augment, fable):
     wanted = language(fable)
     chosen = config.Data("text", root=str(fable), context=16, **augment)
     with pytest.raises(LabError, match="holds text"):
-        session.start(resolve(config.Run(chosen, wanted.model, wanted.optimizer, wanted.training)))
+        build.start(resolve(config.Run(chosen, wanted.model, wanted.optimizer, wanted.training)))
 
 
 # Warm-up and clipping
@@ -244,7 +244,7 @@ def test_a_clipped_step_is_divided_by_the_norm_from_before(method):
     taken = {}
     for limit in (None, 0.01, 1e9):
         wanted = run(config.Optimizer(method, options={"lr": 1e6}), max_batches=1, clip_norm=limit)
-        this = session.start(resolve(wanted))
+        this = build.start(resolve(wanted))
         before = torch.nn.utils.parameters_to_vector(this.model.parameters()).detach().clone()
         batch = next(this.training_batches(0))
         size = this.make_step(this, batch, 1.0).observed.step_size

@@ -7,7 +7,7 @@ import pytest
 
 from lab import archives
 from lab.runs import execute
-from polyak_lab import batches, recipes, session
+from polyak_lab import batches, build, recipes
 from polyak_lab.errors import LabError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -153,7 +153,7 @@ def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatc
     monkeypatch.setenv("POLYAK_DATA", str(small_data))
     monkeypatch.setitem(batches.EVALUATION_BATCH, "cpu", 2)
     for number, run in enumerate(tiny(run) for run in (row.run, row.small) if run is not None):
-        session.dataset.cache_clear()
+        build.dataset.cache_clear()
         (record,) = execute(tmp_path / str(number), run).records
         assert record["step_size"] > 0
         assert record["train_loss"] > 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lab.runs import ALIG, ROW, execute, run
-from polyak_lab import batches, config, session
+from polyak_lab import batches, build, config
 from polyak_lab.errors import LabError
 from polyak_lab.resolve import resolve
 from polyak_lab.stored import Label
@@ -80,7 +80,7 @@ def test_a_run_leaves_torch_as_it_was(tmp_path):
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     execute(tmp_path, run(epochs=1))
     before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
-    monkeypatch.setattr(session, "start", None)
+    monkeypatch.setattr(build, "start", None)
     execute(tmp_path, run(epochs=1))
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
@@ -157,9 +157,9 @@ def test_step_schedule(tmp_path):
 
 
 def test_smooth_sps_learns_the_length_of_an_epoch():
-    assert session.start(resolve(run(config.Optimizer("smooth-sps")))).optimizer.defaults["steps_per_epoch"] == 6
+    assert build.start(resolve(run(config.Optimizer("smooth-sps")))).optimizer.defaults["steps_per_epoch"] == 6
     given = config.Optimizer("smooth-sps", options={"steps_per_epoch": 9})
-    assert session.start(resolve(run(given))).optimizer.defaults["steps_per_epoch"] == 9
+    assert build.start(resolve(run(given))).optimizer.defaults["steps_per_epoch"] == 9
 
 
 def test_augmented_validation_is_named_and_keeps_the_clean_score(tmp_path):
@@ -186,7 +186,7 @@ def test_vectors_cannot_be_cropped(tmp_path):
 
 
 def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own():
-    this = session.start(resolve(run(batch_size=100)))
+    this = build.start(resolve(run(batch_size=100)))
     sizes = [len(targets) for _, targets in this.training_batches(0)]
     assert sizes == [100] * 14 + [37]
     first, again, second = (torch.cat([targets for _, targets in this.training_batches(epoch)]) for epoch in (0, 0, 1))
@@ -196,7 +196,7 @@ def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own():
 
 
 def test_the_order_does_not_depend_on_the_weights():
-    one, other = (session.start(resolve(run(seed=seed, shuffle_seed=5))) for seed in (0, 1))
+    one, other = (build.start(resolve(run(seed=seed, shuffle_seed=5))) for seed in (0, 1))
     assert all(
         torch.equal(a, b) for (_, a), (_, b) in zip(one.training_batches(0), other.training_batches(0), strict=True)
     )

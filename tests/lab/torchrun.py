@@ -16,7 +16,8 @@ POLYAK = ("--no-python", Path(sys.executable).parent / "polyak")
 def start(*command: object, processes: int = 2) -> subprocess.Popen:
     """Start torchrun in a process group of its own."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
         [str(part) for part in (*launcher, *command)],
         env=environment,
