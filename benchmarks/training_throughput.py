@@ -22,12 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import polyak
-from polyak_lab import build, config, models
+from polyak_lab import models
+from polyak_lab.config import run as config
 from polyak_lab.data import Dataset as Tensors
 from polyak_lab.data import Split
 from polyak_lab.progress import Progress
-from polyak_lab.resolve import resolve
-from polyak_lab.train import step_maker, steps
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.training import build
+from polyak_lab.training.loop import step_maker, steps
 
 BATCH = 128
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])

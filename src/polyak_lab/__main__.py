@@ -1,6 +1,6 @@
 """`python -m polyak_lab` is `polyak`."""
 
-from polyak_lab.app import main
+from polyak_lab.cli.app import main
 
 if __name__ == "__main__":
     main()

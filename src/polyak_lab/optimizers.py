@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
 import polyak
-from polyak_lab import config
+from polyak_lab.config import run as config
+from polyak_lab.config.strict import check_known
 from polyak_lab.errors import LabError
-from polyak_lab.strict import check_known
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "alig": polyak.ALIG,

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn,
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from polyak_lab.terminal import capped_share, printable, say, shortened
+from polyak_lab.console import capped_share, printable, say, shortened
 
 TAKEN = 68  # columns of the live line that are not the name of the run
 READ_EVERY = 0.25  # seconds; a number read from a GPU makes it wait

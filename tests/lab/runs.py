@@ -6,12 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from polyak_lab import config, progress
-from polyak_lab.__main__ import main
-from polyak_lab.record import RunFolder
-from polyak_lab.resolve import resolve
-from polyak_lab.stored import Label
-from polyak_lab.train import train
+from polyak_lab import progress
+from polyak_lab.cli.app import main
+from polyak_lab.config import run as config
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.runs.folder import RunFolder
+from polyak_lab.runs.stored import Label
+from polyak_lab.training.loop import train
 
 ROW = Label("row")
 ALIG = config.Optimizer("alig", l2_ball=20.0, options={"lr": 1.0, "momentum": 0.9})
@@ -38,7 +39,7 @@ def execute(path: Path, wanted: config.Run, label: Label = ROW) -> RunFolder:
 def in_child(path: Path, wanted: config.Run) -> multiprocessing.Process:
     """Start the run in a process of its own that need not import torch again."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "polyak_lab.train", "polyak_lab.resolve"])
+    context.set_forkserver_preload(["torch._dynamo", "polyak_lab.training.loop", "polyak_lab.recipes.resolve"])
     child = context.Process(target=execute, args=(path, wanted))
     child.start()
     return child

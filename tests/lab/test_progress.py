@@ -7,10 +7,10 @@ from rich.console import Console
 
 from lab.runs import run
 from polyak_lab import progress
-from polyak_lab.record import RunFolder
-from polyak_lab.resolve import resolve
-from polyak_lab.stored import Label
-from polyak_lab.train import train
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.runs.folder import RunFolder
+from polyak_lab.runs.stored import Label
+from polyak_lab.training.loop import train
 
 
 def show(path, *, terminal, epochs, name="ALI-G", width=120):

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from polyak_lab.config import Data
+from polyak_lab.config.run import Data
+from polyak_lab.config.strict import check_known
 from polyak_lab.data.cifar import CIFAR10, CIFAR100
 from polyak_lab.data.dataset import Dataset
 from polyak_lab.data.digits import DIGITS
@@ -16,7 +17,6 @@ from polyak_lab.data.source import Source
 from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
 from polyak_lab.data.text import PYTHON_DOCS, TEXT
 from polyak_lab.errors import LabError
-from polyak_lab.strict import check_known
 
 SOURCES: dict[str, Source] = {
     source.name: source

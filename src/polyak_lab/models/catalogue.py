@@ -6,13 +6,13 @@ from functools import partial
 
 from torch import nn
 
+from polyak_lab.config.strict import check_known
 from polyak_lab.errors import LabError
 from polyak_lab.models.dense import deep_linear, linear, logistic, mlp
 from polyak_lab.models.densenet import densenet121, densenet_40_40
 from polyak_lab.models.resnet import resnet34, small_resnet
 from polyak_lab.models.transformer import gpt_small
 from polyak_lab.models.wide_resnet import wrn_16_4, wrn_40_4
-from polyak_lab.strict import check_known
 
 Shape = tuple[int, ...]
 

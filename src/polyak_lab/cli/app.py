@@ -1,0 +1,59 @@
+"""The command line: it parses, calls what the verb does, and turns errors and signals into an exit status."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import tyro
+from rich.console import Console
+
+from polyak_lab.cli import signals
+from polyak_lab.cli.verbs import RunRecipe, Train, Verb
+from polyak_lab.console import say
+from polyak_lab.errors import LabError
+from polyak_lab.processes import torchrun as launched
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    signals.install()
+    # Threads that wait should sleep: spinning, the default, made a small model 6 times slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    launched.leave(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    speaks = launched.rank() == 0
+    errors = Console(stderr=True, quiet=not speaks)
+    try:
+        verb: Any = tyro.cli(
+            Verb, args=argv, prog="polyak", description=DESCRIPTION, config=CONFIG, console_outputs=speaks
+        )
+        _check_alone(verb)
+        verb.execute(Console() if speaks else Console(quiet=True, force_terminal=False))
+        signals.ends(0)
+    except LabError as error:
+        errors.quiet &= not isinstance(error, launched.AloneError)
+        return _say_last(errors, f"polyak: {error}", 1)
+    except KeyboardInterrupt as stop:
+        return _say_last(errors, signals.STOPPED, 143 if isinstance(stop, signals.Terminated) else 130)
+    except SystemExit as stop:  # after a usage error, or --help
+        return int(stop.code or 0)
+    return 0
+
+
+def _say_last(errors: Console, text: str, status: int) -> int:
+    """Say why this process ends, and return its status; a signal has nothing left to stop."""
+    signals.ends(status)
+    say(errors, text)
+    return status
+
+
+def _check_alone(verb: Any) -> None:
+    """Refuse to do the same thing in every process."""
+    if launched.size() > 1 and not isinstance(verb, (Train, RunRecipe)):
+        raise LabError("torchrun starts polyak train and polyak run: start everything else without it.")
+
+
+DESCRIPTION = "Train, compare and report optimizers that set their step size from the loss."
+CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)

@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM: the first one stops the command in order, a later one ends the process at once."""
+
+import os
+import signal
+from time import monotonic
+from types import FrameType
+
+from polyak_lab.processes import torchrun as launched
+
+STOPPED = "polyak: stopped; the same command goes on."
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+PATIENCE = 2.0  # seconds; launchers and terminals often send two signals where one was meant
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a run just as Ctrl-C does."""
+
+
+class _Stop:
+    """What a process does about signals."""
+
+    def __init__(self) -> None:
+        self.ends_since: float | None = None
+        self.status = 0
+        self.has_said = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Raise at the first signal; end the process if it is still here some time after it."""
+        if self.ends_since is None:
+            self.end(STATUS[signal.Signals(number)])
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if monotonic() - self.ends_since > PATIENCE:
+            if not self.has_said and launched.rank() == 0:
+                os.write(2, f"{STOPPED}\n".encode())
+            os._exit(self.status)
+
+    def end(self, status: int) -> None:
+        """Take note of the status that the process ends with."""
+        self.ends_since, self.status = monotonic(), status
+
+
+_stop = _Stop()
+
+
+def install() -> None:
+    """Handle signals from here on; SIGINT stays ignored where the shell ignores it, as for a job in the background."""
+    global _stop
+    _stop = _Stop()
+    signal.signal(signal.SIGTERM, _stop.handle)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop.handle)
+
+
+def ends(status: int) -> None:
+    """Take note that the process ends by itself; a signal has nothing left to stop."""
+    _stop.end(status)
+    _stop.has_said = True

@@ -1,0 +1,178 @@
+"""What the verbs do, once their arguments are read."""
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from polyak_lab import console as terminal
+from polyak_lab import progress
+from polyak_lab.config import run as config
+from polyak_lab.config.run import Run, as_json, content_hash
+from polyak_lab.console import say, warn
+from polyak_lab.errors import LabError
+from polyak_lab.processes import group as processes
+from polyak_lab.recipes import recipe as recipes
+from polyak_lab.recipes.recipe import Recipe, Row
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.report import table
+from polyak_lab.runs import stored
+from polyak_lab.runs.folder import RunFolder
+from polyak_lab.runs.stored import Label
+from polyak_lab.training.loop import train
+
+
+class TrainArguments(Protocol):
+    """The flags of `polyak train`."""
+
+    data: str
+    model: str
+    optimizer: str
+    lr: float | None
+    momentum: float | None
+    l2_ball: float | None
+    set: tuple[str, ...]
+    schedule: str
+    milestones: tuple[int, ...]
+    factor: float
+    warmup_steps: int
+    epochs: int
+    batch_size: int
+    seed: int
+    shuffle_seed: int | None
+    augment: bool
+    eval_protocol: str
+    device: str
+    threads: int | None
+    precision: str
+    channels_last: bool
+    compile: bool
+    cuda_graph: bool
+    clip_norm: float | None
+    root: str | None
+    context: int | None
+
+
+def as_run(flags: TrainArguments) -> config.Run:
+    """Make the run that the flags ask for."""
+    named = {"lr": flags.lr, "momentum": flags.momentum}
+    options = {key: value for key, value in named.items() if value is not None} | _options(flags.set)
+    return config.Run(
+        config.Data(flags.data, flags.augment, root=flags.root, context=flags.context),
+        config.Model(flags.model),
+        config.Optimizer(flags.optimizer, flags.l2_ball, options),
+        config.Training(
+            epochs=flags.epochs,
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+            shuffle_seed=flags.shuffle_seed,
+            device=flags.device,
+            eval_protocol=flags.eval_protocol,
+            threads=flags.threads,
+            precision=flags.precision,
+            channels_last=flags.channels_last,
+            compile=flags.compile,
+            cuda_graph=flags.cuda_graph,
+            clip_norm=flags.clip_norm,
+        ),
+        config.Schedule(flags.schedule, flags.milestones, flags.factor, flags.warmup_steps),
+    )
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE as a recipe would."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        try:
+            options |= tomllib.loads(pair)
+        except tomllib.TOMLDecodeError as error:
+            raise LabError(f"--set {pair}: write KEY=VALUE, such as c=0.2 or nesterov=true.") from error
+    return options
+
+
+@processes.joined()
+def train_one(flags: TrainArguments, out: Path | None, console: Console) -> None:
+    """Train one run in its own folder."""
+    run = processes.from_first(lambda: resolve(as_run(flags)))
+    name = f"{run.data.name}-{run.model.name}-{run.optimizer.name}"
+    path = out or Path("runs") / f"{name}-{content_hash(as_json(run))[:8]}"
+    folder = RunFolder(path, run, Label(name))
+    with progress.showing(console, epochs=True) as shown:
+        shown.run_named(name)
+        train(run, folder, shown)
+    processes.from_first(lambda: say(console, f"{path}: {progress.sentence(stored.load(path).records[-1])}"))
+
+
+@processes.joined()
+def run_recipe(
+    path: Path,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    out: Path | None,
+    console: Console,
+    *,
+    device: str | None,
+    smoke: bool,
+    with_report: bool,
+) -> None:
+    """Train the rows of a recipe that are not finished yet, then show the table."""
+    recipe = processes.from_first(lambda: recipes.load(path))
+    folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
+    jobs = processes.from_first(lambda: _all_jobs(recipe, rows, seeds, folder, device, smoke))
+    if before := sum(job.finished for _, job in jobs):
+        say(console, f"{before} of {len(jobs)} runs were finished before.")
+    with progress.showing(console, epochs=False) as shown:
+        for number, (run, job) in enumerate(jobs, 1):
+            shown.run_named(f"[{number}/{len(jobs)}] {job.label.row}, seed {run.training.seed}")
+            train(run, job, shown)
+    processes.from_first(lambda: show(recipe, folder, console, with_report))
+
+
+def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> None:
+    """Print the table of a recipe's folder, and write its page if asked to."""
+    rows = table.groups(stored.find([folder], on_damage=warn))
+    terminal.show(console, table.as_rich(rows, recipe.title))
+    if with_report:
+        from polyak_lab.report import page as report  # matplotlib takes a while
+
+        page = folder / "report.html"
+        report.write(page, rows, recipe.title, recipe.note)
+        say(console, f"Curves: {page}")
+
+
+def _all_jobs(
+    recipe: Recipe, rows: Sequence[str], seeds: Sequence[int], out: Path, device: str | None, smoke: bool
+) -> list[tuple[Run, RunFolder]]:
+    chosen = [_cut(row, device, smoke) for row in recipes.select(recipe.rows, rows)]
+    return [job for row in chosen for job in _jobs(recipe, row, seeds or recipe.seeds, out)]
+
+
+def _cut(row: Row, device: str | None, smoke: bool) -> Row:
+    """Choose the run; the paper's number has no place beside a smoke run."""
+    run = recipes.smoke(row) if smoke else row.run
+    paper = None if smoke else row.paper
+    return replace(row, run=run if device is None else recipes.on_device(run, device), paper=paper)
+
+
+def _jobs(recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:
+    """Resolve a row for every seed, and refuse a folder of another run before anything trains."""
+    position = [known.name for known in recipe.rows].index(row.name)
+    label = Label(row.name, recipe.name, position, row.paper)
+    for seed in seeds:
+        with _told_where(row):
+            run = resolve(recipes.with_seed(row.run, seed))
+        folder = RunFolder(out / row.slug / f"seed-{seed}", run, label)
+        folder.check()
+        yield run, folder
+
+
+@contextmanager
+def _told_where(row: Row) -> Iterator[None]:
+    try:
+        yield
+    except LabError as error:
+        raise LabError(f"Row {row.name!r}: {error}") from error

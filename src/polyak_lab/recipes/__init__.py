@@ -1,0 +1,1 @@
+"""Recipes, and the way from what they ask for to what runs."""

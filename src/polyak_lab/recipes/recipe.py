@@ -1,0 +1,172 @@
+"""Recipes: one TOML file per table of a paper, one row per line of the table.
+
+A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A row's sections are laid
+over those of `[defaults]`, key by key (an optimizer is taken whole). `[smoke]` holds sections that `--smoke` lays over
+those of every row, to make it small; without it, a smoke run takes two steps. `[grid]` lists values of one option of
+the optimizers, `lr = [0.1, 1.0]`, and makes a row of every row with every value. Unknown keys are refused.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from polyak_lab.config.run import Run
+from polyak_lab.config.strict import as_table, check_known, read
+from polyak_lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its name, what to run, and the paper's number if it has one."""
+
+    name: str
+    run: Run
+    paper: float | None = None
+    small: Run | None = None
+    """What `--smoke` runs instead."""
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return slug(self.name)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A table to be: its rows, and the seeds each is run with."""
+
+    name: str
+    title: str
+    note: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    """What `polyak sweep` searches, as it stands in the file."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys a recipe file may have."""
+
+    row: list[Mapping[str, Any]]
+    title: str = ""
+    note: str = ""
+    seeds: tuple[int, ...] = (0,)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    smoke: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+
+
+def slug(name: str) -> str:
+    """Spell a name so that it can be a folder: 'ALI-G, momentum 0.9' becomes 'ali-g-momentum-0.9'."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe, refusing anything it does not know."""
+    content = read(_File, _parse(path), str(path))
+    tables = [table for row in content.row for table in _on_grid(row, content.grid, str(path))]
+    rows = tuple(_row(table, content, f"{path}, row {i + 1}") for i, table in enumerate(tables))
+    if not rows:
+        raise LabError(f"{path} has no [[row]]: a recipe needs at least one.")
+    _refuse_doubles(rows, path)
+    if not content.seeds:
+        raise LabError(f"{path}: seeds is empty; name at least one, such as seeds = [0].")
+    return Recipe(path.stem, content.title or path.stem, content.note, content.seeds, rows, content.sweep)
+
+
+def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
+    """Keep the rows named (by name or by folder name); all of them if none is."""
+    by_name = {row.name: row for row in rows} | {row.slug: row for row in rows}
+    for name in names:
+        check_known(name, by_name, "--row")
+    chosen = {by_name[name].name for name in names} or {row.name for row in rows}
+    return tuple(row for row in rows if row.name in chosen)
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """Give a run its seed."""
+    return replace(run, training=replace(run.training, seed=seed))
+
+
+def on_device(run: Run, device: str) -> Run:
+    """Send a run to a device."""
+    return replace(run, training=replace(run.training, device=device))
+
+
+def two_steps(run: Run) -> Run:
+    """Cut a run down to two steps, to see that it works."""
+    return replace(run, training=replace(run.training, epochs=1, max_batches=2))
+
+
+def smoke(row: Row) -> Run:
+    """Take the small run that the recipe declares, or two steps."""
+    return two_steps(row.run) if row.small is None else row.small
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LabError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LabError(f"The recipe {path} is not valid TOML: {error}.") from error
+
+
+def _row(table: Mapping[str, Any], recipe: _File, where: str) -> Row:
+    own = dict(table)
+    name, paper = own.pop("name", None), own.pop("paper", None)
+    if not isinstance(name, str) or not slug(name):
+        raise LabError(f"{where} needs a name.")
+    if paper is not None and not isinstance(paper, (int, float)):
+        raise LabError(f"{where} ({name}): paper is {paper!r}, but must be a number.")
+    sections = _overlay(recipe.defaults, own)
+    run = read(Run, sections, f"{where} ({name})")
+    return Row(name, run, paper, _small(run, sections, recipe.smoke, f"{where} ({name}), smoke"))
+
+
+def _small(run: Run, sections: Mapping[str, Any], smoke: Mapping[str, Any], where: str) -> Run | None:
+    """Lay `[smoke]` over a row; the milestones of its schedule keep their places in the shorter run."""
+    if not smoke:
+        return None
+    small = read(Run, _overlay(sections, smoke), where)
+    share = small.training.epochs / run.training.epochs
+    milestones = tuple(round(share * epoch) for epoch in small.schedule.milestones)
+    return replace(small, schedule=replace(small.schedule, milestones=milestones))
+
+
+def _on_grid(row: Mapping[str, Any], grid: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+    """Repeat a row with every value of the grid; its name says which."""
+    if not grid:
+        yield row
+        return
+    (option, values), *others = grid.items()
+    if others or not isinstance(values, list) or not values or not all(map(_is_number, values)):
+        raise LabError(f"{where}: [grid] needs one option with a list of numbers, such as lr = [0.1, 1.0].")
+    for value in values:
+        optimizer = {**as_table(row.get("optimizer", {}), f"{where}: optimizer"), option: value}
+        yield {**row, "name": f"{row.get('name')}, {option} {value:g}", "optimizer": optimizer}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {**defaults, **own}
+    for key in defaults.keys() & own.keys() - {"optimizer"}:
+        if isinstance(own[key], Mapping):
+            sections[key] = {**as_table(defaults[key], key), **own[key]}
+    return sections
+
+
+def _refuse_doubles(rows: Sequence[Row], path: Path) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if row.slug in seen:
+            raise LabError(f"{path}: the rows {seen[row.slug]!r} and {row.name!r} would share one folder.")
+        seen[row.slug] = row.name

@@ -1,0 +1,74 @@
+"""From what was asked to what will run: every name checked, every default spelled out, before anything trains."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+import polyak
+from polyak_lab import data, models, optimizers
+from polyak_lab.config.run import Run, Training
+from polyak_lab.config.strict import check_known
+from polyak_lab.errors import LabError
+from polyak_lab.optimizers import OPTIMIZERS
+from polyak_lab.processes import group as processes
+
+
+def resolve(run: Run) -> Run:
+    """Spell a run out, or say what is wrong with it."""
+    chosen = data.resolve(run.data)
+    check_known(run.model.name, models.NAMES, "model")
+    optimizer = optimizers.resolve(run.optimizer)
+    _check_schedule(run, optimizer.options.get("lr", 0.0))
+    resolved = replace(run, data=chosen, optimizer=optimizer, training=_resolve_training(run.training))
+    _check_graph(resolved)
+    return resolved
+
+
+def _check_schedule(run: Run, lr: float) -> None:
+    name = run.schedule.name
+    check_known(name, optimizers.SCHEDULES, "schedule")
+    if name == "step" and not run.schedule.milestones:
+        raise LabError("schedule 'step' needs milestones, the epochs after which lr changes: [60, 120].")
+    if not run.schedule.is_constant and math.isinf(lr):
+        what = name if name != "constant" else "warmup_steps"
+        raise LabError(f"schedule {what!r} needs a finite lr, but {run.optimizer.name} has lr = inf.")
+
+
+def _resolve_training(training: Training) -> Training:
+    shuffle_seed = training.seed if training.shuffle_seed is None else training.shuffle_seed
+    return replace(training, shuffle_seed=shuffle_seed, device=_resolve_device(training.device))
+
+
+def _resolve_device(name: str) -> str:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    processes.check_device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise LabError(f"The device {name!r} cannot be used ({reason}): try auto, cpu or cuda.") from error
+    if device.type == "meta":
+        raise LabError("The device 'meta' holds no numbers: try auto, cpu or cuda.")
+    return str(device)
+
+
+def _check_graph(run: Run) -> None:
+    """Refuse what cannot be recorded as a CUDA graph."""
+    if not run.training.cuda_graph:
+        return
+    method = run.optimizer.name
+    reads_loss = issubclass(OPTIMIZERS[method], polyak.PolyakOptimizer)
+    refusals = {
+        f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
+        "torchrun starts several processes": processes.size() > 1,
+        "compile makes graphs of its own": run.training.compile,
+        f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
+        and not run.schedule.is_constant,
+        f"{method} needs capturable = true": run.optimizer.options.get("capturable") is False,
+    }
+    for reason, holds in refusals.items():
+        if holds:
+            raise LabError(f"training.cuda_graph does not go here: {reason}.")

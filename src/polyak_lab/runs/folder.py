@@ -1,0 +1,195 @@
+"""The folder of a run.
+
+    config.json        what ran, spelled out, with its content hash and its place in a table
+    environment.json   where it ran, once for every time it was started
+    metrics.jsonl      one line per epoch: the same bytes whenever the run is repeated or resumed
+    timings.jsonl      one line per epoch: what the clock said
+    checkpoint.pt      the state after the last epoch
+    summary.json       written last: a folder that has it is finished
+
+The first process alone reads and writes; what it finds, all processes know.
+
+Every file is replaced as a whole. The checkpoint is written after the metrics, so that a killed run leaves at most one
+line more than its checkpoint has epochs; resuming drops it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
+from polyak_lab.errors import LabError
+from polyak_lab.files import exists, said_clearly, write_atomic
+from polyak_lab.processes import group as processes
+from polyak_lab.runs import checkpoint, environment
+from polyak_lab.runs import files as run_files
+from polyak_lab.runs.checkpoint import Stateful
+from polyak_lab.runs.stored import Label, as_lines, pretty
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: two processes on one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+
+FILES = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json")
+
+
+class RunFolder:
+    """One run on the disk: what it has done so far, and how it goes on."""
+
+    def __init__(self, path: Path, run: Run, label: Label) -> None:
+        self.path = path
+        self.label = label
+        self.training = run.training
+        self.config = as_json(run)
+        self.records: list[dict[str, Any]] = []
+        self.timings: list[dict[str, Any]] = []
+
+    @cached_property
+    def hash(self) -> str:
+        """The content hash of the configuration."""
+        return content_hash(self.config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return exists(self.path / "summary.json")
+
+    @property
+    def seconds(self) -> float:
+        """How long the epochs took, over all starts."""
+        return sum(timing["seconds"] + timing["evaluation_seconds"] for timing in self.timings)
+
+    @property
+    def threads(self) -> int | None:
+        """The threads asked for, else those of the first start: sums on a CPU depend on them."""
+        starts = self._starts()
+        return self.training.threads or (int(starts[0]["threads"]) if starts else None)
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[bool, int | None]]:
+        """Claim and prepare the folder; yield whether its run is finished, and the threads it takes."""
+        with ExitStack() as claim:
+            yield processes.from_first(lambda: self._open(claim))
+
+    def _open(self, claim: ExitStack) -> tuple[bool, int | None]:
+        self.check()
+        claim.enter_context(claimed(self.path))
+        self.prepare()
+        return self.finished, self.threads
+
+    def check(self) -> None:
+        """Refuse a folder that holds something else than this very run."""
+        stored = self.path / "config.json"
+        if exists(self.path) and not self.path.is_dir():
+            raise LabError(f"{self.path} is a file: name a folder with --out.")
+        if exists(stored):
+            self._refuse_other(run_files.read_config(stored))
+            return
+        with said_clearly("read", self.path):
+            if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+                raise LabError(f"{self.path} is not empty and not a run folder: name a new one with --out.")
+
+    def prepare(self) -> None:
+        """Store the configuration, unless it is there."""
+        self.check()
+        stored = self.path / "config.json"
+        self._sweep()
+        text = self._document({"hash": self.hash, "label": vars(self.label), "run": self.config})
+        if not exists(stored) or run_files.read_bytes(stored) != text.encode():
+            write_atomic(stored, text)
+
+    def resume(self, this: Stateful) -> None:
+        """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
+        processes.from_first(self._note_start)
+        epochs = checkpoint.load(self.path / "checkpoint.pt", this, self.hash, self.training)
+        lines = processes.from_first(lambda: self._lines(epochs))
+        self.records, self.timings = lines
+
+    def commit(self, this: Stateful, record: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Store an epoch: its lines first, the checkpoint that makes them count last."""
+        self.records.append(plain(record))
+        self.timings.append(plain(timing))
+        processes.from_first(lambda: self._store(this))
+
+    def _store(self, this: Stateful) -> None:
+        write_atomic(self.path / "metrics.jsonl", as_lines(self.records))
+        write_atomic(self.path / "timings.jsonl", as_lines(self.timings))
+        checkpoint.save(self.path / "checkpoint.pt", this, len(self.records), self.hash)
+
+    def finish(self) -> None:
+        """Write the file that says the run is finished."""
+        summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1]}
+        processes.from_first(lambda: write_atomic(self.path / "summary.json", self._document(summary)))
+
+    def _note_start(self) -> None:
+        start = environment.describe(self.training.device) | {"processes": processes.size()}
+        write_atomic(self.path / "environment.json", self._document({"starts": [*self._starts(), start]}))
+
+    def _document(self, content: dict[str, Any]) -> str:
+        return pretty(run_files.with_checksum(plain(content)))
+
+    def _refuse_other(self, stored: Any) -> None:
+        difference = first_difference(stored["run"], self.config)
+        if difference is None:
+            return
+        key, here, asked = difference
+        raise LabError(
+            f"{self.path} holds another run: {key} is {here!r} there and {asked!r} here. "
+            "Choose another folder with --out, or delete this one."
+        )
+
+    def _lines(self, epochs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Read the lines of the checkpoint's epochs; without a checkpoint the run starts over, whatever is there."""
+        if not epochs:
+            return [], []
+        metrics, timings = self.path / "metrics.jsonl", self.path / "timings.jsonl"
+        return (
+            self._first_lines(metrics, run_files.read_metrics(metrics), epochs),
+            self._first_lines(timings, run_files.read_timings(timings), epochs),
+        )
+
+    def _first_lines(self, path: Path, lines: list[dict[str, Any]], epochs: int) -> list[dict[str, Any]]:
+        if len(lines) < epochs:
+            raise LabError(
+                f"{path} has {len(lines)} lines, but the checkpoint has {epochs} epochs: "
+                "delete the folder to start this run over."
+            )
+        return [plain(line) for line in lines[:epochs]]
+
+    def _starts(self) -> list[dict[str, Any]]:
+        stored = self.path / "environment.json"
+        return run_files.read_starts(stored) if exists(stored) else []
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left of a file it was writing."""
+        for name in FILES:
+            for leftover in self.path.glob(f".{name}.*"):
+                leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Make a folder and keep a second process out; the system lifts the lock when this one ends, however it ends."""
+    with said_clearly("make the run folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _lock(handle, path)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LabError(f"Another process is at work in {path}: wait for it, or choose another --out.") from None

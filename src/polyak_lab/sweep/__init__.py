@@ -1,0 +1,1 @@
+"""The search over the options of a recipe's row."""

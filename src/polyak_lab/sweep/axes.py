@@ -1,0 +1,70 @@
+"""The axes of a sweep: which values of each option are tried."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from polyak_lab.config.run import Run
+from polyak_lab.config.strict import read
+from polyak_lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An axis from `low` to `high`, in logarithms if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+Axis = Interval | list[Any]
+
+
+def read_axes(declared: Mapping[str, Any], where: str) -> dict[str, Axis]:
+    """Read the axes that a recipe declares, and refuse those that hold no values."""
+    return {name: _axis(axis, f"{where}.{name}") for name, axis in declared.items()}
+
+
+def check_values(axes: Mapping[str, Axis], base: Run, resolve: Callable[[Run], Run], where: str) -> None:
+    """Refuse an option that the row does not take, and values out of its range, before any of them is tried."""
+    for name, axis in axes.items():
+        for value in [axis.low, axis.high] if isinstance(axis, Interval) else axis:
+            try:
+                resolve(with_values(base, {name: value}))
+            except LabError as error:
+                raise LabError(f"{where}.{name} = {value!r}: {error}") from error
+
+
+def with_values(run: Run, values: Mapping[str, Any]) -> Run:
+    """Give a run the values of a trial."""
+    options = {key: value for key, value in values.items() if key != "l2_ball"}
+    ball = values.get("l2_ball", run.optimizer.l2_ball)
+    optimizer = replace(run.optimizer, l2_ball=ball, options={**run.optimizer.options, **options})
+    return replace(run, optimizer=optimizer)
+
+
+def _axis(declared: Any, where: str) -> Axis:
+    if isinstance(declared, list):
+        return _choices(declared, where)
+    if isinstance(declared, Mapping):
+        return _interval(read(Interval, declared, where), where)
+    raise LabError(f"{where} is {declared!r}, but must be a list of values or a table: {{ low = 0.01, high = 1.0 }}.")
+
+
+def _choices(values: list[Any], where: str) -> list[Any]:
+    for value in values:
+        if not isinstance(value, (bool, int, float, str)) or value != value:
+            raise LabError(f"{where} holds {value!r}, but values must be numbers, strings, true or false.")
+    if not values:
+        raise LabError(f"{where} is empty: name the values to try.")
+    return values
+
+
+def _interval(axis: Interval, where: str) -> Interval:
+    if not (math.isfinite(axis.low) and math.isfinite(axis.high) and axis.low <= axis.high):
+        raise LabError(f"{where} goes from {axis.low} to {axis.high}, but needs finite numbers with low <= high.")
+    if axis.log and axis.low <= 0:
+        raise LabError(f"{where} begins at {axis.low}, but with log = true low must be above 0.")
+    return axis

@@ -1,0 +1,31 @@
+"""What to do when a device has too little memory for a run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from polyak_lab.config.run import Training
+from polyak_lab.errors import LabError
+from polyak_lab.processes import group as processes
+from polyak_lab.processes.torchrun import AloneError
+
+
+@contextmanager
+def hinted(training: Training) -> Iterator[None]:
+    """Turn torch's error into a sentence that says what to write instead."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        kind = LabError if processes.size() == 1 else AloneError
+        raise kind(_hint(training)) from error
+
+
+def _hint(training: Training) -> str:
+    half = training.batch_size // 2
+    smaller = f"batch_size = {half} in the recipe or --batch-size {half}" if half else "a smaller model"
+    bfloat16 = "" if training.precision == "bfloat16" else ', or precision = "bfloat16" or --precision bfloat16'
+    return (
+        f"The device {training.device} ran out of memory with batch_size = {training.batch_size}: write {smaller}"
+        f"{bfloat16}; the checkpoint is kept, and where another program filled the memory the same command goes on."
+    )

@@ -1,0 +1,140 @@
+"""What people write and what runs come to, as it is shown: names as they are, and pictures of every number."""
+
+import json
+import unicodedata
+import warnings
+
+import pytest
+
+from lab.report.test_tables import store
+from lab.runs import call
+from polyak_lab.errors import LabError
+from polyak_lab.report import page as report
+from polyak_lab.report import pictures, table
+from polyak_lab.runs import stored
+
+NAMES = [
+    "[/]",
+    "a[/b]",
+    "x\\[/]",
+    "[bold]b[/bold]",
+    "[link=x]y",
+    "sgd:x:0.9",
+    ":smile:",
+    "$x^{$",
+    "$\\frac{$",
+    "_hidden",
+    "模型",
+    "модель",
+    "a{b}",
+    "{task.name}",
+    "100 %",
+    "<script>",
+    "a|b",
+]
+CONTROLS = ["a\x1b[31mb", "a\x07b", "a\rb", "a\nb", "a\x00b", "a\x9bb", "a\u202eb", "a\u2028b", "a\tb", "a\x7fb"]
+
+
+def runs_of(folder, name, **numbers):
+    for seed in (0, 1):
+        store(folder / f"seed-{seed}", name, "alig", None, seed, 0.9, 0.5, **numbers)
+    return table.groups(stored.find([folder]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_shown_as_it_was_written(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = runs_of(tmp_path / "runs", name)
+    for form in ("terminal", "csv"):
+        assert call("table", tmp_path / "runs", "--format", form) == 0
+        assert name in capsys.readouterr().out
+    for form in ("png", "svg"):
+        pictures.write_losses(tmp_path / f"loss.{form}", rows)
+    report.write(tmp_path / "report.html", rows, name, name)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_control_characters_do_not_reach_the_terminal(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = runs_of(tmp_path / "runs", name)
+    for form in ("terminal", "markdown", "csv"):
+        assert call("table", tmp_path / "runs", "--format", form) == 0
+        printed = capsys.readouterr().out
+        assert not {letter for letter in printed if unicodedata.category(letter) in ("Cc", "Zl")} - {"\n"}
+        assert "\u202e" not in printed
+        assert name.encode("unicode_escape").decode() in printed
+    pictures.write_losses(tmp_path / "loss.svg", rows)
+    report.write(tmp_path / "report.html", rows, name, name)
+
+
+@pytest.mark.parametrize("width", [1, 20, 40])
+def test_names_and_numbers_stay_in_a_very_narrow_terminal(width, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    runs_of(tmp_path / "runs", "ALI-G")
+    assert call("table", tmp_path / "runs") == 0
+    printed = capsys.readouterr().out
+    assert "ALI-G" in printed
+    assert "90.00 ± 0.00" in printed
+
+
+LOSSES = {
+    "largest": [1e308, 1.7976931348623157e308, 1e308],
+    "smallest": [5e-324, 1e-310, 1e-300],
+    "both": [5e-324, 1.0, 1e308],
+    "zero": [0.0, 0.0, 0.0],
+    "negative": [-1.0, -1e308, -2.0],
+    "never finite": ["nan", "inf", "-inf"],
+    "none yet": [],
+}
+
+
+def with_losses(folder, losses):
+    runs_of(folder, "ALI-G")
+    for path in folder.glob("*/metrics.jsonl"):
+        (path.parent / "summary.json").unlink()
+        first = json.loads(path.read_text().splitlines()[0])
+        lines = [first | {"epoch": n, "train_loss": x, "test_loss": x, "step_size": x} for n, x in enumerate(losses, 1)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return table.groups(stored.find([folder]))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_pictures_of_any_loss(kind, tmp_path):
+    rows = with_losses(tmp_path / "runs", LOSSES[kind])
+    table.cells(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report.write(tmp_path / "report.html", rows, "t", "n")
+        for form in ("png", "svg"):
+            if kind in ("largest", "smallest", "both"):
+                pictures.write_losses(tmp_path / f"loss.{form}", rows)
+            else:
+                with pytest.raises(LabError, match="--plot-loss needs an epoch whose training loss is positive"):
+                    pictures.write_losses(tmp_path / f"loss.{form}", rows)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_tables_of_any_loss(kind, tmp_path):
+    for seed, loss in enumerate([*LOSSES[kind], 1.0][:3]):
+        store(tmp_path / f"seed-{seed}", "ALI-G", "alig", 50.0, seed, None, 0.5, test_loss=loss)
+    ((_, loss, *_),) = table.cells(table.groups(stored.find([tmp_path])))[1]
+    assert ("not finite" in loss) == (kind == "never finite")
+
+
+@pytest.mark.parametrize("lr", [0.0, "inf", "nan", 1e308, 5e-324, None, "fast"])
+def test_pictures_over_any_lr(lr, tmp_path):
+    for number, value in enumerate((lr, 0.1, 1.0)):
+        folder = tmp_path / "runs" / str(number)
+        store(folder, f"SGD, lr {value}", "sgd", None, 0, 0.9, None, options={"lr": value})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures.write_sensitivity(tmp_path / "lr.png", table.groups(stored.find([tmp_path / "runs"])))
+
+
+def test_a_finished_run_without_an_epoch_is_not_counted(tmp_path):
+    rows = runs_of(tmp_path, "ALI-G")
+    for path in tmp_path.glob("*/metrics.jsonl"):
+        path.write_text("")
+    rows = table.groups(stored.find([tmp_path]))
+    assert table.cells(rows)[1][0][-1] == "0 of 2"
+    report.write(tmp_path / "report.html", rows, "t", "n")

@@ -1,0 +1,46 @@
+"""Pictures of run folders."""
+
+import pytest
+
+from lab.runs import call, execute, run
+from polyak_lab.config import run as config
+from polyak_lab.report import pictures, table
+from polyak_lab.runs import stored
+from polyak_lab.runs.stored import Label
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for name, title in (("alig", "ALI-G"), ("sgd", "SGD")):
+        for position, lr in enumerate((0.01, 0.1)):
+            wanted = run(config.Optimizer(name, options={"lr": lr}), model="logistic", epochs=1)
+            execute(root / f"{name}-{lr}", wanted, Label(f"{title}, lr {lr:g}", "t", position))
+    return root
+
+
+def test_rows_that_differ_in_lr_alone_are_one_method(runs):
+    lines = pictures.methods(table.groups(stored.find([runs])))
+    assert {name: (optimizer, sorted(points)) for name, (optimizer, points) in lines.items()} == {
+        "ALI-G": ("alig", [0.01, 0.1]),
+        "SGD": ("sgd", [0.01, 0.1]),
+    }
+    assert all(0 < score[0] < 100 for _, points in lines.values() for score in points.values())
+
+
+@pytest.mark.parametrize("flag", ["--plot-lr", "--plot-loss"])
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_a_picture_is_written_and_repeats_itself(form, flag, runs, tmp_path, capsys):
+    paths = [tmp_path / f"{name}.{form}" for name in "ab"]
+    assert all(call("table", runs, flag, path) == 0 for path in paths)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert paths[0].read_bytes()[:4] == {"png": b"\x89PNG", "svg": b"<?xm"}[form]
+
+
+def test_what_cannot_be_drawn(runs, tmp_path, capsys):
+    assert call("table", runs, "--plot-lr", tmp_path / "lr.pdf") == 1
+    assert call("table", runs / "sgd-0.1", "--plot-lr", tmp_path / "lr.png") == 1
+    printed = capsys.readouterr().err
+    assert "must be a file that ends in .png or .svg" in printed
+    assert "two or more finite values of lr" in printed
+    assert list(tmp_path.iterdir()) == []

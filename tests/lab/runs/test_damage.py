@@ -1,0 +1,204 @@
+"""Damaged files of a run folder: a sentence that names the file, and never a traceback or another number."""
+
+import json
+import math
+import os
+import re
+
+import pytest
+import torch
+
+from lab.runs import call, execute, run
+from polyak_lab.errors import LabError
+from polyak_lab.runs import files as run_files
+from polyak_lab.runs import stored
+from polyak_lab.runs.stored import Label
+
+DOCUMENTS = ("config.json", "summary.json", "environment.json")
+LINES = ("metrics.jsonl", "timings.jsonl")
+READERS = {
+    "config.json": run_files.read_config,
+    "summary.json": run_files.read_summary,
+    "environment.json": run_files.read_starts,
+    "metrics.jsonl": run_files.read_metrics,
+    "timings.jsonl": run_files.read_timings,
+}
+CONTENTS = {
+    "empty document": b"",
+    "no UTF-8": b'{"hash": "\xff\xfe"}\n',
+    "no object": b"[]\n",
+    "a number": b"3\n",
+    "NUL bytes": bytes(100) + b"\n",
+    "deep nesting": b'{"a": ' * 100_000 + b"1" + b"}" * 100_000 + b"\n",
+    "nesting": b'{"epoch": ' + b"[" * 200 + b"]" * 200 + b"}\n",
+    "a long number": b'{"epoch": ' + b"9" * 10_000 + b"}\n",
+    "a huge integer": b'{"epoch": ' + b"9" * 400 + b"}\n",
+    "a huge float": b'{"epoch": 1e999}\n',
+    "NaN": b'{"epoch": NaN}\n',
+    "half a character": b'{"epoch": "\\ud800"}\n',
+    "a double key": b'{"epoch": 1, "epoch": 1}\n',
+    "BOM": b"\xef\xbb\xbf{}\n",
+    "no keys": b"{}\n",
+    "two values": b"{} {}\n",
+}
+
+NO_LINES_YET = {(name, "empty document") for name in LINES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished") / "run"
+    execute(root, run(epochs=2, model="logistic"), Label("ALI-G", "t", 0, 93.5))
+    return {entry.name: entry.read_bytes() for entry in root.iterdir()}
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    for name, content in finished.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+def assert_named(error, path):
+    assert str(path) in str(error)
+    assert re.fullmatch(r"[^\n]+\.", str(error))
+    assert len(str(error).replace(str(path.parent), "")) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(name, content) for name in READERS for content in CONTENTS if (name, content) not in NO_LINES_YET],
+)
+def test_content_of_another_kind(name, content, folder):
+    (folder / name).write_bytes(CONTENTS[content])
+    with pytest.raises(LabError) as caught:
+        READERS[name](folder / name)
+    assert_named(caught.value, folder / name)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_key_missing_or_of_another_type(name, folder):
+    """Also without a checksum, as an older version wrote it."""
+    table = json.loads((folder / name).read_text().splitlines()[0] if name in LINES else (folder / name).read_text())
+    table.pop("checksum", None)
+    keys = {"config.json": ["hash", "label", "run"], "summary.json": ["hash", "seconds", "final"]}.get(name, table)
+    for key in set(keys) & (set(table) - {"train_accuracy", "skipped", "weight_norm"}):
+        others = [{k: v for k, v in table.items() if k != key}]
+        others += [{**table, key: value} for value in ("text", [1], {}, True) if type(value) is not type(table[key])]
+        for other in others:
+            (folder / name).write_text(json.dumps(other) + "\n")
+            with pytest.raises(LabError) as caught:
+                READERS[name](folder / name)
+            assert_named(caught.value, folder / name)
+
+
+@pytest.mark.parametrize("name", [*READERS, "checkpoint.pt"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to itself"])
+def test_something_else_in_the_place_of_a_file(name, kind, folder):
+    path = folder / name
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else name)
+    with pytest.raises(LabError) as caught:
+        READERS.get(name, run_files.read_bytes)(path)
+    assert_named(caught.value, path)
+
+
+def test_a_file_too_large_to_be_of_a_run(folder):
+    with (folder / "metrics.jsonl").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(LabError, match=r"metrics\.jsonl: it has 1,099,511,627,776 bytes"):
+        stored.load(folder)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_digit_of_a_document(name, folder):
+    """JSON as before, and another number: its checksum tells."""
+    text = (folder / name).read_text()
+    at = next(match.start() for match in re.finditer(r"(?<=: )[1-8]", text))
+    (folder / name).write_text(f"{text[:at]}{int(text[at]) + 1}{text[at + 1 :]}")
+    with pytest.raises(LabError, match=r"its (checksum|hash) is not that of its"):
+        READERS[name](folder / name)
+
+
+def test_a_document_of_an_older_version_has_no_checksum(folder):
+    for name in DOCUMENTS:
+        table = json.loads((folder / name).read_text())
+        del table["checksum"]
+        (folder / name).write_text(json.dumps(table))
+    assert stored.load(folder).finished
+
+
+def test_what_is_no_finite_number_comes_back_as_one(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(json.dumps(json.loads(lines[0]) | {"train_loss": "inf"}) + "\n")
+    assert run_files.read_metrics(folder / "metrics.jsonl")[0]["train_loss"] == math.inf
+
+
+def test_a_line_that_is_being_written_does_not_count_yet(folder):
+    content = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(content[:-10])
+    assert len(run_files.read_metrics(folder / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
+def test_one_bad_run_hides_no_table(name, folder, finished, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    for file, content in finished.items():
+        (tmp_path / "other" / file).write_bytes(content if file != name else b"{}\n")
+    assert call("table", tmp_path) == 0
+    printed = capsys.readouterr()
+    assert "ALI-G" in printed.out
+    assert re.fullmatch(rf"polyak: [^\n]*other/{re.escape(name)} is damaged [^\n]+\n", printed.err)
+
+
+def test_a_table_of_bad_runs_alone(folder, capsys):
+    (folder / "config.json").write_bytes(b"\xff")
+    assert call("table", folder) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[1].startswith("polyak: None of the 1 runs in ")
+
+
+BAD_STATES = {
+    "epochs": lambda content: content.update(epochs=-1),
+    "more epochs": lambda content: content.update(epochs=99),
+    "epochs as text": lambda content: content.update(epochs="2"),
+    "no state": lambda content: content.pop("state"),
+    "state": lambda content: content.update(state=[]),
+    "model": lambda content: content["state"].update(model=None),
+    "a weight": lambda content: content["state"]["model"].update({"1.weight": torch.zeros(3)}),
+    "no lr": lambda content: content["state"]["optimizer"]["param_groups"][0].pop("lr"),
+    "lr": lambda content: content["state"]["optimizer"]["param_groups"][0].update(lr="fast"),
+    "groups": lambda content: content["state"]["optimizer"].update(param_groups={}),
+    "a buffer": lambda content: content["state"]["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(3)),
+    "a buffer as text": lambda content: content["state"]["optimizer"]["state"][0].update(momentum_buffer="v"),
+    "buffers": lambda content: content["state"]["optimizer"].update(state=[1]),
+    "format": lambda content: content.update(format="one"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATES)
+def test_a_checkpoint_of_the_right_form_and_the_wrong_content(case, folder):
+    (folder / "summary.json").unlink()
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    BAD_STATES[case](content)
+    torch.save(content, folder / "checkpoint.pt")
+    with pytest.raises(LabError) as caught:
+        execute(folder, run(epochs=2, model="logistic"), Label("ALI-G", "t", 0, 93.5))
+    assert_named(caught.value, folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("content", [None, 3, [1], {}, {"format": 1}, "text"])
+def test_a_checkpoint_of_another_form(content, folder):
+    (folder / "summary.json").unlink()
+    torch.save(content, folder / "checkpoint.pt")
+    with pytest.raises(LabError) as caught:
+        execute(folder, run(epochs=2, model="logistic"), Label("ALI-G", "t", 0, 93.5))
+    assert_named(caught.value, folder / "checkpoint.pt")

@@ -1,0 +1,79 @@
+"""A trial of a search on a machine that sees its folder, or does not."""
+
+import pytest
+
+from lab.runs import run
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.runs import stored
+from polyak_lab.runs.folder import FILES, claimed
+from polyak_lab.sweep import trial
+from polyak_lab.sweep.trial import Trial, attempt, attempt_away, bring_home, score
+
+SMALL = {name for name in FILES if name != "checkpoint.pt"}
+
+
+@pytest.fixture
+def tried(tmp_path):
+    return Trial(3, "lr 1", resolve(run(model="logistic")), tmp_path / "trials" / "c0ffee", "search")
+
+
+def never(epoch, found):
+    return False
+
+
+def after_two(epoch, found):
+    return epoch == 2
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def _scored_by_test_loss(monkeypatch):
+    monkeypatch.setattr(trial, "score", lambda record: -record["test_loss"])
+
+
+def test_where_the_folder_is_seen_the_work_is_done_in_it(tried):
+    tried.folder.mkdir(parents=True)
+    outcome, files = attempt_away(tried, never)
+    assert files.keys() == SMALL
+    assert names(tried.folder) == set(FILES)
+    before = {path: path.stat().st_mtime_ns for path in tried.folder.iterdir()}
+    bring_home(tried, files)
+    assert {path: path.stat().st_mtime_ns for path in tried.folder.iterdir()} == before
+    assert outcome == trial.Outcome(-stored.load(tried.folder).records[-1]["test_loss"], pruned=False)
+
+
+def test_where_it_is_not_seen_its_files_come_back_without_the_checkpoint(tried):
+    outcome, files = attempt_away(tried, never)
+    assert not tried.folder.exists()
+    bring_home(tried, files)
+    assert names(tried.folder) == SMALL
+    assert stored.load(tried.folder).finished
+    assert attempt(tried, never) == outcome  # a finished run, which is not trained again
+
+
+def test_a_folder_in_which_somebody_works_is_left_alone(tried, monkeypatch):
+    monkeypatch.setattr(trial, "PATIENCE", 0.0)
+    tried.folder.mkdir(parents=True)
+    with claimed(tried.folder):
+        _, files = attempt_away(tried, never)
+    assert names(tried.folder) == set()
+    assert files.keys() == SMALL
+
+
+def test_a_checkpoint_of_another_attempt_does_not_stay_beside_the_lines_that_came(tried):
+    assert attempt(tried, after_two).pruned
+    outcome, files = attempt_away(Trial(4, "lr 1", tried.run, tried.folder / "elsewhere", "search"), lambda *_: True)
+    assert outcome.pruned
+    bring_home(tried, files)
+    assert [record["epoch"] for record in stored.load(tried.folder).records] == [1]
+    assert not attempt(tried, never).pruned
+    assert [record["epoch"] for record in stored.load(tried.folder).records] == [1, 2, 3]
+
+
+def test_a_diverged_trial_is_the_worst(monkeypatch):
+    assert score({"validation_accuracy": None, "validation_loss": float("nan")}) == float("-inf")
+    assert score({"validation_accuracy": None, "validation_loss": 2.0}) == -2.0
+    assert score({"validation_accuracy": 0.5, "validation_loss": 2.0}) == 0.5

@@ -1,0 +1,119 @@
+"""The step as one CUDA graph; on a CPU, the same tensors and logs with the step itself in place of the graph."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from lab.runs import ALIG, call, execute, run
+from polyak_lab.config import run as config
+from polyak_lab.errors import LabError
+from polyak_lab.progress import Progress
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.training import build
+from polyak_lab.training.loop import step_maker, steps
+
+SGD = config.Optimizer("sgd", options={"lr": 0.1, "momentum": 0.9})
+KINDS = {
+    "alig": (ALIG, "constant"),
+    "alig, cosine": (ALIG, "cosine"),
+    "smooth-sps": (config.Optimizer("smooth-sps", options={"momentum": 0.9}), "constant"),
+    "sgd": (SGD, "constant"),
+    "adamw": (config.Optimizer("adamw", options={"capturable": True}), "constant"),
+}
+ON_CPU = [kind for kind in KINDS if kind != "adamw"]  # which torch wants to be captured, or on a GPU
+QUIET = Progress(Console(quiet=True), epochs=False)
+
+
+def measured(kind, cuda_graph, model="mlp", epochs=3):
+    """Train without a check of the device; return what every epoch measured, and the state at the end."""
+    optimizer, schedule = KINDS[kind]
+    wanted = resolve(run(optimizer, schedule, model=model, epochs=epochs, batch_size=200))
+    training = replace(wanted.training, cuda_graph=cuda_graph)
+    this = build.start(replace(wanted, training=training))
+    make_step = step_maker(this.run)
+    return [_numbers(steps(this, make_step, epoch, QUIET)) for epoch in range(epochs)], this.state_dict()
+
+
+def _numbers(meter):
+    return meter.loss(), meter.accuracy(), meter.means(), meter.latest()
+
+
+def assert_same(one, other):
+    """Compare to the bit, whatever holds the numbers."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one.double(), torch.as_tensor(other).double())
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("kind", ON_CPU)
+@pytest.mark.parametrize("model", ["mlp", "resnet8"])
+def test_steps_on_tensors_that_stay_are_the_steps_of_a_run(kind, model):
+    """Eight steps an epoch, the last of 37 samples: warm, replayed and smaller batches are all there."""
+    epochs = 3 if model == "mlp" else 1
+    (plain, plain_state), (replayed, state) = (measured(kind, graph, model, epochs) for graph in (False, True))
+    assert replayed == plain
+    assert_same(state, plain_state)
+
+
+def test_a_schedule_writes_into_the_lr_that_a_replayed_step_reads():
+    wanted = resolve(run(ALIG, "cosine", epochs=1))
+    this = build.start(replace(wanted, training=replace(wanted.training, cuda_graph=True)))
+    lr = this.optimizer.param_groups[0]["lr"]
+    steps(this, step_maker(this.run), 0, QUIET)
+    assert this.optimizer.param_groups[0]["lr"] is lr
+    assert float(lr) == pytest.approx(0.0, abs=1e-12)
+
+
+WRONG = {
+    "a CPU": (run(cuda_graph=True), "the device 'cpu' has no CUDA graphs"),
+    "compile": (run(cuda_graph=True, compile=True, device="cuda"), "compile makes graphs of its own"),
+    "a schedule": (run(SGD, "cosine", cuda_graph=True, device="cuda"), "its schedule must be constant"),
+    "Adam": (run(config.Optimizer("adam"), cuda_graph=True, device="cuda"), "adam needs capturable = true"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_recorded_is_refused_before_anything_trains(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("polyak_lab.recipes.resolve._resolve_device", lambda name: name)  # there may be no GPU
+    wanted, reason = WRONG[case]
+    with pytest.raises(LabError) as caught:
+        execute(tmp_path / "run", wanted)
+    assert str(caught.value).startswith("training.cuda_graph does not go here: ")
+    assert reason in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_takes_the_flag(tmp_path, capsys):
+    flags = ("--data", "digits", "--model", "mlp", "--optimizer", "alig", "--device", "cpu", "--cuda-graph")
+    assert call("train", *flags, "--out", tmp_path / "run") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_without_a_graph_is_stored_as_before_there_were_any():
+    assert "cuda_graph" not in config.as_json(run())["training"]
+    assert config.as_json(run(cuda_graph=True))["training"]["cuda_graph"] is True
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"model": "resnet8", "channels_last": True}])
+def test_a_replayed_run_equals_one_that_is_not(kind, options, tmp_path):
+    optimizer, schedule = KINDS[kind]
+    wanted = {"epochs": 3, "batch_size": 200, "device": "cuda", **options}
+    plain, replayed = (
+        execute(tmp_path / str(graph), run(optimizer, schedule, cuda_graph=graph, **wanted)).records
+        for graph in (False, True)
+    )
+    known = [{key: value for key, value in record.items() if value is not None} for record in plain]
+    for record, expected in zip(replayed, known, strict=True):
+        assert {key: record[key] for key in expected} == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,243 @@
+"""What a run does and what it leaves behind."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from lab.runs import ALIG, ROW, execute, run
+from polyak_lab.config import run as config
+from polyak_lab.errors import LabError
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.runs.stored import Label
+from polyak_lab.training import batches, build
+
+SGD = config.Optimizer("sgd", options={"lr": 0.1})
+SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+KEYS = ["epoch", *SCORES, "step_size", "capped", "skipped", "lr", "weight_norm"]
+
+
+def test_a_run_folder(tmp_path):
+    folder = execute(tmp_path / "run", run(epochs=4))
+    names = {entry.name for entry in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "checkpoint.pt",
+        "summary.json",
+    }
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [KEYS] * 4
+    assert lines[-1]["test_accuracy"] > 0.8 > 0.3 > lines[0]["test_accuracy"] - 0.5
+    assert lines[-1]["weight_norm"] <= 20.0001
+    assert lines == folder.records
+    timings = [json.loads(line) for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
+    assert all(line["images_per_second"] > 0 for line in timings)
+
+
+def test_the_configuration_is_spelled_out(tmp_path):
+    execute(tmp_path, run(epochs=1, seed=7), Label("ALI-G", "table", 3, 94.5))
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["label"] == {"row": "ALI-G", "table": "table", "position": 3, "paper": 94.5}
+    assert content["hash"] == config.content_hash(content["run"])
+    assert content["run"]["optimizer"]["options"]["eps"] == 1e-5
+    assert content["run"]["training"]["shuffle_seed"] == 7
+
+
+def test_the_environment(tmp_path):
+    execute(tmp_path, run(epochs=1))
+    (start,) = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert start["threads"] == 1
+    assert start["packages"]["torch"] == torch.__version__
+    assert {"python", "platform", "cpu", "gpu", "commit", "dirty", "command", "started"} <= start.keys()
+
+
+def test_strict_json_holds_infinity(tmp_path):
+    execute(tmp_path, run(config.Optimizer("sps"), epochs=1))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    content = json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
+    assert content["run"]["optimizer"]["options"]["lr"] == "inf"
+
+
+def test_repeating_a_run_gives_the_same_bytes(tmp_path):
+    one = execute(tmp_path / "one", run(augment=True))
+    other = execute(tmp_path / "other", run(augment=True))
+    assert one.records == other.records
+    assert execute(tmp_path / "third", run(augment=True, seed=1)).records != one.records
+
+
+def test_a_run_leaves_torch_as_it_was(tmp_path):
+    execute(tmp_path, run(epochs=1, threads=2))
+    assert torch.get_num_threads() == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    execute(tmp_path, run(epochs=1))
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    monkeypatch.setattr(build, "start", None)
+    execute(tmp_path, run(epochs=1))
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+def test_a_finished_run_takes_a_new_label(tmp_path):
+    execute(tmp_path, run(epochs=1))
+    execute(tmp_path, run(epochs=1), Label("row", paper=93.0))
+    assert json.loads((tmp_path / "config.json").read_text())["label"]["paper"] == 93.0
+
+
+def test_a_folder_of_another_run(tmp_path):
+    execute(tmp_path, run(epochs=1))
+    with pytest.raises(LabError, match=r"holds another run: optimizer.options.lr is 1.0 there and 0.5 here"):
+        execute(tmp_path, run(config.Optimizer("alig", 20.0, {"lr": 0.5, "momentum": 0.9}), epochs=1))
+    with pytest.raises(LabError, match=r"optimizer.name is 'alig' there and 'sgd' here\. Choose another folder"):
+        execute(tmp_path, run(SGD, epochs=1))
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(LabError, match="not empty and not a run folder"):
+        execute(tmp_path, run())
+    with pytest.raises(LabError, match="is a file: name a folder"):
+        execute(tmp_path / "thesis.tex", run())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_hidden_files_of_others_are_left_alone(tmp_path):
+    (tmp_path / ".env.local").write_text("")
+    (tmp_path / ".metrics.jsonl.k1ll3d").write_text("")
+    execute(tmp_path, run(epochs=1))
+    assert (tmp_path / ".env.local").exists()
+    assert not (tmp_path / ".metrics.jsonl.k1ll3d").exists()
+
+
+def test_a_damaged_configuration(tmp_path):
+    execute(tmp_path, run(epochs=1))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LabError, match=r"config\.json is damaged"):
+        execute(tmp_path, run(epochs=1))
+
+
+def test_alig_reports_its_cap_and_sgd_has_none(tmp_path):
+    capped = execute(tmp_path / "capped", run(config.Optimizer("alig", options={"lr": 1e-3}))).records[-1]
+    assert (capped["capped"], capped["skipped"]) == (1.0, 0.0)
+    assert capped["step_size"] == pytest.approx(1e-3)
+    sgd = execute(tmp_path / "sgd", run(SGD)).records[-1]
+    assert (sgd["capped"], sgd["skipped"], sgd["step_size"]) == (None, None, pytest.approx(0.1))
+
+
+def test_a_low_cap_makes_alig_sgd(tmp_path):
+    """A cap that always binds is a learning rate; so both must see the same weights and batches."""
+    alig = execute(tmp_path / "alig", run(config.Optimizer("alig", options={"lr": 1e-2}))).records
+    sgd = execute(tmp_path / "sgd", run(config.Optimizer("sgd", options={"lr": 1e-2}))).records
+    assert alig[-1]["capped"] == 1.0
+    assert alig[-1]["train_loss"] == pytest.approx(sgd[-1]["train_loss"], rel=1e-5)
+
+
+def test_cosine_ends_at_zero(tmp_path):
+    records = execute(tmp_path, run(SGD, "cosine", epochs=4)).records
+    steps, rate = 24, [0.05 * (1 + math.cos(math.pi * step / 24)) for step in range(24)]
+    assert records[-1]["lr"] == pytest.approx(0.0, abs=1e-12)
+    means = [sum(rate[start : start + 6]) / 6 for start in range(0, steps, 6)]
+    assert [record["step_size"] for record in records] == pytest.approx(means)
+
+
+def test_step_schedule(tmp_path):
+    wanted = resolve(run(SGD, epochs=4))
+    wanted = config.Run(
+        wanted.data, wanted.model, SGD, wanted.training, config.Schedule("step", milestones=(1, 3), factor=0.5)
+    )
+    records = execute(tmp_path, wanted, ROW).records
+    assert [record["step_size"] for record in records] == pytest.approx([0.1, 0.05, 0.05, 0.025])
+
+
+def test_smooth_sps_learns_the_length_of_an_epoch():
+    assert build.start(resolve(run(config.Optimizer("smooth-sps")))).optimizer.defaults["steps_per_epoch"] == 6
+    given = config.Optimizer("smooth-sps", options={"steps_per_epoch": 9})
+    assert build.start(resolve(run(given))).optimizer.defaults["steps_per_epoch"] == 9
+
+
+def test_augmented_validation_is_named_and_keeps_the_clean_score(tmp_path):
+    clean = execute(tmp_path / "clean", run(augment=True)).records[-1]
+    both = execute(tmp_path / "both", run(augment=True, eval_protocol="sps-augmented-validation")).records[-1]
+    assert "test_accuracy_augmented" not in clean
+    assert clean.items() <= both.items()
+    assert both["test_accuracy_augmented"] < both["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("data", "model"), [("separable-logistic", "logistic"), ("matrix-factorisation", "deep-linear")]
+)
+def test_other_losses(data, model, tmp_path):
+    records = execute(tmp_path, run(config.Optimizer("sps"), data=data, model=model)).records
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    assert (records[-1]["test_accuracy"] is None) == (data == "matrix-factorisation")
+
+
+def test_vectors_cannot_be_cropped(tmp_path):
+    wanted = run(data="separable-logistic", model="logistic", augment=True)
+    with pytest.raises(LabError, match="separable-logistic holds vectors"):
+        execute(tmp_path, wanted)
+
+
+def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own():
+    this = build.start(resolve(run(batch_size=100)))
+    sizes = [len(targets) for _, targets in this.training_batches(0)]
+    assert sizes == [100] * 14 + [37]
+    first, again, second = (torch.cat([targets for _, targets in this.training_batches(epoch)]) for epoch in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort().values, this.dataset.train.targets.sort().values)
+
+
+def test_the_order_does_not_depend_on_the_weights():
+    one, other = (build.start(resolve(run(seed=seed, shuffle_seed=5))) for seed in (0, 1))
+    assert all(
+        torch.equal(a, b) for (_, a), (_, b) in zip(one.training_batches(0), other.training_batches(0), strict=True)
+    )
+    assert not torch.equal(*(next(this.model.parameters()) for this in (one, other)))
+    assert batches.stream_seed("shuffle", 0, 1) != batches.stream_seed("shuffle", 1, 0)
+
+
+WRONG = {
+    "optimizer": (run(config.Optimizer("aligg")), "optimizer: 'aligg' is not known; did you mean 'alig'?"),
+    "option": (
+        run(config.Optimizer("alig", options={"momentun": 1})),
+        "'momentun' is not known; did you mean 'momentum'?",
+    ),
+    "constraint": (run(config.Optimizer("sgd", 3.0)), "The optimizer sgd takes no constraint: leave l2_ball out."),
+    "lr": (run(config.Optimizer("alig", options={"lr": -1.0})), "optimizer alig: "),
+    "momentum": (run(config.Optimizer("alig", options={"momentum": 1.5})), "optimizer alig: "),
+    "radius": (run(config.Optimizer("alig", l2_ball=-1.0)), "optimizer alig: "),
+    "torch's lr": (run(config.Optimizer("sgd", options={"lr": -1.0})), "optimizer sgd: Invalid learning rate"),
+    "model": (run(model="resnet9"), "model: 'resnet9' is not known; did you mean 'resnet8'?"),
+    "data": (run(data="digit"), "data: 'digit' is not known; did you mean 'digits'?"),
+    "device": (run(device="gpu"), "The device 'gpu' cannot be used"),
+    "schedule": (run(SGD, "cosin"), "schedule: 'cosin' is not known; did you mean 'cosine'?"),
+    "milestones": (run(SGD, "step"), "schedule 'step' needs milestones"),
+    "infinite lr": (
+        run(config.Optimizer("sps"), "cosine"),
+        "schedule 'cosine' needs a finite lr, but sps has lr = inf.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_refused_before_anything_trains(case, tmp_path):
+    wanted, message = WRONG[case]
+    with pytest.raises(LabError) as caught:
+        execute(tmp_path / "run", wanted)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_protocol_is_checked():
+    with pytest.raises(LabError, match="'sps' is not known"):
+        run(ALIG, eval_protocol="sps")

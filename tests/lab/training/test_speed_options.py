@@ -1,0 +1,54 @@
+"""What makes a run faster changes its numbers within rounding and no more."""
+
+import pytest
+import torch
+
+from lab.runs import execute, run
+from polyak_lab.config import run as config
+from polyak_lab.errors import LabError
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.training import build
+
+SMALL = {"model": "resnet8", "epochs": 1, "max_batches": 4, "batch_size": 64}
+
+
+def losses(path, **options):
+    return [record["train_loss"] for record in execute(path, run(**SMALL, **options)).records]
+
+
+def test_channels_last_changes_the_layout_alone(tmp_path):
+    assert losses(tmp_path / "fast", channels_last=True) == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    weight = build.start(resolve(run(**SMALL, channels_last=True))).model.stages[1][0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+
+
+def test_bfloat16_is_near_and_keeps_weights_and_losses_in_float32(tmp_path):
+    fast, plain = losses(tmp_path / "fast", precision="bfloat16"), losses(tmp_path / "plain")
+    assert fast == pytest.approx(plain, rel=0.05)
+    assert fast != plain
+    this = build.start(resolve(run(**SMALL, precision="bfloat16")))
+    assert {p.dtype for p in this.model.parameters()} == {torch.float32}
+    assert this.outputs(next(this.training_batches(0))[0]).dtype == torch.float32
+
+
+def test_an_unknown_precision():
+    with pytest.raises(LabError, match=r"training.precision: 'bf16' is not known; did you mean 'bfloat16'"):
+        run(precision="bf16")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("option", [{"compile": True}, {"precision": "bfloat16"}, {"channels_last": True}])
+def test_on_a_gpu(option, tmp_path):
+    plain = losses(tmp_path / "plain", device="cuda")
+    assert losses(tmp_path / "fast", device="cuda", **option) == pytest.approx(plain, rel=0.05)
+
+
+def test_held_out_samples_are_scored_every_epoch(tmp_path):
+    wanted = run(epochs=2)
+    held = config.Run(
+        config.Data("digits", holdout=300), *(vars(wanted)[k] for k in ("model", "optimizer", "training"))
+    )
+    records = execute(tmp_path, held).records
+    assert all(0 <= record["validation_accuracy"] <= 1 for record in records)
+    assert records[-1]["validation_accuracy"] > records[0]["validation_accuracy"] - 0.2
