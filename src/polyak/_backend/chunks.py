@@ -1,9 +1,9 @@
-"""How a vector is cut into the pieces that one operation takes.
+"""How a vector is cut into the chunks that one operation takes.
 
-There are three ways. The loop takes tensor after tensor. Multi-tensor kernels (`_foreach_`) take all tensors of a kind
-at once. On a CPU neither is best: a vector that does not fit the cache is read from memory again by every operation of
-a step, and many small tensors cost a call each. So there the default is pieces of a size that the cache holds: slices
-of large tensors, and small tensors of a kind together.
+There are three ways. The loop takes tensor after tensor. Multi-tensor kernels (`_foreach_`) take all tensors of one
+type at once. On a CPU neither is best: a vector that does not fit the cache is read from memory again by every
+operation of a step, and many small tensors cost a call each. So the default there is pieces of a size that fits the
+cache: slices of large tensors, and small tensors of one type together.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from operator import attrgetter
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -26,90 +25,88 @@ PIECE = 3 << 18  # numbers of a piece at most: three float32 vectors of this len
 ALIGNED = 64  # a slice begins at a multiple of so many numbers
 SMALL = 1 << 15  # tensors of fewer numbers share a piece
 SHARED = 1 << 17  # numbers of a piece that is shared
-KIND, DTYPE, IS_CPU = attrgetter("device", "dtype"), attrgetter("dtype"), attrgetter("is_cpu")
 
 
-def reads_nothing(device: torch.device) -> bool:
-    """Return whether the host may not read what is on a device: it would wait, or bind a compiled graph to a number."""
+def must_not_sync(device: torch.device) -> bool:
+    """Return whether the host may not read numbers from a device: it would wait, or bind a compiled graph to them."""
     return device.type != "cpu" or INTERPRETED or torch.compiler.is_compiling()
 
 
-def chunks(x: Vector, *others: Vector, foreach: bool | None, piece: int | None = PIECE) -> Iterable[tuple[Vector, ...]]:
-    """Cut vectors of equal layout into pieces: one tensor, all of a kind, or (None) what suits the device."""
-    device = x[0].device.type if x else "cpu"
+def chunks(*vectors: Vector, foreach: bool | None, whole: bool = False) -> Iterable[tuple[Vector, ...]]:
+    """Cut vectors of equal layout into chunks: one tensor, all of one type, or (None) what suits the device."""
+    device = vectors[0][0].device.type if vectors[0] else "cpu"
     if foreach is None and device == "cpu" and not torch.compiler.is_compiling():
-        return blocks(x, *others, piece=piece)
+        return pieces(vectors, whole)
     if foreach or (foreach is None and device in MULTI_TENSOR_DEVICES):
-        return kinds(zip(x, *others, strict=True))
-    return (tuple([tensor] for tensor in row) for row in zip(x, *others, strict=True))
+        return by_type(zip(*vectors, strict=True))
+    return [tuple([[tensor] for tensor in row]) for row in zip(*vectors, strict=True)]
 
 
-def blocks(*vectors: Vector, piece: int | None = PIECE) -> Iterable[tuple[Vector, ...]]:
-    """Cut vectors into pieces of that many numbers, which a cache holds, or leave large tensors whole (None)."""
-    if not _are_of_a_kind([*chain(*vectors)]):
-        found = kinds(zip(*vectors, strict=True))
-        return chain.from_iterable(_blocks_of_a_kind(kind, [*map(Tensor.numel, kind[0])], piece) for kind in found)
-    sizes = [*map(Tensor.numel, vectors[0])]
-    if sum(sizes) <= SHARED:
-        return [vectors] if sizes else []
-    return _blocks_of_a_kind(vectors, sizes, piece)
+def pieces(vectors: tuple[Vector, ...], whole: bool = False) -> Iterable[tuple[Vector, ...]]:
+    """Cut vectors into pieces that fit a cache; large tensors stay `whole` if that is asked for."""
+    groups = by_type(zip(*vectors, strict=True))
+    sizes = [[tensor.numel() for tensor in group[0]] for group in groups]
+    return chain.from_iterable(map(pieces_of_one_type, groups, sizes, repeat(whole)))
 
 
-def _blocks_of_a_kind(vectors: tuple[Vector, ...], sizes: list[int], piece: int | None) -> Iterator[tuple[Vector, ...]]:
+def pieces_of_one_type(
+    vectors: tuple[Vector, ...], sizes: list[int], whole: bool = False
+) -> Iterator[tuple[Vector, ...]]:
+    """Cut vectors of one type, whose tensors have these sizes, into pieces that fit a cache."""
     together: list[Row] = []
-    held = 0
+    total = 0
     for row, size in zip(zip(*vectors, strict=True), sizes, strict=True):
         if size >= SMALL:
-            for part in _slices(row, piece) if piece and size > piece else [row]:
+            for part in [row] if whole or size <= PIECE else _slices(row):
                 yield tuple([[tensor] for tensor in part])
             continue
-        if held + size > SHARED:
-            yield tuple(map(list, zip(*together, strict=True)))
-            together, held = [], 0
+        if total + size > SHARED:
+            yield _columns(together)
+            together, total = [], 0
         together.append(row)
-        held += size
+        total += size
     if together:
-        yield tuple(map(list, zip(*together, strict=True)))
+        yield _columns(together)
 
 
-def kinds(rows: Iterable[Row]) -> list[tuple[Vector, ...]]:
-    """Collect the rows of a kind: of one device and the same types."""
+def by_type(rows: Iterable[Row]) -> list[tuple[Vector, ...]]:
+    """Collect the rows whose tensors have the same devices and types."""
     found: dict[object, list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(map(KIND, row)), []).append(row)
-    return [tuple(map(list, zip(*same, strict=True))) for same in found.values()]
+        found.setdefault(tuple([(tensor.device, tensor.dtype) for tensor in row]), []).append(row)
+    return [_columns(same) for same in found.values()]
 
 
-def _are_of_a_kind(tensors: Vector) -> bool:
-    return len({*map(DTYPE, tensors)}) <= 1 and (all(map(IS_CPU, tensors)) or len({*map(KIND, tensors)}) == 1)
+def flat_views(row: Row) -> Row | None:
+    """Return one-dimensional views of tensors of the same layout, in the order of their memory, or None."""
+    if all([tensor.is_contiguous() for tensor in row]):
+        return tuple([tensor.view(-1) for tensor in row])
+    if not same_layout(row):
+        return None
+    order = _order(row[0])
+    return tuple([tensor.permute(order).view(-1) for tensor in row])
 
 
-def _slices(row: Row, piece: int) -> Iterable[Row]:
-    """Cut tensors of one layout into equal slices of at most so many numbers; other tensors stay whole."""
-    views = flat(row)
+def same_layout(row: Row) -> bool:
+    """Return whether the numbers of all tensors lie in memory in the same order, without gaps."""
+    if all([tensor.is_contiguous() for tensor in row]):
+        return len({tensor.numel() for tensor in row}) == 1
+    strides = row[0].stride()
+    return all([tensor.stride() == strides for tensor in row]) and row[0].permute(_order(row[0])).is_contiguous()
+
+
+def _slices(row: Row) -> Iterable[Row]:
+    """Cut tensors of one layout into equal slices of at most PIECE numbers; other tensors stay whole."""
+    views = flat_views(row)
     if views is None:
         return [row]
     size = row[0].numel()
-    length = math.ceil(size / math.ceil(size / piece) / ALIGNED) * ALIGNED
+    length = math.ceil(size / math.ceil(size / PIECE) / ALIGNED) * ALIGNED
     return zip(*[torch.split(view, length) for view in views], strict=True)
 
 
-def flat(row: Row) -> Row | None:
-    """Return one-dimensional views of tensors that lie alike, in the order of their memory."""
-    if all(map(Tensor.is_contiguous, row)):
-        return tuple([tensor.view(-1) for tensor in row])
-    if not lie_alike(row):
-        return None
-    order = _order(row[0])
-    return tuple(tensor.permute(order).view(-1) for tensor in row)
-
-
-def lie_alike(row: Row) -> bool:
-    """Return whether the numbers of all tensors lie in memory in the same order, without gaps."""
-    if all(map(Tensor.is_contiguous, row)):
-        return len({*map(Tensor.numel, row)}) == 1
-    strides = row[0].stride()
-    return all(tensor.stride() == strides for tensor in row) and row[0].permute(_order(row[0])).is_contiguous()
+def _columns(rows: list[Row]) -> tuple[Vector, ...]:
+    return tuple([[*column] for column in zip(*rows, strict=True)])
 
 
 def _order(tensor: Tensor) -> list[int]:

@@ -1,53 +1,75 @@
-"""fused=True on the CPU: which types the compiled kernels take, and how they are started."""
+"""fused=True on the CPU: the kernels of `cpu_kernels.c` measure and move a group's vectors in one pass."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from ctypes import byref
-from typing import TYPE_CHECKING
+from typing import Any, cast, final
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .cpu_build import REALS, Pass, kernels
+from .chunks import Vector
+from .cpu_build import Pass, kernels
+from .general import as_general
+from .moves import Form
+from .packed import Packed
+from .scalars import LARGEST, Scalar, number
+from .vector import dot, sum_squares
 
-if TYPE_CHECKING:
-    from .packed import Packed
-
-FORMS = {"measure": 0, "scale": 1, "plain": 2, "nesterov": 3, "adjusted": 4}
-
-
-def takes(types: set[torch.dtype]) -> bool:
-    """Return whether there is a kernel for vectors of these types."""
-    return len(types) == 1 and types <= REALS.keys()
+MEASURE, SCALE = 0, 1  # the other operations are the forms of a move
 
 
-def squares(x: Packed) -> float:
-    """Return ‖x‖²."""
-    return _run("measure", x, x, x, measured=True)
+@final
+class CpuKernels:
+    """A group's vectors of one type, float32 or float64, in a table of addresses; `General` documents the interface."""
 
+    TYPES = ({torch.float32}, {torch.float64})
+    numbers, sharded, has_float16 = True, False, False
 
-def scale_(x: Packed, a: float) -> None:
-    """x ← a·x."""
-    _run("scale", x, x, x, a)
-    increment_version(x)
+    def __init__(
+        self, group: dict[str, Any], params: Sequence[Tensor], x: Packed, g: Packed, buffers: Mapping[str, Packed]
+    ) -> None:
+        self.group, self.params, self.x, self.g, self.buffers = group, params, x, g, buffers
+        self.u: Vector = g
+        self.form = Form.PLAIN
+        self.mu: Any = 0.0
+        self.largest, self.rounding = LARGEST[x.dtype], 4 * torch.finfo(x.dtype).eps
+        self._run = kernels(x.dtype)
 
+    def sum_squares(self, x: Vector) -> Scalar:
+        """Return ‖x‖²."""
+        if self.sharded or getattr(x, "table", None) is not self.x.table:
+            return number(sum_squares(x, self.params))
+        return self._pass(MEASURE, x, measured=True)
 
-def move(
-    form: str, x: Packed, u: Packed, v: Packed, gamma: float, mu: float, keep: float, skip: None, measured: bool
-) -> float:
-    """Move x and v; return the new ‖x‖², or 0 if it is not measured."""
-    found = _run(form, x, u, v, gamma, mu, measured)
-    increment_version(x)  # no graph holds a momentum buffer
-    return found
+    def dot(self, x: Vector, y: Vector) -> Scalar:
+        """Return ⟨x, y⟩."""
+        return number(dot(x, y, self.params))
 
+    def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> float:
+        """Move the parameters by γ along −u; return their new ‖x‖², or 0 if it is not `measured`."""
+        v = self.buffers.get("momentum_buffer")
+        if getattr(self.u, "table", None) is not self.x.table:
+            return cast(float, as_general(self).move(gamma, keep, skip, measured))
+        found = self._pass(self.form, self.x, self.u, v, gamma, self.mu, measured)
+        increment_version(self.x)  # no graph holds a momentum buffer
+        return found
 
-def _run(
-    form: str, x: Packed, u: Packed, v: Packed, gamma: float = 0.0, mu: float = 0.0, measured: bool = False
-) -> float:
-    """Make a pass over the memory."""
-    table, columns = x.table.numbers.buffer_info()[0], (x.column, u.column, v.column)
-    numbers = (FORMS[form], measured, torch.get_num_threads(), len(x), table, *columns, gamma, mu)
-    found: float = kernels(x.dtype)(byref(Pass(*numbers)))
-    if found < 0:
-        raise MemoryError("There is no memory for a step's sums, 8 bytes for every 8192 parameters.")
-    return found
+    def scale_(self, x: Vector, a: Any) -> None:
+        """x ← a·x."""
+        self._pass(SCALE, x, gamma=number(a))
+        increment_version(x)
+
+    def _pass(
+        self, form: int, x: Any, u: Any = None, v: Any = None, gamma: float = 0.0, mu: float = 0.0,
+        measured: bool = False,
+    ) -> float:  # fmt: skip
+        """Make one pass over the memory."""
+        table, columns = self.x.table.numbers.buffer_info()[0], (x.column, (u or x).column, (v or x).column)
+        numbers = (form, measured, torch.get_num_threads(), len(x), table, *columns, gamma, mu)
+        found: float = self._run(byref(Pass(*numbers)))
+        if found < 0:
+            raise MemoryError("There is no memory for a step's sums, 8 bytes for every 8192 parameters.")
+        return found

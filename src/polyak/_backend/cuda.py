@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple
+from itertools import combinations
+from typing import Any, NamedTuple, cast, final
 
 import torch
 import triton.language as tl
@@ -13,8 +14,12 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import cuda_kernels as kernels
+from .chunks import Vector
+from .general import as_general, largest_but_float16
+from .moves import Form
 from .packed import Packed
 from .scalars import Scalar
+from .vector import dot, relative_rounding, sum_squares
 
 TYPES = {
     torch.float64: tl.float64,
@@ -26,49 +31,66 @@ KEPT = 64  # tables of addresses, and pieces of pinned memory
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the roundings of the other backends, which multiply, then add
 
 
-def takes(types: set[torch.dtype]) -> bool:
-    """Return whether there is a kernel for vectors of these types."""
-    return types <= TYPES.keys()
+@final
+class CudaKernels:
+    """A group's vectors in a table of addresses, each of one type; `General` documents the interface."""
 
+    TYPES = tuple({*chosen} for n in (1, 2, 3) for chosen in combinations(TYPES, n))
+    numbers, sharded = False, False
 
-def squares(x: Packed) -> Tensor:
-    """Return ‖x‖²."""
-    return _sums(kernels.measure, [x]).sum()
+    def __init__(
+        self, group: dict[str, Any], params: Sequence[Tensor], x: Packed, g: Packed, buffers: Mapping[str, Packed]
+    ) -> None:
+        self.group, self.params, self.x, self.g, self.buffers = group, params, x, g, buffers
+        self.u: Vector = g
+        self.form = Form.PLAIN
+        self.mu: Any = 0.0
+        self.has_float16 = x.dtype == torch.float16
+        self.largest, self.rounding = largest_but_float16({x.dtype}, group), relative_rounding(x)
 
+    def sum_squares(self, x: Vector) -> Scalar:
+        """Return ‖x‖²."""
+        if self.sharded or getattr(x, "table", None) is not self.x.table:
+            return sum_squares(x, self.params, self.group["foreach"])
+        return _sums(kernels.measure, [cast(Packed, x)]).sum()
 
-def scale_(x: Packed, a: Tensor) -> None:
-    """x ← a·x."""
-    _run(kernels.scale, [x], a.to(x[0].device))
-    increment_version(x)
+    def dot(self, x: Vector, y: Vector) -> Scalar:
+        """Return ⟨x, y⟩."""
+        return dot(x, y, self.params)
 
+    def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> Scalar | None:
+        """Move the parameters by γ along −u, unless `skip`; return their new ‖x‖² if it is to be `measured`."""
+        if getattr(self.u, "table", None) is not self.x.table:
+            return as_general(self).move(gamma, keep, skip, measured)
+        v = self.buffers.get("momentum_buffer", self.x)
+        device, high = self.x[0].device, float(torch.tensor(self.mu, dtype=torch.float32))
+        given = (*(scalar.to(device) for scalar in (gamma, keep, skip)), high, self.mu - high)
+        sums = _sums(kernels.move, [self.x, cast(Packed, self.u), v], *given, FORM=self.form.name.lower())
+        increment_version(self.x)  # no graph holds a momentum buffer
+        return sums.sum() if measured else None
 
-def move(
-    form: str, x: Packed, u: Packed, v: Packed, gamma: Tensor, mu: float, keep: Tensor, skip: Tensor, measured: bool
-) -> Scalar:
-    """Move x and v; return the new ‖x‖², or 0 if it is not asked for."""
-    device, high = x[0].device, float(torch.tensor(mu, dtype=torch.float32))
-    scalars = [scalar.to(device) for scalar in (gamma, keep, skip)]
-    sums = _sums(kernels.move, [x, u, v], *scalars, high, mu - high, FORM=form)
-    increment_version(x)  # no graph holds a momentum buffer
-    return sums.sum() if measured else 0.0
+    def scale_(self, x: Vector, a: Any) -> None:
+        """x ← a·x."""
+        _run(kernels.scale, [cast(Packed, x)], a.to(x[0].device))
+        increment_version(x)
 
 
 def _sums(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: Any) -> Tensor:
     """Run a kernel that leaves a number for every span, and return these numbers."""
-    there = _there(vectors[0])
-    sums = torch.empty(len(there.owner), dtype=_accumulator(vectors), device=there.owner.device)
+    place = _on_device(vectors[0])
+    sums = torch.empty(len(place.owner), dtype=_accumulator(vectors), device=place.owner.device)
     _run(kernel, vectors, sums, *arguments, **constants)
     return sums
 
 
 def _run(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: Any) -> None:
     """Run a kernel with a program for every span."""
-    there = _there(vectors[0])
-    types = {name: TYPES[vector.dtype] for name, vector in zip("XUV", vectors, strict=False)}
-    with _current(there.owner.device):
-        kernel[(len(there.owner),)](
-            there.rows[0], there.owner, there.begin, *[there.rows[vector.column] for vector in vectors], *arguments,
-            **types, ACC=TYPES[_accumulator(vectors)], ALIGNED=there.aligned, **constants, **OPTIONS,
+    place = _on_device(vectors[0])
+    dtypes = {name: TYPES[vector.dtype] for name, vector in zip("XUV", vectors, strict=False)}
+    with _current(place.owner.device):
+        kernel[(len(place.owner),)](
+            place.rows[0], place.owner, place.begin, *[place.rows[vector.column] for vector in vectors], *arguments,
+            **dtypes, ACC=TYPES[_accumulator(vectors)], ALIGNED=place.aligned, **constants, **OPTIONS,
         )  # fmt: skip
 
 
@@ -77,8 +99,8 @@ def _accumulator(vectors: Sequence[Packed]) -> torch.dtype:
     return torch.float64 if any(vector.dtype == torch.float64 for vector in vectors) else torch.float32
 
 
-class _There(NamedTuple):
-    """A table on its device, and for every span its tensor and its first number there."""
+class _OnDevice(NamedTuple):
+    """A table on its device, and for every span its tensor and its first number in it."""
 
     rows: Sequence[Tensor]
     owner: Tensor
@@ -91,23 +113,23 @@ _spare: list[Tensor] = []
 _captured: list[tuple[Tensor, ...]] = []
 
 
-def _there(x: Packed) -> _There:
+def _on_device(x: Packed) -> _OnDevice:
     """Return the table of a vector on the vector's device."""
     table, device = x.table, x[0].device
-    if table.there is None:
+    if table.on_device is None:
         rows = _upload(tuple(table.numbers), device).view(-1, len(table.sizes)).unbind()
         owner, begin = spans = _spans(tuple(table.sizes), device)
         if _is_capturing(device):
             _captured.append(spans)  # a graph must find them there at every replay
         aligned = all(address % 16 == 0 for address in table.numbers[len(table.sizes) :])
-        table.there = _There(rows, owner, begin, aligned)
-    there: _There = table.there
-    return there
+        table.on_device = _OnDevice(rows, owner, begin, aligned)
+    on_device: _OnDevice = table.on_device
+    return on_device
 
 
 @lru_cache(maxsize=64)
 def _spans(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return, for every span, its tensor and its first number there."""
+    """Return, for every span, its tensor and its first number in it."""
     numbers = torch.tensor(sizes)
     counts = (numbers + kernels.SPAN.value - 1) // kernels.SPAN.value
     owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)

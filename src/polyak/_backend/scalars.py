@@ -37,11 +37,6 @@ def away_from_zero(a: Scalar, dtype: torch.dtype) -> Scalar:
     return math.copysign(max(abs(a), TINY[dtype]), a) if a else a
 
 
-def square_root(a: Scalar) -> Scalar:
-    """Return √a."""
-    return a.sqrt() if isinstance(a, Tensor) else math.sqrt(a)
-
-
 def minimum(a: Scalar, b: Scalar) -> Scalar:
     """Return min{a, b}, or NaN if either is NaN."""
     if isinstance(a, Tensor):
@@ -56,11 +51,6 @@ def positive_part(a: Scalar) -> Scalar:
     if isinstance(a, Tensor):
         return a.clamp(min=0.0)
     return 0.0 if a < 0 else a
-
-
-def opposite(condition: Tensor | bool) -> Any:
-    """Return whether a condition does not hold."""
-    return ~condition if isinstance(condition, Tensor) else not condition
 
 
 def where(condition: Tensor | bool, a: Scalar, b: Scalar) -> Any:

@@ -117,8 +117,10 @@ def read_loss(
 def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
     """Return a number as a new detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
     if isinstance(number, Tensor):
-        check_single(number, name)
-        return cast((number if number.dim() == 0 else number.reshape(())).clone(), like)
+        if number.numel() != 1 or number.is_complex():
+            check_single(number, name)
+        new = number.clone() if number.dim() == 0 else number.reshape(()).clone()
+        return new if new.dtype == like.dtype and new.device == like.device else cast(new, like)
     if isinstance(number, Real):
         return as_tensor(float(number), like)
     given = type(number).__name__

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .._backend.chunks import Vector
-from .._backend.distributed import check_agreement, mean, spans_processes
-from .._backend.scalars import TINY, Scalar, as_tensor, where
-from .._backend.vector import add_up, rescale_, sum_squares
+from .._backend.distributed import check_agreement, mean
+from .._backend.moves import Form
+from .._backend.scalars import Scalar
+from .._backend.vector import add_up
+from ..constraints.balls import measured_ball
 from . import options as _options
-from .formula import evaluate
-from .line import Block, Group, LastStep, Line, buffer_dtype, place_scalars, restore_buffers
+from .decision import LastStep, Line, decide_on_numbers, decide_on_tensors
 from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
-from .moves import move
-from .projection import ball_of, keep_constraints, project, shrink
-from .safety import bounded, refuse, usable_cap
-from .state import METHOD, OfThisProcess, check_buffers, check_state, for_saving
+from .parts import Group, Part, gather
+from .projection import keep_constraints, project
+from .state import (
+    METHOD,
+    OfThisProcess,
+    buffer_dtype,
+    check_buffers,
+    check_state,
+    for_saving,
+    place_scalars,
+    restore_buffers,
+)
 from .torch_hooks import hook_step
 
 if TYPE_CHECKING:
@@ -73,7 +82,7 @@ class PolyakOptimizer(Optimizer):
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
         self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
-        self._last: list[tuple[Tensor, Line, Any, Any, Any, Any]] = []
+        self._last: list[Any] = []
 
     # What a method defines
 
@@ -83,18 +92,23 @@ class PolyakOptimizer(Optimizer):
         """Return the method's uncapped step size and its cap: γ = min(ratio, cap)."""
         raise NotImplementedError(f"{type(self).__name__} must define step_size(line, group).")
 
+    def buffers(self, group: Group) -> Sequence[str]:
+        """Return the names of the buffers that a method keeps for every parameter of a group."""
+        return ("momentum_buffer",) if group.get("momentum") else ()
+
+    def form(self, group: Group) -> Form:
+        """Return how a group's momentum moves it."""
+        if not group.get("momentum"):
+            return Form.PLAIN
+        return Form.ADJUSTED if group.get("adjusted_momentum") else Form.NESTEROV
+
     def memory(self, group: Group) -> dict[str, float]:
         """Return the scalars a group carries from step to step, with their first values."""
         return {}
 
-    def linearize(self, value: Tensor, blocks: list[Block]) -> tuple[Line, list[Vector]]:
-        """Measure the loss along a direction: here the gradient, whose slope is ‖g‖² over all groups."""
-        scalar = self.param_groups[0]["step_size"]
-        norms = [
-            sum_squares(block.g, block.params, foreach=block.group["foreach"], fused=block.group.get("fused"))
-            for block in blocks
-        ]
-        return Line(value, add_up(norms, scalar)), [block.g for block in blocks]
+    def linearize(self, line: Line, parts: list[Part]) -> Line:
+        """Return the line that the step follows: here the one along the gradient, which is given."""
+        return line
 
     # The step
 
@@ -131,29 +145,37 @@ class PolyakOptimizer(Optimizer):
         if grad_sq_norm is None:
             refuse_inside_backward(type(self).__name__)
         given = read_loss(self._watched, closure, loss)
-        for group in self.param_groups:
-            _options.check_cap(type(self).__name__, group["lr"])
-            self._init_group(group)
-        blocks = [Block.of(group, self.state) for group in self.param_groups]
+        self._init_group()
+        groups, parts = self.param_groups, []
+        for group in groups:
+            parts.append(gather(group, self.state, self.buffers(group), self.form(group)))
         if given is None:
-            refuse_without_loss(type(self).__name__, self.param_groups)
+            refuse_without_loss(type(self).__name__, groups)
             return None
-        scalar = self.param_groups[0]["step_size"] if blocks else torch.zeros(())
+        scalar = groups[0]["step_size"] if groups else torch.zeros(())
         value = self._mean_over_processes(as_scalar(given, scalar), grad_sq_norm is not None)
-        if not blocks:
+        if not parts:
             return value
-        lower_bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
-        line, directions = self.linearize(value, blocks)
+        bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
         if grad_sq_norm is not None:
-            line = line._replace(slope=as_scalar(grad_sq_norm, scalar, "grad_sq_norm"))
-        self._last.clear()  # in place: torch.compile of 2.11 cannot set an attribute here
-        ball = ball_of(blocks, self._constraint)
-        pairs = zip(blocks, directions, strict=True)
-        moved = [self._move(line.of(block.group, lower_bound), block, u, ball is not None) for block, u in pairs]
-        if ball is not None and None not in moved:
-            shrink(ball, blocks, [part for parts in moved for part in parts or ()])
-        elif moved != [None] * len(moved):
-            project(self.param_groups, self._constraint)
+            norm: Scalar = as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
+        else:
+            norm = _sum_squares(parts, scalar)
+        line = self.linearize(Line(value, norm), parts)
+        ball = measured_ball(parts, self._constraint)
+        self._last[:] = [value]  # in place: torch.compile of 2.11 cannot set an attribute here
+        squares: list[Any] = []
+        for part in parts:
+            decided = (decide_on_numbers if part.numbers else decide_on_tensors)(self, line.above(bound, part), part)
+            self._last.append(decided)
+            if decided.skip is True:
+                _decay_momentum(part, decided.keep)
+            else:
+                squares.append(part.move(decided.gamma, decided.keep, decided.skip, ball is not None))
+        if ball is not None and len(squares) == len(parts):
+            ball.shrink_(parts, squares)
+        elif squares:
+            project(groups, self._constraint)
         return value
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
@@ -192,9 +214,9 @@ class PolyakOptimizer(Optimizer):
         if not -len(self.param_groups) <= group < len(self.param_groups):
             raise IndexError(f"last_step({group}) of an optimizer that has {len(self.param_groups)} parameter groups.")
         asked = self.param_groups[group]
-        for counter, *found in self._last:
-            if counter is asked["skipped_steps"]:  # compiled code keeps the identity of tensors alone
-                return LastStep.of(asked, *found)
+        for decided in self._last[1:]:
+            if decided.counter is asked["skipped_steps"]:  # compiled code keeps the identity of tensors alone
+                return LastStep.of(asked, self._last[0], decided)
         when = "before the first step(loss=loss)" if not self._last else "of a group that was not in the last step"
         raise RuntimeError(f"last_step({group or ''}) has nothing to tell {when}.")
 
@@ -203,44 +225,27 @@ class PolyakOptimizer(Optimizer):
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _move(self, line: Line, block: Block, u: Vector, measured: bool) -> list[Scalar] | None:
-        """Move a group; return numbers whose sum is its new ‖x‖², if `measured`, or None if it is known to stay."""
-        gamma, keep, skip = self._decide(line, block, u)
-        if skip is True:
-            if keep != 1.0 and block.v:
-                rescale_(block.v, keep, fused=block.group.get("fused"))
-            return None
-        return move(block, u, gamma, keep, skip if isinstance(skip, Tensor) else None, measured)
-
-    def _decide(self, line: Line, block: Block, u: Vector) -> tuple[Any, Any, Any]:
-        """Return γ, the factor of the momentum, and whether to skip; memory follows only a step that moves."""
-        group, memory = block.group, self.memory(block.group)
-        ratio, cap, line, seen = evaluate(self.step_size, self.takes_numbers, memory, line, group)
-        gamma = bounded(ratio, cap := usable_cap(cap, ratio), line)
-        skip, keep = refuse(gamma, line, block, u)
-        if skip is not False:
-            gamma = where(skip, 0.0, gamma)
-            group["skipped_steps"].add_(skip)
-        for name in memory:
-            group[name].copy_(where(gamma >= TINY[group[name].dtype], as_tensor(seen[name], group[name]), group[name]))
-        group["step_size"] = as_tensor(gamma, group["step_size"])
-        self._last.append((group["skipped_steps"], line, ratio, cap, gamma, skip))
-        return gamma, keep, skip
-
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""
-        if not (self._sync_loss and spans_processes(self._process_group)):
+        if not (self._sync_loss and dist.is_available() and dist.is_initialized()):
+            return value
+        if dist.get_world_size(self._process_group) == 1:
             return value
         if not (self._agreed or partial or torch.compiler.is_compiling()):
             check_agreement(type(self).__name__, self.param_groups, self._process_group)
             self._agreed = True
         return mean(value, self._process_group)
 
-    def _init_group(self, group: Group) -> None:
+    def _init_group(self) -> None:
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
-        for p in group["params"] if group["momentum"] else ():
-            if p.grad is not None and "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=buffer_dtype(group, p))
+        for group in self.param_groups:
+            if not isinstance(lr := group["lr"], Tensor) and not lr >= 0:
+                _options.refuse_cap(type(self).__name__, lr)
+            names = self.buffers(group)
+            for p in group["params"] if names else ():
+                if p.grad is not None and names[-1] not in self.state[p]:
+                    buffers = {name: torch.zeros_like(p, dtype=buffer_dtype(group, p)) for name in names}
+                    self.state[p].update(buffers)
 
     # Groups and state
 
@@ -314,3 +319,16 @@ class PolyakOptimizer(Optimizer):
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
         place_scalars(type(self).__name__, self.param_groups, self._scalars)
+
+
+def _sum_squares(parts: Sequence[Part], like: Tensor) -> Scalar:
+    """Return ‖g‖² over all groups."""
+    if len(parts) == 1:
+        return parts[0].sum_squares(parts[0].g)
+    return add_up([part.sum_squares(part.g) for part in parts], like)
+
+
+def _decay_momentum(part: Part, keep: Scalar) -> None:
+    """Let momentum that is too long for its type decay, although nothing moves."""
+    if keep != 1.0 and "momentum_buffer" in part.buffers:
+        part.scale_(part.buffers["momentum_buffer"], keep)

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -112,12 +112,9 @@ def check_value(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name}={_said(value)} is not allowed, it must be {allowed.words}.")
 
 
-def check_cap(owner: str, lr: Tensor | float) -> None:
-    """Raise ValueError if a schedule has made the cap NaN or negative; a tensor is left to the device."""
-    if not isinstance(lr, Tensor) and not lr >= 0:
-        raise ValueError(
-            f"{owner}: lr={lr!r} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
-        )
+def refuse_cap(owner: str, lr: float) -> NoReturn:
+    """Raise ValueError where a schedule has made the cap NaN or negative."""
+    raise ValueError(f"{owner}: lr={lr!r} is no cap on a step size: a schedule needs a finite lr > 0 to start from.")
 
 
 def check_params(owner: str, params: Iterable[Tensor], fused: bool | None) -> None:

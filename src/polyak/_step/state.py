@@ -1,12 +1,18 @@
-"""What is kept between steps: whether a state_dict fits, copies of it, and what belongs to one process."""
+"""What an optimizer keeps from step to step: scalars in its groups, buffers beside its parameters, a state_dict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
+
+from .._backend.scalars import away_from_zero
+from .._backend.vector import scalar_dtype
+from .parts import Group
 
 METHOD = "polyak_method"  # the key of a group that names its method
 POLYAK = frozenset({METHOD, "step_size", "skipped_steps", "lower_bound"})  # every state has one of them
@@ -72,3 +78,32 @@ def for_saving(state_dict: dict[str, Any]) -> dict[str, Any]:
         if "constraint" in group:  # the key stays, since torch.distributed.checkpoint expects every key of a group
             group["constraint"] = None
     return {**state_dict, "param_groups": groups}
+
+
+def place_scalars(owner: str, groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
+    """Keep every group's scalars on the device of its parameters, in one type that is float32 or wider."""
+    dtype = scalar_dtype([p for group in groups for p in group["params"]])
+    for group in groups:
+        group[METHOD] = owner
+        device = group["params"][0].device if group["params"] else None
+        for name, first in scalars(group).items():
+            value, kind = group.get(name, first), torch.int64 if name == "skipped_steps" else dtype
+            if kind is dtype and getattr(value, "dtype", None) != dtype:
+                value = away_from_zero(value, dtype)
+            group[name] = torch.as_tensor(value, dtype=kind, device=device)
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].reshape(())
+
+
+def buffer_dtype(group: Group, p: Tensor) -> torch.dtype:
+    """Return the type of a momentum buffer: its parameter's, or at least float32 if the group asks for it."""
+    return torch.promote_types(p.dtype, torch.float32) if group.get("float32_momentum") else p.dtype
+
+
+def restore_buffers(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Take wide buffers from a state dict once more, since torch has rounded them to their parameters' type."""
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for p, key in zip(group["params"], saved["params"], strict=True):
+            buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
+            if buffer is not None and buffer_dtype(group, p) != p.dtype:
+                optimizer.state[p]["momentum_buffer"] = buffer.to(p.device, buffer_dtype(group, p), copy=True)

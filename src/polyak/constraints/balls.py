@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from .._backend import vector
-from .._backend.chunks import Vector
-from .._backend.scalars import Scalar, square_root, where
+from .._backend.chunks import must_not_sync
+from .._backend.scalars import Scalar, number
 from ._base import Constraint, check_size, real_only
 
 
@@ -45,17 +46,47 @@ class L2Ball(Constraint):
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x · min{1, radius/‖x‖₂}."""
         x = [vector.real(p) for p in params]
-        self.shrink_(x, vector.sum_squares(x, params))
+        factor = self.scale(vector.sum_squares(x, params), vector.relative_rounding(x)) if x else None
+        if factor is not None:
+            vector.rescale_(x, factor)
 
-    def shrink_(self, x: Vector, squared_norm: Scalar, fused: bool = False) -> None:
-        """Project tensors whose ‖x‖² is known: a step measures it while it moves them."""
-        norm = square_root(squared_norm)
-        limit = self.radius * (1 + vector.rounding(x))  # a projected point stays as it is
-        known = vector.read_on_cpu(norm)
-        if known is None:
-            vector.rescale_(x, where(norm <= limit, 1.0, self.radius / norm), fused=fused)
-        elif not known <= limit:
-            vector.rescale_(x, self.radius / known, fused=fused)
+    def shrink_(self, parts: Sequence[Any], squares: Sequence[Scalar]) -> None:
+        """Project the parts of a model; `squares` add up to their ‖x‖²."""
+        squared_norm = squares[0] if len(squares) == 1 else vector.add_up(squares, parts[0].group["step_size"])
+        rounding = parts[0].rounding if len(parts) == 1 else max([part.rounding for part in parts])
+        factor = self.scale(squared_norm, rounding)
+        if factor is not None:
+            for part in parts:
+                part.scale_(part.x, factor)
+
+    def scale(self, squared_norm: Scalar, rounding: float) -> Scalar | None:
+        """Return min{1, radius/‖x‖₂} for a point of known ‖x‖², or None if it is known to be 1.
+
+        Args:
+            squared_norm: ‖x‖², a number or a 0-dim tensor.
+            rounding: the relative error that ‖x‖ may have, so that a projected point stays as it is.
+        """
+        norm = math.sqrt(squared_norm) if isinstance(squared_norm, float) else squared_norm.sqrt()
+        limit = self.radius * (1 + rounding)
+        if isinstance(norm, Tensor) and must_not_sync(norm.device):
+            return torch.where(norm <= limit, 1.0, self.radius / norm)
+        return None if norm <= limit else self.radius / number(norm)
+
+
+def measured_ball(parts: Sequence[Any], shared: object) -> L2Ball | None:
+    """Return the ball that holds just what a step moves, if there is one: the move then measures its ‖x‖²."""
+    if not isinstance(shared, L2Ball):
+        return None
+    for part in parts:
+        if "constraint" in part.group or part.sharded:
+            return None
+        moving = iter(part.params)
+        for p in part.group["params"]:
+            if p.requires_grad and p is not next(moving, None):
+                return None
+        if next(moving, None) is not None:  # what is frozen moves, but is no member
+            return None
+    return shared
 
 
 @final
@@ -90,7 +121,7 @@ class L1Ball(Constraint):
         """x ← sign(x)·(|x| − θ)₊ with the θ ≥ 0 that brings the norm down to the radius."""
         x, flat = real_only("L1Ball", params), vector.flatten(params)
         inside = flat.abs().sum() <= self.radius
-        if flat.numel() and not vector.read_on_cpu(inside):
+        if flat.numel() and (must_not_sync(flat.device) or not inside):
             nearest = flat.sign() * _onto_simplex(flat.abs(), self.radius)
             vector.assign_(x, vector.split_like(torch.where(inside, flat, nearest), params))
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, final
 from torch import Tensor
 
 from .._backend.scalars import Scalar
-from .._step.line import Group, Line
+from .._step.decision import Line
 from .._step.optimizer import PolyakOptimizer
+from .._step.parts import Group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

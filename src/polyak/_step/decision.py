@@ -1,0 +1,182 @@
+"""What a step measures, the loss along a line, and what it decides from it.
+
+A decision exists in two versions: on plain numbers, where the host may read them, and on 0-dim tensors elsewhere. Both
+evaluate the method's formula on a copy of the group: its memory follows only a step that moves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from .._backend.distributed import send
+from .._backend.general import sum_after
+from .._backend.moves import Form
+from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part
+from .parts import Group, Part
+
+if TYPE_CHECKING:
+    from .optimizer import PolyakOptimizer
+
+
+class Line(NamedTuple):
+    """The loss along a direction u: f(x − γu) ≈ value + inner − γ·slope, known to stay above lower_bound.
+
+    Plain numbers where the host may read them, else 0-dim tensors. `inner` is the part of the value at x that methods
+    with an averaged or a second point measure as an inner product; for the others it is 0. Where `skip` is true the
+    loss or the gradient is not finite, and nothing may be averaged.
+    """
+
+    value: Any
+    slope: Any
+    lower_bound: Scalar = 0.0
+    inner: Any = 0.0
+    skip: Any = False
+
+    @property
+    def gap(self) -> Any:
+        """(value + inner − lower_bound)₊, how far the loss can still fall."""
+        gap = self.value
+        if self.inner is not NONE:
+            gap = gap + self.inner
+        if self.lower_bound is not NONE:
+            gap = gap - self.lower_bound
+        return gap.clamp(min=0.0) if isinstance(gap, Tensor) else 0.0 if gap < 0 else gap
+
+    def above(self, lower_bound: Tensor | None, part: Part) -> Line:
+        """Return the line above the bound of a call, or of the part's group, in the scalars that the part takes."""
+        bound = part.group["lower_bound"] or NONE if lower_bound is None else lower_bound
+        scalars = [self.value, self.slope, bound, self.inner, self.skip]
+        if not part.numbers:
+            return Line(*scalars).on(part.group["step_size"])
+        for i, scalar in enumerate(scalars):
+            if isinstance(scalar, Tensor):
+                scalars[i] = scalar.item()
+        return Line(*scalars)
+
+    def on(self, like: Tensor) -> Line:
+        """Return the line in 0-dim tensors of a type and on a device; options stay numbers."""
+        value, slope = (send(as_tensor(scalar, like), like) for scalar in (self.value, self.slope))
+        rest = [send(scalar, like) if isinstance(scalar, Tensor) else scalar for scalar in self[2:]]
+        return Line(value, slope, *rest)
+
+
+NONE: float = Line._field_defaults["lower_bound"]  # the usual bound and inner product, which need no operation
+
+
+class Decision(NamedTuple):
+    """What was decided for one group: the ratio and the cap of the formula, the step size γ, and whether to skip.
+
+    A skipped step multiplies the momentum by `keep`: μ, or 1 after a measurement that is not finite.
+    """
+
+    counter: Tensor
+    """The group's `skipped_steps`."""
+    line: Line
+    ratio: Scalar
+    cap: Scalar
+    gamma: Scalar
+    keep: Scalar
+    skip: Any
+
+
+def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decision:
+    """Decide the step size of a group; its memory, its `step_size` and its count of skipped steps follow."""
+    group, memory, seen = part.group, method.memory(part.group), dict(part.group)
+    try:
+        if not method.takes_numbers:
+            raise ZeroDivisionError
+        for name in (*memory, "lr"):
+            if isinstance(seen[name], Tensor):
+                seen[name] = seen[name].item()
+        ratio, cap = method.step_size(line, seen)
+    except ZeroDivisionError:  # a ratio of tensors is inf or NaN
+        seen = dict(group)
+        ratio, cap = map(number, method.step_size(line.on(group["step_size"]), seen))
+    ratio, cap = cast(float, ratio), cast(float, cap)
+    cap = 0.0 if cap < 0 else cap
+    gamma = 0.0 if not line.slope > 0 else cap if cap < ratio or cap != cap else ratio  # NaN if either is
+    skip, keep = _refuse_numbers(gamma, line, part)
+    if skip:
+        gamma = 0.0
+        group["skipped_steps"].add_(1)
+    for name in memory:
+        if gamma >= TINY[group[name].dtype]:
+            group[name].copy_(as_tensor(seen[name], group[name]))
+    group["step_size"] = torch.full_like(group["step_size"], gamma)
+    return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
+
+
+def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decision:
+    """Decide the same on the device, which the host does not wait for."""
+    group, memory, seen = part.group, method.memory(part.group), dict(part.group)
+    found, cap = method.step_size(line, seen)
+    ratio = cast(Tensor, found)
+    cap = positive_part(send(cap, ratio).to(ratio.dtype) if isinstance(cap, Tensor) else cap)
+    gamma = torch.where(line.slope > 0, minimum(ratio, cap), 0.0)
+    skip, keep = _refuse_tensors(gamma, line, part)
+    gamma = torch.where(skip, 0.0, gamma)
+    group["skipped_steps"].add_(skip)
+    for name in memory:
+        group[name].copy_(torch.where(gamma >= TINY[group[name].dtype], seen[name], group[name]))
+    group["step_size"] = gamma
+    return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
+
+
+def _refuse_numbers(gamma: float, line: Line, part: Part) -> tuple[bool, float]:
+    """Return whether to skip the step, and what the momentum is then multiplied by.
+
+    A step is skipped if the loss or the norm is not finite, or if the types cannot hold the step. In the second case
+    the momentum decays, since a buffer that is too long would otherwise refuse every later step.
+    """
+    scalars = LARGEST[part.group["step_size"].dtype]  # a larger tensor of this type would be inf, and so would the step
+    slope = line.slope if line.slope <= scalars else line.slope * math.inf
+    length = gamma * (gamma * slope) + (line.value - line.value)  # NaN if a measurement is not finite
+    fits = length <= part.largest and gamma <= scalars and not line.skip
+    if part.form is Form.ADJUSTED:
+        fits = fits and _buffer_fits(gamma, slope, part)
+    if fits and part.has_float16:
+        fits = sum_after(part, gamma) < math.inf
+    return not fits, part.mu if length == length and not line.skip else 1.0
+
+
+def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tensor]:
+    """Return the same on the device."""
+    length = gamma * (gamma * line.slope) + (line.value - line.value)
+    fits = length <= part.largest
+    if part.form is Form.ADJUSTED:
+        fits &= _buffer_fits(gamma, line.slope, part)
+    if part.has_float16:
+        fits &= cast(Tensor, sum_after(part, gamma)) < math.inf
+    finite = (length == length) & ~torch.as_tensor(line.skip, device=length.device)
+    return ~(fits & finite), torch.where(finite, as_tensor(part.mu, length), 1.0)
+
+
+def _buffer_fits(gamma: Any, slope: Any, part: Part) -> Any:
+    """Return whether a buffer of gradients stays finite with the next one, and is short enough for the γ of today."""
+    largest, both = part.largest, slope + part.sum_squares(part.buffers["momentum_buffer"])
+    short = both <= min(largest * largest / 4, LARGEST[part.group["step_size"].dtype])
+    return (gamma * (gamma * both) <= largest) & short
+
+
+class LastStep(NamedTuple):
+    """What one step did to one parameter group; every field is a 0-dim tensor on the device."""
+
+    loss: Tensor
+    grad_sq_norm: Tensor
+    ratio: Tensor
+    step_size: Tensor
+    capped: Tensor
+    skipped: Tensor
+    skipped_steps: Tensor
+
+    @classmethod
+    def of(cls, group: Group, loss: Tensor, decision: Decision) -> LastStep:
+        """Return a decision as tensors on the group's device."""
+        like, (_, line, ratio, cap, gamma, _, skip) = group["step_size"], decision
+        loss, slope, ratio, gamma = (as_tensor(scalar, like) for scalar in (loss, line.slope, ratio, gamma))
+        above, skip = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, skip))
+        return cls(send(loss, like), slope, ratio, gamma, above & ~skip, skip, group["skipped_steps"].clone())

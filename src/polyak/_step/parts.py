@@ -1,0 +1,257 @@
+"""What a step measures and moves: for every group its vectors, and the backend that works on them.
+
+Here, once per group and step, it is decided which backend that is; nobody asks for devices, types or options again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol, cast, final
+
+import torch
+from torch import Tensor
+
+from .._backend import chunks
+from .._backend.chunks import Vector, by_type, same_layout
+from .._backend.cpu import CpuKernels
+from .._backend.distributed import aligned, any_sharded
+from .._backend.general import General
+from .._backend.moves import Form
+from .._backend.packed import COMMON, pack
+from .._backend.pieces import Pieces
+from .._backend.scalars import Scalar
+from .._backend.vector import add_up, real
+from .options import check_dense
+
+Group = dict[str, Any]
+DTYPE, IS_CPU = Tensor.dtype.__get__, Tensor.is_cpu.__get__  # type: ignore[attr-defined]
+WIDE = ({torch.float32}, {torch.float64})
+State = Mapping[Tensor, Mapping[str, Tensor]]
+
+
+class Part(Protocol):
+    """The vectors of one group and how they are measured and moved; `General` documents them."""
+
+    group: Group
+    params: Sequence[Tensor]
+    x: Vector
+    g: Vector
+    u: Vector
+    buffers: Mapping[str, Vector]
+    form: Form
+    mu: Any
+    numbers: bool
+    sharded: bool
+
+    @property
+    def has_float16(self) -> bool: ...
+    @property
+    def largest(self) -> float: ...
+    @property
+    def rounding(self) -> float: ...
+    def sum_squares(self, x: Vector) -> Scalar: ...
+    def dot(self, x: Vector, y: Vector) -> Scalar: ...
+    def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None: ...
+    def scale_(self, x: Vector, a: Scalar) -> None: ...
+
+
+def gather(group: Group, state: State, names: Iterable[str], form: Form) -> Part:
+    """Return what a step of a group reads and moves: the parameters that have a gradient, and the named buffers."""
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
+    for p in group["params"]:
+        if p.grad is not None:
+            params.append(p)
+            grads.append(p.grad)
+    buffers: dict[str, Vector] = {}
+    for name in names:
+        buffers[name] = []
+        for p in params:
+            buffers[name].append(state[p][name])
+    part = part_of(group, params, grads, buffers)
+    part.form, part.mu = form, group["momentum"]
+    return part
+
+
+def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[str, Vector]) -> Part:
+    """Return parameters, their gradients and buffers as the group's backend takes them."""
+    kinds = set()
+    for tensor in (*params, *grads):
+        kinds.add((tensor.__class__, tensor.layout, tensor.dtype))
+    common, fused, x = kinds <= COMMON, group.get("fused"), params
+    if not common:
+        for grad in grads:
+            check_dense(grad)
+        x = [real(p) for p in params]
+        grads = x if grads is params else [real(aligned(grad, p)) for grad, p in zip(grads, params, strict=True)]
+        buffers = {name: [real(tensor) for tensor in buffer] for name, buffer in buffers.items()}
+    elif not fused and group["foreach"] is None and _are_pieces([*x, *grads, *chain(*buffers.values())]):
+        return Pieces(group, params, x, grads, buffers)
+    kernels = _on_kernels(group, params, {"x": x, "g": grads, **buffers}) if fused and params else None
+    part = kernels or General(group, params, x, grads, buffers)
+    part.sharded = not common and any_sharded(params)
+    return part
+
+
+def whole(group: Group, params: list[Tensor]) -> Part:
+    """Return parameters to be projected, with or without gradients, as the group's backend takes them."""
+    return part_of(group, params, params, {})
+
+
+def _are_pieces(tensors: Vector) -> bool:
+    """Return whether all tensors have one type and lie on the CPU, where the host may read them."""
+    if chunks.INTERPRETED or torch.compiler.is_compiling():
+        return False
+    return {*map(DTYPE, tensors)} in WIDE and all(map(IS_CPU, tensors))
+
+
+def _on_kernels(group: Group, params: list[Tensor], vectors: Mapping[str, Vector]) -> Part | None:
+    """Return the vectors as the kernels of fused=True take them, or None if there are none for their device."""
+    device = params[0].device
+    if torch.compiler.is_compiling() or device != group["step_size"].device:  # a kernel reads the step size there
+        return None
+    if device.type == "cpu" and not chunks.INTERPRETED:
+        kernels: Any = CpuKernels
+    elif device.type in ("cpu", "cuda"):
+        kernels = _cuda_kernels()
+    else:
+        return None
+    packed = pack([*vectors.values()], kernels.TYPES)
+    if packed:
+        buffers = dict(zip(vectors, packed, strict=True))
+        return cast(Part, kernels(group, params, buffers.pop("x"), buffers.pop("g"), buffers))
+    return _by_kernel(kernels, group, params, vectors)
+
+
+def _cuda_kernels() -> Any:
+    try:
+        from .._backend.cuda import CudaKernels
+    except ImportError as error:
+        raise RuntimeError("fused=True needs Triton on CUDA: pip install triton, or leave fused out.") from error
+    return CudaKernels
+
+
+def _by_kernel(kernels: Any, group: Group, params: list[Tensor], vectors: Mapping[str, Vector]) -> Part:
+    """Return a part for the tensors of every type that has a kernel, and a general part for those that have none."""
+    parts: list[Part] = []
+    others: list[tuple[Tensor, ...]] = []
+    for columns in by_type(zip(params, *vectors.values(), strict=True)):
+        rows = [*zip(*columns, strict=True)]
+        alike = [same_layout(row[1:]) for row in rows]
+        fitting = [row for row, fits in zip(rows, alike, strict=True) if fits]
+        packed = pack(_columns(fitting)[1:], kernels.TYPES) if fitting else []
+        if packed:
+            buffers = dict(zip(vectors, packed, strict=True))
+            parts.append(kernels(group, _columns(fitting)[0], buffers.pop("x"), buffers.pop("g"), buffers))
+        others += [row for row, fits in zip(rows, alike, strict=True) if not (packed and fits)]
+    if others:
+        owners, *rest = _columns(others)
+        left = dict(zip(vectors, rest, strict=True))
+        parts.append(General(group, owners, left.pop("x"), left.pop("g"), left))
+    return parts[0] if len(parts) == 1 else cast(Part, Several(group, params, parts))
+
+
+def _columns(rows: Iterable[tuple[Tensor, ...]]) -> list[Vector]:
+    return [[*column] for column in zip(*rows, strict=True)]
+
+
+@final
+class Several:
+    """The parts of a group whose tensors need several backends, as one part."""
+
+    sharded = False
+
+    def __init__(self, group: Group, params: Sequence[Tensor], parts: Sequence[Part]) -> None:
+        self.group, self.params, self.parts, self.numbers = group, params, parts, parts[0].numbers
+        self.x, self.g = self._joined([part.x for part in parts]), self._joined([part.g for part in parts])
+        names = parts[0].buffers
+        self.buffers = {name: self._joined([part.buffers[name] for part in parts]) for name in names}
+
+    @property
+    def largest(self) -> float:
+        """The largest number that every parameter's type holds."""
+        return min([part.largest for part in self.parts])
+
+    @property
+    def has_float16(self) -> bool:
+        """Whether a parameter is float16."""
+        return any([part.has_float16 for part in self.parts])
+
+    @property
+    def rounding(self) -> float:
+        """The relative error that rounding may leave in the norm of the rescaled parameters."""
+        return max([part.rounding for part in self.parts])
+
+    @property
+    def form(self) -> Form:
+        """The form of momentum."""
+        return self.parts[0].form
+
+    @form.setter
+    def form(self, form: Form) -> None:
+        for part in self.parts:
+            part.form = form
+
+    @property
+    def mu(self) -> Any:
+        """The momentum of this step."""
+        return self.parts[0].mu
+
+    @mu.setter
+    def mu(self, mu: Any) -> None:
+        for part in self.parts:
+            part.mu = mu
+
+    @property
+    def u(self) -> Vector:
+        """The direction of the move."""
+        return self._joined([part.u for part in self.parts])
+
+    @u.setter
+    def u(self, u: Vector) -> None:
+        for part, own in zip(self.parts, self._split(u), strict=True):
+            part.u = own
+
+    def sum_squares(self, x: Vector) -> Scalar:
+        """Return ‖x‖²."""
+        pairs = zip(self.parts, self._split(x), strict=True)
+        return self._sum([part.sum_squares(own) for part, own in pairs])
+
+    def dot(self, x: Vector, y: Vector) -> Scalar:
+        """Return ⟨x, y⟩."""
+        triples = zip(self.parts, self._split(x), self._split(y), strict=True)
+        return self._sum([part.dot(own_x, own_y) for part, own_x, own_y in triples])
+
+    def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
+        """Move every part; return the new ‖x‖² if it is to be `measured`."""
+        squares = [part.move(gamma, keep, skip, measured) for part in self.parts]
+        return self._sum([square for square in squares if square is not None]) if measured else None
+
+    def scale_(self, x: Vector, a: Scalar) -> None:
+        """x ← a·x."""
+        for part, own in zip(self.parts, self._split(x), strict=True):
+            part.scale_(own, a)
+
+    def _sum(self, scalars: Sequence[Scalar]) -> Scalar:
+        return add_up(scalars, self.group["step_size"])
+
+    def _joined(self, vectors: Sequence[Vector]) -> Vector:
+        return _Joined(vectors)
+
+    def _split(self, x: Vector) -> Sequence[Vector]:
+        if isinstance(x, _Joined):
+            return x.vectors
+        pieces, first = [], 0
+        for part in self.parts:
+            pieces.append(x[first : first + len(part.x)])
+            first += len(part.x)
+        return pieces
+
+
+class _Joined(list[Tensor]):
+    """Vectors one after the other, which can be had singly again."""
+
+    def __init__(self, vectors: Sequence[Vector]) -> None:
+        super().__init__([tensor for vector in vectors for tensor in vector])
+        self.vectors = vectors
