@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -28,6 +29,24 @@ def device_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the fault campaign and torch's own optimizer suite came to."""
+    _print_campaign(terminalreporter)
+    _print_conformance(terminalreporter)
+
+
+def _print_campaign(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add up the counts of the fault campaign."""
+    total = Counter({"faults": 0, "tracebacks": 0, "silent differences": 0})
+    for report in terminalreporter.stats.get("passed", []):
+        for key, counts in report.user_properties:
+            if key == "campaign":
+                total.update(counts)
+    if total["faults"]:
+        counts = ", ".join(f"{count} {what}" for what, count in total.items())
+        terminalreporter.section(f"fault campaign: {counts}")
+
+
+def _print_conformance(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much of torch's own optimizer suite ran, and why the rest did not."""
     kinds = {kind: terminalreporter.stats.get(kind, []) for kind in ("passed", "failed", "skipped")}
     mine = {kind: [report for report in all_ if "test_conformance" in report.nodeid] for kind, all_ in kinds.items()}
