@@ -1,7 +1,7 @@
 """Optimizers by name, and the one place that knows which of them take the loss."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, Linear
 
 import polyak
 from polyak_lab.config import run as config
-from polyak_lab.config.strict import check_known
+from polyak_lab.config.strict import LARGEST_FLOAT32, check_known, is_float32, is_int64, is_number, shown
 from polyak_lab.errors import LabError
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -45,8 +45,56 @@ def resolve(choice: config.Optimizer) -> config.Optimizer:
     given = {name: choice.options.get(name, parameters[name].default) for name in known}
     spelled = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
     resolved = replace(choice, options=spelled)
-    build(resolved, [torch.zeros(1, requires_grad=True)], steps_per_epoch=1)  # wrong values are refused here
+    for name, value in spelled.items():
+        _check_option(choice.name, name, value, parameters[name].default)
+    _check_size(choice.name, "l2_ball", [choice.l2_ball])
+    _try_out(resolved)
     return resolved
+
+
+def _check_option(optimizer: str, name: str, value: Any, default: Any) -> None:
+    """Refuse numbers beyond float32, and what torch's own optimizers would only run into in a step."""
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+    _check_size(optimizer, name, numbers)
+    if issubclass(OPTIMIZERS[optimizer], polyak.PolyakOptimizer):
+        return
+    if isinstance(default, tuple):
+        fits = len(numbers) == len(default) and all(map(is_number, numbers))
+        wanted = f"{len(default)} numbers, such as {list(default)}"
+    elif is_number(default):
+        fits, wanted = is_number(value), f"a number, such as {default:g}"
+    else:
+        fits, wanted = isinstance(value, bool) or value is default, "true or false"
+    if not fits:
+        raise LabError(f"optimizer {optimizer}: {name} is {shown(value)}, but must be {wanted}.")
+
+
+def _check_size(optimizer: str, name: str, numbers: Sequence[Any]) -> None:
+    for number in filter(is_number, numbers):
+        if not is_float32(number):
+            raise LabError(
+                f"optimizer {optimizer}: {name} is {shown(number)}, but float32 ends at {LARGEST_FLOAT32:g}."
+            )
+        if isinstance(number, int) and not is_int64(number):
+            raise LabError(f"optimizer {optimizer}: {name} is {shown(number)}, but must be less than 2**63.")
+
+
+def _try_out(choice: config.Optimizer) -> None:
+    """Build the optimizer, and take a step with torch's own: some combinations of options fail only there."""
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = build(choice, [weight], steps_per_epoch=1)
+    if isinstance(optimizer, polyak.PolyakOptimizer) or choice.options.get("capturable"):
+        return
+    weight.grad = torch.zeros(1)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"{line[:200]}."
 
 
 def build(choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoch: int) -> torch.optim.Optimizer:
@@ -57,10 +105,19 @@ def build(choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoc
         options.setdefault("steps_per_epoch", steps_per_epoch)
     try:
         if choice.l2_ball is not None:
-            options["constraint"] = polyak.L2Ball(choice.l2_ball)
+            options["constraint"] = _ball(choice.l2_ball)
         return cls(parameters, **options)
-    except (TypeError, ValueError) as error:
-        raise LabError(f"optimizer {choice.name}: {error}") from error
+    except LabError:
+        raise
+    except Exception as error:  # torch's classes raise whatever comes, such as IndexError for one beta
+        raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+
+
+def _ball(radius: float) -> polyak.L2Ball:
+    try:
+        return polyak.L2Ball(radius)
+    except ValueError as error:
+        raise ValueError(f"l2_ball: {error}") from error
 
 
 def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

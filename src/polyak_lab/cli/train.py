@@ -13,6 +13,7 @@ from polyak_lab import console as terminal
 from polyak_lab import progress
 from polyak_lab.config import run as config
 from polyak_lab.config.run import Run, as_json, content_hash
+from polyak_lab.config.strict import shown
 from polyak_lab.console import say, warn
 from polyak_lab.errors import LabError
 from polyak_lab.processes import group as processes
@@ -88,9 +89,12 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in pairs:
         try:
-            options |= tomllib.loads(pair)
-        except tomllib.TOMLDecodeError as error:
-            raise LabError(f"--set {pair}: write KEY=VALUE, such as c=0.2 or nesterov=true.") from error
+            read = tomllib.loads(pair)
+        except (ValueError, RecursionError) as error:
+            raise LabError(f"--set {shown(pair)}: write KEY=VALUE, such as c=0.2 or nesterov=true.") from error
+        if not read:
+            raise LabError(f"--set {shown(pair)}: write KEY=VALUE, such as c=0.2 or nesterov=true.")
+        options |= read
     return options
 
 
@@ -122,7 +126,7 @@ def run_recipe(
     """Train the rows of a recipe that are not finished yet, then show the table."""
     recipe = processes.from_first(lambda: recipes.load(path))
     folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
-    jobs = processes.from_first(lambda: _all_jobs(recipe, rows, seeds, folder, device, smoke))
+    jobs = processes.from_first(lambda: _all_jobs(path, recipe, rows, seeds, folder, device, smoke))
     if before := sum(job.finished for _, job in jobs):
         say(console, f"{before} of {len(jobs)} runs were finished before.")
     with progress.showing(console, epochs=False) as shown:
@@ -145,10 +149,10 @@ def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> N
 
 
 def _all_jobs(
-    recipe: Recipe, rows: Sequence[str], seeds: Sequence[int], out: Path, device: str | None, smoke: bool
+    path: Path, recipe: Recipe, rows: Sequence[str], seeds: Sequence[int], out: Path, device: str | None, smoke: bool
 ) -> list[tuple[Run, RunFolder]]:
     chosen = [_cut(row, device, smoke) for row in recipes.select(recipe.rows, rows)]
-    return [job for row in chosen for job in _jobs(recipe, row, seeds or recipe.seeds, out)]
+    return [job for row in chosen for job in _jobs(path, recipe, row, seeds or recipe.seeds, out)]
 
 
 def _cut(row: Row, device: str | None, smoke: bool) -> Row:
@@ -158,12 +162,12 @@ def _cut(row: Row, device: str | None, smoke: bool) -> Row:
     return replace(row, run=run if device is None else recipes.on_device(run, device), paper=paper)
 
 
-def _jobs(recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:
+def _jobs(path: Path, recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:
     """Resolve a row for every seed, and refuse a folder of another run before anything trains."""
     position = [known.name for known in recipe.rows].index(row.name)
     label = Label(row.name, recipe.name, position, row.paper)
     for seed in seeds:
-        with _told_where(row):
+        with _told_where(path, row):
             run = resolve(recipes.with_seed(row.run, seed))
         folder = RunFolder(out / row.slug / f"seed-{seed}", run, label)
         folder.check()
@@ -171,8 +175,8 @@ def _jobs(recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator
 
 
 @contextmanager
-def _told_where(row: Row) -> Iterator[None]:
+def _told_where(path: Path, row: Row) -> Iterator[None]:
     try:
         yield
     except LabError as error:
-        raise LabError(f"Row {row.name!r}: {error}") from error
+        raise LabError(f"{path}, row {shown(row.name)}: {error}") from error

@@ -10,12 +10,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any
 
-from polyak_lab.config.strict import check_known, read_fields, require_at_least_one
+from polyak_lab.config.strict import (
+    check_known,
+    is_int64,
+    read_fields,
+    require_at_least_one,
+    require_int64,
+    require_positive,
+    shown,
+)
 from polyak_lab.errors import LabError
 
 AUGMENTED_VALIDATION = "sps-augmented-validation"
 EVAL_PROTOCOLS = ("clean", AUGMENTED_VALIDATION)
 PRECISIONS = ("float32", "bfloat16")
+LARGEST_WIDTH = 1e18
+"""The square of a kernel's width must be a float32 number."""
+MOST_THREADS = 1024
 LATER_KEYS = (  # not in the first configurations, whose hashes must stay
     ("data", "root"),
     ("data", "context"),
@@ -45,8 +56,7 @@ class Data:
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "data", ("holdout", "train_size", "context"))
-        if self.kernel_width is not None and not 0 < self.kernel_width < math.inf:
-            raise LabError(f"data.kernel_width is {self.kernel_width}, but must be a positive number.")
+        require_positive(self, "data", ("kernel_width",), largest=LARGEST_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,12 @@ class Schedule:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        require_int64(self, "schedule", ("warmup_steps",))
+        require_positive(self, "schedule", ("factor",))
         if self.warmup_steps < 0:
             raise LabError(f"schedule.warmup_steps is {self.warmup_steps}, but must be 0 or more.")
+        if not all(milestone >= 0 and is_int64(milestone) for milestone in self.milestones):
+            raise LabError(f"schedule.milestones is {shown(self.milestones)}, but must hold epochs: 0 or more.")
 
     @property
     def is_constant(self) -> bool:
@@ -119,9 +133,11 @@ class Training:
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "training", ("epochs", "batch_size", "max_batches", "threads"))
+        require_int64(self, "training", ("seed", "shuffle_seed"))
+        require_positive(self, "training", ("clip_norm",))
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise LabError(f"training.threads is {self.threads}, but must be {MOST_THREADS} or less.")
         check_known(self.precision, PRECISIONS, "training.precision")
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise LabError(f"training.clip_norm is {self.clip_norm}, but must be a positive number.")
         check_known(self.eval_protocol, EVAL_PROTOCOLS, "training.eval_protocol")
 
 

@@ -4,6 +4,7 @@ A dataclass whose table is written in another form than its fields has a classme
 """
 
 import difflib
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,12 +15,55 @@ from polyak_lab.errors import LabError
 T = TypeVar("T")
 
 
+LARGEST_FLOAT32 = 3.4e38
+
+
 def require_at_least_one(table: Any, where: str, names: Iterable[str]) -> None:
-    """Refuse counts below 1; None stands for no limit."""
+    """Refuse counts below 1 and those that torch's integers cannot hold; None stands for no limit."""
+    require_int64(table, where, names)
     for name in names:
         value = getattr(table, name)
         if value is not None and value < 1:
             raise LabError(f"{where}.{name} is {value}, but must be 1 or more.")
+
+
+def require_int64(table: Any, where: str, names: Iterable[str]) -> None:
+    """Refuse integers that torch's cannot hold."""
+    for name in names:
+        value = getattr(table, name)
+        if value is not None and not is_int64(value):
+            raise LabError(f"{where}.{name} is {shown(value)}, but must lie between -2**63 and 2**63 - 1.")
+
+
+def require_positive(table: Any, where: str, names: Iterable[str], largest: float = LARGEST_FLOAT32) -> None:
+    """Refuse what is no positive number, or so large or small that float32 cannot hold it; None stands for not set."""
+    for name in names:
+        value = getattr(table, name)
+        if value is not None and not 1 / largest <= value <= largest:
+            raise LabError(f"{where}.{name} is {shown(value)}, but must be a positive number of at most {largest:g}.")
+
+
+def is_int64(value: int) -> bool:
+    """Tell whether a 64-bit integer can hold a number."""
+    return -(1 << 63) <= value < 1 << 63
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_float32(value: float) -> bool:
+    """Tell whether float32 can hold a number, or whether it is infinite or NaN to begin with."""
+    return not LARGEST_FLOAT32 < abs(value) < math.inf
+
+
+def shown(value: Any) -> str:
+    """Write a value for a message: short, and on one line."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 63:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def check_known(name: str, known: Iterable[str], where: str) -> None:
@@ -47,7 +91,11 @@ def read_fields(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     for name in required:
         if name not in table:
             raise LabError(f"{where}: the key {name!r} is missing.")
-    return kind(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()})
+    values = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in table.items()}
+    try:
+        return kind(**values)
+    except LabError as error:
+        raise LabError(f"{where}: {error}") from error
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -58,7 +106,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if _ACCEPTS[kind](value):
             return _MAKES.get(kind, lambda same: same)(value)
     wanted = getattr(hint, "__name__", str(hint)).replace(" | None", "")
-    raise LabError(f"{where} is {value!r}, but must be of type {wanted}.")
+    raise LabError(f"{where} is {shown(value)}, but must be of type {wanted}.")
 
 
 def as_table(value: Any, where: str) -> Mapping[str, Any]:
@@ -66,7 +114,7 @@ def as_table(value: Any, where: str) -> Mapping[str, Any]:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
-        raise LabError(f"{where} is {value!r}, but must be a name or a table.")
+        raise LabError(f"{where} is {shown(value)}, but must be a name or a table.")
     return value
 
 
@@ -77,7 +125,7 @@ def _is_integer(value: Any) -> bool:
 _ACCEPTS = {
     bool: lambda value: isinstance(value, bool),
     int: _is_integer,
-    float: lambda value: _is_integer(value) or isinstance(value, float),
+    float: lambda value: (_is_integer(value) and is_float32(value)) or isinstance(value, float),
     str: lambda value: isinstance(value, str),
     tuple: lambda value: isinstance(value, (list, tuple)) and all(map(_is_integer, value)),
     list: lambda value: isinstance(value, list) and all(isinstance(item, Mapping) for item in value),

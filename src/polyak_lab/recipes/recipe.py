@@ -6,15 +6,18 @@ those of every row, to make it small; without it, a smoke run takes two steps. `
 the optimizers, `lr = [0.1, 1.0]`, and makes a row of every row with every value. Unknown keys are refused.
 """
 
+import hashlib
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from polyak_lab.config.run import Run
-from polyak_lab.config.strict import as_table, check_known, read
+from polyak_lab.config.strict import LARGEST_FLOAT32, as_table, check_known, is_float32, is_number, read, shown
+from polyak_lab.console import shortened
 from polyak_lab.errors import LabError
 
 
@@ -61,9 +64,21 @@ class _File:
     sweep: Mapping[str, Any] = field(default_factory=dict)
 
 
+LONGEST_SLUG = 120
+"""Bytes; a file name has at most 255, and some of them are taken by temporary files."""
+
+
 def slug(name: str) -> str:
-    """Spell a name so that it can be a folder: 'ALI-G, momentum 0.9' becomes 'ali-g-momentum-0.9'."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    """Spell a name so that it can be a folder: 'ALI-G, momentum 0.9' becomes 'ali-g-momentum-0.9'.
+
+    Letters of any script stay; a name without letters, or one that is too long, is told apart by its hash.
+    """
+    letters = unicodedata.normalize("NFKC", name).lower()
+    spelled = re.sub(r"[^\w.]+|_+", "-", letters).strip("-.")
+    if spelled and len(spelled.encode()) <= LONGEST_SLUG:
+        return spelled
+    start = spelled.encode()[: LONGEST_SLUG - 9].decode(errors="ignore").rstrip("-.") or "row"
+    return f"{start}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def load(path: Path) -> Recipe:
@@ -110,23 +125,27 @@ def smoke(row: Row) -> Run:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise LabError(f"The recipe {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LabError(f"The recipe {path} is not valid TOML: {error}.") from error
+        raise LabError(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
+    except RecursionError as error:
+        raise LabError(f"The recipe {path} is not valid TOML: it is nested too deeply.") from error
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
+        reason = " ".join(str(error).split())[:120]
+        raise LabError(f"The recipe {path} is not valid TOML: {reason}.") from error
 
 
 def _row(table: Mapping[str, Any], recipe: _File, where: str) -> Row:
     own = dict(table)
     name, paper = own.pop("name", None), own.pop("paper", None)
-    if not isinstance(name, str) or not slug(name):
+    if not isinstance(name, str) or not name.strip():
         raise LabError(f"{where} needs a name.")
-    if paper is not None and not isinstance(paper, (int, float)):
-        raise LabError(f"{where} ({name}): paper is {paper!r}, but must be a number.")
+    where = f"{where} ({shortened(name, 60)})"
+    if paper is not None and not (is_number(paper) and -LARGEST_FLOAT32 <= paper <= LARGEST_FLOAT32):
+        raise LabError(f"{where}: paper is {shown(paper)}, but must be a number that is finite.")
     sections = _overlay(recipe.defaults, own)
-    run = read(Run, sections, f"{where} ({name})")
-    return Row(name, run, paper, _small(run, sections, recipe.smoke, f"{where} ({name}), smoke"))
+    run = read(Run, sections, where)
+    return Row(name, run, paper, _small(run, sections, recipe.smoke, f"{where}, smoke"))
 
 
 def _small(run: Run, sections: Mapping[str, Any], smoke: Mapping[str, Any], where: str) -> Run | None:
@@ -145,15 +164,17 @@ def _on_grid(row: Mapping[str, Any], grid: Mapping[str, Any], where: str) -> Ite
         yield row
         return
     (option, values), *others = grid.items()
-    if others or not isinstance(values, list) or not values or not all(map(_is_number, values)):
+    if others or not isinstance(values, list) or not values or not all(map(_is_grid_value, values)):
         raise LabError(f"{where}: [grid] needs one option with a list of numbers, such as lr = [0.1, 1.0].")
+    if not isinstance(row.get("name"), str):
+        raise LabError(f"{where}: every [[row]] needs a name.")
     for value in values:
         optimizer = {**as_table(row.get("optimizer", {}), f"{where}: optimizer"), option: value}
-        yield {**row, "name": f"{row.get('name')}, {option} {value:g}", "optimizer": optimizer}
+        yield {**row, "name": f"{row['name']}, {option} {value:g}", "optimizer": optimizer}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_grid_value(value: Any) -> bool:
+    return is_number(value) and is_float32(value) and value == value
 
 
 def _overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,12 +46,13 @@ def _resolve_device(name: str) -> str:
     processes.check_device(name)
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise LabError(f"The device {name!r} cannot be used ({reason}): try auto, cpu or cuda.") from error
-    if device.type == "meta":
-        raise LabError("The device 'meta' holds no numbers: try auto, cpu or cuda.")
+        torch.ones(1, device=device).sum().item()
+        torch.Generator(device)
+    except Exception as error:  # each kind of device that is not there has an error of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:120]
+        raise LabError(
+            f"The device {name!r} cannot be used ({reason}): write auto, cpu or cuda as training.device."
+        ) from error
     return str(device)
 
 
