@@ -1,5 +1,6 @@
 """Step sizes from the loss (Polyak step sizes) for PyTorch: ALI-G, SPS and their family."""
 
+from . import _import_torch  # noqa: F401 (first)
 from ._step.decision import LastStep, Line
 from ._step.optimizer import PolyakOptimizer
 from .constraints import (

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from polyak_lab.errors import LabError
 SPELLED = "polyak.spelled"
 """The name of the error handler that spells what a stream cannot encode."""
 
-ASCII = {"±": "+/-", "–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "‖": "||", "≤": "<=", "≥": ">="}
+ASCII = {"±": "+/-", "•": "*", "–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "‖": "||", "≤": "<=", "≥": ">="}
 ASCII |= dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇┻┳╈", "+") | dict.fromkeys("─━╸╺", "-") | dict.fromkeys("│┃", "|")
 WIDEST = 10_000  # columns
 MOSTLY_CAPPED = 0.98
@@ -39,9 +40,9 @@ class OutputLostError(LabError):
 class _Stream:
     """Standard output or error, which raises the first failed write once, and never in a thread that draws."""
 
-    def __init__(self, file: IO[str], silent: bool) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self._file = file
-        self._raised = silent
+        self.is_silent = False
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -56,14 +57,14 @@ class _Stream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def _attempt(self, call: Any) -> None:
+    def _attempt(self, call: Callable[[], object]) -> None:
         if self.lost is None:
             try:
                 call()
             except OSError as error:
                 self.lost = error
-        if self.lost is not None and not self._raised and threading.current_thread() is threading.main_thread():
-            self._raised = True
+        if self.lost is not None and not self.is_silent and threading.current_thread() is threading.main_thread():
+            self.is_silent = True
             raise OutputLostError(self.lost)
 
 
@@ -71,22 +72,18 @@ class _Stream:
 def guarded() -> Iterator[None]:
     """Make the standard streams fit for what may happen to them, and raise what happened to the output."""
     before = sys.stdout, sys.stderr
-    streams = [_Stream(stream, silent=stream is sys.stderr) for stream in before if stream is not None]
-    for stream in filter(None, before):
-        _spell(stream)
-    if sys.stdout is not None:
-        sys.stdout = streams[0]  # type: ignore[assignment]
-    if sys.stderr is not None:
-        sys.stderr = streams[-1]  # type: ignore[assignment]
-    try:
-        yield
-        for stream in streams:
-            stream.flush()
-    finally:
-        sys.stdout, sys.stderr = before
-        for stream in streams:
-            if stream.lost is not None:
-                _discard(stream)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:  # where a process has no streams
+        out, errors = (_Stream(_spelling(stream or nowhere)) for stream in before)
+        errors.is_silent = True
+        sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
+        try:
+            yield
+            out.flush()
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream in (out, errors):
+                if stream.lost is not None:
+                    _discard(stream)
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
@@ -121,8 +118,9 @@ def printable(text: str) -> str:
 
 
 def cell(text: str) -> Text:
-    """Put text into a table as it is."""
-    return Text(printable(text))
+    """Put text into a table as it is, in letters that standard output can encode."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return Text(printable(text).encode(encoding, SPELLED).decode(encoding))
 
 
 def shortened(name: str, width: int) -> str:
@@ -152,9 +150,11 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(SPELLED, _spelled)
 
 
-def _spell(stream: IO[str]) -> None:
+def _spelling(stream: IO[str]) -> IO[str]:
+    """Let a stream spell what it cannot encode, unless the user chose another way."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
         stream.reconfigure(errors=SPELLED)
+    return stream
 
 
 def _discard(stream: _Stream) -> None:

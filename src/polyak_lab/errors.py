@@ -1,5 +1,13 @@
-"""The one exception that the runner shows without a traceback."""
+"""The exceptions that the runner shows without a traceback."""
 
 
 class LabError(RuntimeError):
     """One clear sentence for the person at the terminal."""
+
+
+def missing_package(error: ModuleNotFoundError) -> LabError:
+    """Say what to install for a package that cannot be imported; a module of our own that is missing is a bug."""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "polyak", "polyak_lab"):
+        raise error
+    return LabError(f"The command needs the package {name}, which is not installed: pip install 'polyak[lab]'.")

@@ -1,6 +1,7 @@
 """The command line: it parses, calls what the verb does, and turns errors and signals into an exit status."""
 
 import os
+import signal
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -9,8 +10,8 @@ from rich.console import Console
 
 from polyak_lab.cli import signals
 from polyak_lab.cli.verbs import RunRecipe, Train, Verb
-from polyak_lab.console import say
-from polyak_lab.errors import LabError
+from polyak_lab.console import OutputLostError, guarded, make_console, printable, say
+from polyak_lab.errors import LabError, missing_package
 from polyak_lab.processes import torchrun as launched
 
 
@@ -23,29 +24,43 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    try:
+        with guarded():
+            return _call(argv)
+    except OutputLostError as error:
+        if error.is_pipe:  # its reader, such as `head`, has seen enough
+            return 128 + signal.SIGPIPE
+        return _say_last(make_console(stderr=True), f"polyak: {error}", 1)
+
+
+def _call(argv: Sequence[str] | None) -> int:
     speaks = launched.rank() == 0
-    errors = Console(stderr=True, quiet=not speaks)
+    errors = make_console(stderr=True, quiet=not speaks)
     try:
         verb: Any = tyro.cli(
             Verb, args=argv, prog="polyak", description=DESCRIPTION, config=CONFIG, console_outputs=speaks
         )
         _check_alone(verb)
-        verb.execute(Console() if speaks else Console(quiet=True, force_terminal=False))
+        verb.execute(make_console(quiet=not speaks))
         signals.ends(0)
+    except OutputLostError:
+        raise
+    except ModuleNotFoundError as error:
+        return _say_last(errors, f"polyak: {missing_package(error)}", 1)
     except LabError as error:
         errors.quiet &= not isinstance(error, launched.AloneError)
         return _say_last(errors, f"polyak: {error}", 1)
     except KeyboardInterrupt as stop:
         return _say_last(errors, signals.STOPPED, 143 if isinstance(stop, signals.Terminated) else 130)
     except SystemExit as stop:  # after a usage error, or --help
-        return int(stop.code or 0)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 
 
 def _say_last(errors: Console, text: str, status: int) -> int:
     """Say why this process ends, and return its status; a signal has nothing left to stop."""
     signals.ends(status)
-    say(errors, text)
+    say(errors, printable(text))
     return status
 
 

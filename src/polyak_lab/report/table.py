@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from polyak_lab.console import capped_share, printable
+from polyak_lab.console import capped_share, cell, printable
 from polyak_lab.runs.stored import StoredRun
 
 EMPTY = "–"
@@ -139,19 +139,19 @@ def cells(rows: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
     """Lay the table out for a terminal."""
     head, lines = cells(rows)
-    shown = None if title is None else Text(printable(title))
+    shown = None if title is None else cell(title)
     table = Table(title=shown, title_justify="left", title_style="bold", header_style="bold")
     for index, (name, *column) in enumerate(zip(head, *lines, strict=True)):
         if index == 0:
-            table.add_column(Text(name), min_width=8, overflow="fold")
+            table.add_column(cell(name), min_width=8, overflow="fold")
             continue
-        widest = max(map(len, column), default=0)  # numbers stay whole, headings fold to their width
-        folded = textwrap.fill(name, max(widest, 8), break_long_words=False)
+        widest = max((cell(text).cell_len for text in column), default=0)  # numbers stay whole
+        folded = textwrap.fill(name, max(widest, 8), break_long_words=False)  # headings fold to their width
         whole = name != CAPPED
-        widest = widest if whole else max(len(word) for cell in column for word in cell.split())
+        widest = widest if whole else max(len(word) for text in column for word in text.split())
         table.add_column(Text(folded), justify="right", no_wrap=whole, min_width=widest)
     for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(*map(cell, line))
     return table
 
 
