@@ -30,6 +30,7 @@ MOST_THREADS = 1024
 LATER_KEYS = (  # not in the first configurations, whose hashes must stay
     ("data", "root"),
     ("data", "context"),
+    ("data", "sha256"),
     ("schedule", "warmup_steps"),
     ("training", "cuda_graph"),
     ("training", "clip_norm"),
@@ -43,7 +44,8 @@ class Data:
     `augment` crops and flips the training images at random. `holdout` keeps so many training samples for validation,
     `train_size` trains on so many of the others; which ones does not depend on the seed. `kernel_width` replaces
     vectors x by the values k(x, xᵢ) = exp(−‖x − xᵢ‖²/(2·width²)) of a Gaussian kernel at the training vectors xᵢ.
-    `root` is the file of the data set "text", and `context` the number of characters in a sequence of text.
+    `root` is the file of the data set "text", `context` the number of characters in a sequence of text; `sha256`, the
+    checksum of the file, is spelled out when the run starts, so that a run never goes on with another text.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Data:
     kernel_width: float | None = None
     root: str | None = None
     context: int | None = None
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "data", ("holdout", "train_size", "context"))

@@ -13,7 +13,7 @@ from polyak_lab.data.digits import DIGITS
 from polyak_lab.data.fetch import OnProgress, download
 from polyak_lab.data.idx import FASHION_MNIST, MNIST
 from polyak_lab.data.libsvm import MUSHROOMS
-from polyak_lab.data.source import Source
+from polyak_lab.data.source import Source, sha256_of
 from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
 from polyak_lab.data.text import PYTHON_DOCS, TEXT
 from polyak_lab.errors import LabError
@@ -67,7 +67,7 @@ def load(name: str, root: Path | None = None, *, context: int | None = None) -> 
 
 
 def resolve(chosen: Data) -> Data:
-    """Check what belongs to some data sets alone, and spell out the context of a text."""
+    """Check what belongs to some data sets alone; spell out the context of a text and the checksum of its file."""
     check_known(chosen.name, NAMES, "data")
     source = SOURCES[chosen.name]
     if chosen.root is None and source.needs_root:
@@ -75,9 +75,20 @@ def resolve(chosen: Data) -> Data:
     if chosen.root is not None and not source.needs_root:
         others = ", ".join(repr(other.name) for other in SOURCES.values() if other.needs_root)
         raise LabError(f"data {chosen.name!r} takes no root, only {others}: set POLYAK_DATA to where data sets lie.")
-    if chosen.context is not None and source.context is None:
-        raise LabError(f"data {chosen.name!r} takes no context: it is no text.")
-    return replace(chosen, context=chosen.context or source.context)
+    if source.context is None:
+        _refuse_text_options(chosen)
+        return chosen
+    place = _place(source, None if chosen.root is None else Path(chosen.root))
+    found = sha256_of(source.open(place))
+    if chosen.sha256 not in (None, found):
+        raise LabError(f"{place} is not the file of data.sha256: its checksum is {found}.")
+    return replace(chosen, context=chosen.context or source.context, sha256=found)
+
+
+def _refuse_text_options(chosen: Data) -> None:
+    for option in ("context", "sha256"):
+        if getattr(chosen, option) is not None:
+            raise LabError(f"data {chosen.name!r} takes no {option}: it is no text.")
 
 
 def fetch(name: str, root: Path | None = None, on_progress: OnProgress = lambda done, total: None) -> Path:

@@ -53,6 +53,14 @@ def md5_of(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
+def sha256_of(contents: Contents) -> str:
+    """Name contents by their bytes, so that a run does not go on with others."""
+    digest = hashlib.sha256()
+    for content in contents.values():
+        digest.update(content)
+    return digest.hexdigest()
+
+
 def first_existing(places: Iterable[Path]) -> Path | None:
     """Return the first place that is a file or a folder with something in it."""
     return next((place for place in places if _holds_something(place)), None)

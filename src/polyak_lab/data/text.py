@@ -91,7 +91,7 @@ PYTHON_DOCS = Source(
     kind="0.4 million characters of text, for language models",
     how="a part of Python (module pydoc_data)",
     find=_find_topics,
-    open=lambda place: {},
+    open=_open,
     parse=parse_python_docs,
     context=CONTEXT,
 )

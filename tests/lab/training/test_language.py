@@ -16,7 +16,7 @@ from polyak_lab.optimizers import build_schedule
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.report import table
 from polyak_lab.runs import stored
-from polyak_lab.training import build
+from polyak_lab.training import build, step
 
 FABLE = "The fox said: the grapes are sour, and the fox went away. " * 40
 SGD = config.Optimizer("sgd", options={"lr": 0.1})
@@ -107,6 +107,9 @@ def test_a_folder_is_no_text(tmp_path):
         (config.Data("text"), r"data 'text' needs root, the place of your own file: data = \{ name = \"text\", root"),
         (config.Data("digits", root="x"), "data 'digits' takes no root, only 'text'"),
         (config.Data("cifar10", context=5), "data 'cifar10' takes no context"),
+        (config.Data("digits", sha256="0" * 64), "data 'digits' takes no sha256"),
+        (config.Data("python-docs", sha256="0" * 64), r"topics\.py is not the file of data\.sha256"),
+        (config.Data("text", root="nowhere.txt"), r"There is no nowhere\.txt"),
     ],
 )
 def test_options_that_do_not_belong_to_the_data(chosen, said):
@@ -123,10 +126,17 @@ def test_text_without_a_file(action):
 def test_the_context_is_spelled_out_and_others_keep_their_hashes(fable):
     assert resolve(language(fable, context=None)).data.context == 128
     first = config.as_json(resolve(run(epochs=1)))
-    assert not {"root", "context"} & first["data"].keys()
+    assert not {"root", "context", "sha256"} & first["data"].keys()
     assert "warmup_steps" not in first["schedule"]
     assert "clip_norm" not in first["training"]
     assert config.as_json(resolve(language(fable)))["data"]["context"] == 16
+
+
+def test_a_run_does_not_go_on_with_another_text(fable, tmp_path):
+    execute(tmp_path / "run", language(fable))
+    fable.write_text(FABLE.replace("fox", "cat"), encoding="utf-8")
+    with pytest.raises(LabError, match=r"holds another run: data\.sha256 is"):
+        execute(tmp_path / "run", language(fable))
 
 
 # The model
@@ -251,7 +261,7 @@ def test_a_clipped_step_is_divided_by_the_norm_from_before(method):
         this = build.start(resolve(wanted))
         before = torch.nn.utils.parameters_to_vector(this.model.parameters()).detach().clone()
         batch = next(this.training_batches(0))
-        size = this.make_step(this, batch, 1.0).observed.step_size
+        size = step.make(this, batch, 1.0).observed.step_size
         moved = before - torch.nn.utils.parameters_to_vector(this.model.parameters()).detach()
         taken[limit] = float(size), moved
     plain, clipped, loose = taken.values()
