@@ -10,6 +10,9 @@ from pathlib import Path
 
 from polyak_lab.errors import LabError
 
+TEMPORARY = (".polyak-", ".tmp")
+"""How the name of a file begins and ends while it is written; the rest is random."""
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace the file at `path` by `content` in one step.
@@ -55,6 +58,13 @@ def append_line(path: Path, line: str) -> None:
             with suppress(OSError):
                 os.ftruncate(file.fileno(), length)
             raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing in a folder, and nothing else."""
+    for leftover in folder.glob(f"{TEMPORARY[0]}????????{TEMPORARY[1]}"):
+        with said_clearly("remove", leftover):
+            leftover.unlink(missing_ok=True)
 
 
 def exists(path: Path) -> bool:
@@ -107,7 +117,7 @@ def _write_through(handle: int, data: bytes) -> None:
 
 def _write_beside(path: Path, data: bytes, replaced: os.stat_result | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY[0], suffix=TEMPORARY[1])
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

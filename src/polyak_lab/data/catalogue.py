@@ -17,6 +17,7 @@ from polyak_lab.data.source import Source, sha256_of
 from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
 from polyak_lab.data.text import PYTHON_DOCS, TEXT
 from polyak_lab.errors import LabError
+from polyak_lab.files import said_clearly
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -47,7 +48,12 @@ class Row(NamedTuple):
 
 def default_root() -> Path:
     """Return $POLYAK_DATA, or ~/.cache/polyak/data."""
-    return Path(os.environ.get("POLYAK_DATA") or Path.home() / ".cache" / "polyak" / "data")
+    if named := os.environ.get("POLYAK_DATA"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "polyak" / "data"
+    except RuntimeError as error:
+        raise LabError("There is no home directory: set POLYAK_DATA to the folder of the data sets.") from error
 
 
 def load(name: str, root: Path | None = None, *, context: int | None = None) -> Dataset:
@@ -122,7 +128,7 @@ def check(name: str, root: Path | None = None) -> str:
 
 def describe(root: Path | None = None) -> list[Row]:
     """Return name, kind, place and origin of every data set."""
-    return [Row(s.name, s.kind, _where(s, root or default_root()), s.how) for s in SOURCES.values()]
+    return [Row(s.name, s.kind, _where(s, root), s.how) for s in SOURCES.values()]
 
 
 def _source(name: str) -> Source:
@@ -133,8 +139,9 @@ def _source(name: str) -> Source:
 def _place(source: Source, root: Path | None) -> Path:
     if root is None and source.needs_root:
         raise _without_root(source)
-    root = root or default_root()
-    place = source.find(root)
+    if root is None:
+        root = default_root() if source.downloads else Path()  # what is built in lies nowhere
+    place = _found(source, root)
     if place is None and source.needs_root:
         raise LabError(f"There is no {root}: data {source.name!r} reads it, as root says.")
     if place is None:
@@ -144,6 +151,11 @@ def _place(source: Source, root: Path | None) -> Path:
             f"{root / source.name}, or set POLYAK_DATA to another folder."
         )
     return place
+
+
+def _found(source: Source, root: Path) -> Path | None:
+    with said_clearly("read", root):
+        return source.find(root)
 
 
 def _without_root(source: Source) -> LabError:
@@ -166,10 +178,13 @@ def _verdict(source: Source, differing: list[str]) -> str:
     )
 
 
-def _where(source: Source, root: Path) -> str:
+def _where(source: Source, root: Path | None) -> str:
     if source.needs_root:
         return "named by root"
     if not source.downloads:
         return "built in"
-    place = source.find(root)
+    try:
+        place = _found(source, root or default_root())
+    except LabError as error:
+        return str(error)
     return "not here" if place is None else str(place)

@@ -13,6 +13,7 @@ Every file is replaced as a whole. The checkpoint is written after the metrics, 
 line more than its checkpoint has epochs; resuming drops it.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from typing import Any
 
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
-from polyak_lab.files import exists, said_clearly, write_atomic
+from polyak_lab.files import exists, remove_unfinished, said_clearly, write_atomic
 from polyak_lab.processes import group as processes
 from polyak_lab.runs import checkpoint, environment
 from polyak_lab.runs import files as run_files
@@ -34,6 +35,9 @@ try:
 except ImportError:  # not a Unix: two processes on one folder go unnoticed there
     fcntl = None  # type: ignore[assignment]
 
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+"""What file systems without locks answer; there, two processes on one folder go unnoticed."""
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json")
 
@@ -98,7 +102,7 @@ class RunFolder:
         """Store the configuration, unless it is there."""
         self.check()
         stored = self.path / "config.json"
-        self._sweep()
+        remove_unfinished(self.path)
         text = self._document({"hash": self.hash, "label": vars(self.label), "run": self.config})
         if not exists(stored) or run_files.read_bytes(stored) != text.encode():
             write_atomic(stored, text)
@@ -165,12 +169,6 @@ class RunFolder:
         stored = self.path / "environment.json"
         return run_files.read_starts(stored) if exists(stored) else []
 
-    def _sweep(self) -> None:
-        """Remove what a killed process left of a file it was writing."""
-        for name in FILES:
-            for leftover in self.path.glob(f".{name}.*"):
-                leftover.unlink(missing_ok=True)
-
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
@@ -180,7 +178,8 @@ def claimed(path: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    handle = os.open(path, os.O_RDONLY)
+    with said_clearly("open", path):
+        handle = os.open(path, os.O_RDONLY)
     try:
         _lock(handle, path)
         yield
@@ -193,3 +192,6 @@ def _lock(handle: int, path: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise LabError(f"Another process is at work in {path}: wait for it, or choose another --out.") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise LabError(f"Cannot lock {path}: {error.strerror or error}.") from error

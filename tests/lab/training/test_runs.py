@@ -110,11 +110,11 @@ def test_a_folder_of_something_else(tmp_path):
 
 
 def test_hidden_files_of_others_are_left_alone(tmp_path):
-    (tmp_path / ".env.local").write_text("")
-    (tmp_path / ".metrics.jsonl.k1ll3d").write_text("")
+    others = (".env.local", ".metrics.jsonl.bak", ".metrics.jsonl.original", ".checkpoint.pt.swp", ".polyak-notes.tmp")
+    for name in (*others, ".polyak-k1ll3d_0.tmp"):
+        (tmp_path / name).write_text("")
     execute(tmp_path, run(epochs=1))
-    assert (tmp_path / ".env.local").exists()
-    assert not (tmp_path / ".metrics.jsonl.k1ll3d").exists()
+    assert {entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")} == set(others)
 
 
 def test_a_damaged_configuration(tmp_path):

@@ -1,0 +1,143 @@
+"""Where runs may lie: folders that may not be entered, names that are too long, disks without locks, no home."""
+
+import ctypes
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lab import campaign
+from lab.campaign import Said
+from lab.report.test_tables import store
+from lab.runs import call, execute, run
+from polyak_lab import data
+from polyak_lab.errors import LabError
+from polyak_lab.runs import folder
+
+SEVERAL = """
+import json, os, sys
+from lab.campaign import Said
+for line in json.load(sys.stdin):
+    for path, mode in line["modes"].items():
+        os.chmod(path, mode)
+    if line["gone"]:
+        os.mkdir(line["gone"]); os.chdir(line["gone"]); os.rmdir(line["gone"])
+    said = Said(*line["command"])
+    for path in line["modes"]:
+        os.chmod(path, 0o755)
+    print(json.dumps([said.code, said.out, said.err, said.traceback]))
+"""
+DAC_OVERRIDE, DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
+
+
+def obey_modes():
+    """Let file modes hold for root as well."""
+    for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def several(lines, **environment):
+    """Run commands in one process for which file modes hold; return what each said."""
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL],
+        input=json.dumps([{"modes": {}, "gone": None, **line} for line in lines]),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        preexec_fn=obey_modes,
+        timeout=300,
+    )
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_folders_that_may_not_be_read_entered_or_written(tmp_path):
+    runs, lines, refused = tmp_path / "runs", [], []
+    store(runs / "seed-0", "ALI-G", "alig", None, 0, 0.9, 0.5)
+    recipe = str(campaign.run_command(tmp_path / "recipe")[1])
+    for mode in (0o000, 0o111, 0o333, 0o444, 0o555):
+        out = tmp_path / f"out-{mode:o}"
+        out.mkdir()
+        lines.append({"modes": {str(out): mode}, "command": ["run", recipe, "--out", str(out)]})
+        lines.append({"modes": {str(out): mode}, "command": ["table", str(runs), "--report", str(out / "page.html")]})
+        refused += [str(out), str(out) if mode != 0o333 else ""]  # which may be written to
+    said = several(lines)
+    for line, path, (code, _, errors, traceback) in zip(lines, refused, said, strict=True):
+        assert traceback == "", line
+        assert code == (1 if path else 0), line
+        assert path in errors
+
+
+def test_runs_that_may_not_be_read(tmp_path):
+    runs = tmp_path / "runs"
+    store(runs / "seed-0", "ALI-G", "alig", None, 0, 0.9, 0.5)
+    modes = (0o000, 0o111, 0o333, 0o444, 0o555)
+    said = several([{"modes": {str(runs / "seed-0"): mode}, "command": ["table", str(runs)]} for mode in modes])
+    assert [code for code, *_ in said][:1] + [code for code, *_ in said][-1:] == [1, 0]
+    assert not any(traceback for *_, traceback in said)
+
+
+def test_a_working_directory_that_is_deleted(tmp_path):
+    runs, gone = tmp_path / "runs", tmp_path / "gone"
+    store(runs / "seed-0", "ALI-G", "alig", None, 0, 0.9, 0.5)
+    recipe = str(campaign.run_command(tmp_path / "recipe")[1])
+    train = ["train", "--data", "digits", "--model", "logistic", "--optimizer", "sgd", "--epochs", "1"]
+    commands = [["table", "runs"], ["table", str(runs)], ["run", recipe], [*train, "--device", "cpu"], ["data", "list"]]
+    said = several([{"gone": str(gone), "command": command} for command in commands])
+    assert [code for code, *_ in said] == [1, 0, 1, 1, 0]
+    assert not any(traceback for *_, traceback in said)
+    assert all("No such file or directory" in errors or "not a folder" in errors for code, _, errors, _ in said if code)
+
+
+@pytest.mark.parametrize("length", [255, 256, 5000])
+def test_names_that_are_too_long(length, tmp_path):
+    name = "x" * length
+    store(tmp_path / "runs", "ALI-G", "alig", None, 0, 0.9, 0.5)
+    recipe = campaign.run_command(tmp_path / "recipe")[1]
+    said = [
+        Said("table", tmp_path / name),
+        Said("table", tmp_path / "runs", "--report", tmp_path / f"{name[:-5]}.html"),
+        Said("table", tmp_path / "runs", "--plot-loss", tmp_path / f"{name[:-4]}.png"),
+        Said("run", tmp_path / name),
+        Said("run", recipe, "--smoke", "--out", tmp_path / name / name),
+    ]
+    assert [one.code for one in said] == ([1, 0, 0, 1, 0] if length <= 255 else [1] * 5)
+    assert not any(one.traceback for one in said)
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF])
+def test_a_file_system_without_locks(reason, tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    assert execute(tmp_path / "run", run(epochs=1)).finished
+
+
+def test_a_lock_that_fails(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    with pytest.raises(LabError, match=r"Cannot lock .*: Input/output error\."):
+        execute(tmp_path / "run", run(epochs=1))
+
+
+def test_no_home_directory(monkeypatch, capsys):
+    monkeypatch.delenv("POLYAK_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", home)
+    assert len(data.load("digits").train.targets) == 1437
+    assert call("data", "list") == 0
+    assert call("data", "check", "cifar10") == 1
+    said = capsys.readouterr()
+    assert "set POLYAK_DATA" in said.out
+    assert re.fullmatch(r"polyak: There is no home directory: set POLYAK_DATA [^\n]+\n", said.err)
