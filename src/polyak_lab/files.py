@@ -10,8 +10,8 @@ from pathlib import Path
 
 from polyak_lab.errors import LabError
 
-TEMPORARY = (".polyak-", ".tmp")
-"""How the name of a file begins and ends while it is written; the rest is random."""
+PREFIX, SUFFIX = ".polyak-", ".tmp"
+"""How the name of a file begins and ends while it is written; between them are 8 random letters and its name."""
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -62,7 +62,7 @@ def append_line(path: Path, line: str) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of files that they were writing in a folder, and nothing else."""
-    for leftover in folder.glob(f"{TEMPORARY[0]}????????{TEMPORARY[1]}"):
+    for leftover in folder.glob(f"{PREFIX}????????.*{SUFFIX}"):
         with said_clearly("remove", leftover):
             leftover.unlink(missing_ok=True)
 
@@ -117,7 +117,8 @@ def _write_through(handle: int, data: bytes) -> None:
 
 def _write_beside(path: Path, data: bytes, replaced: os.stat_result | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY[0], suffix=TEMPORARY[1])
+    short = path.name.encode()[:100].decode(errors="ignore")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PREFIX, suffix=f".{short}{SUFFIX}")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

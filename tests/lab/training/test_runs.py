@@ -111,7 +111,7 @@ def test_a_folder_of_something_else(tmp_path):
 
 def test_hidden_files_of_others_are_left_alone(tmp_path):
     others = (".env.local", ".metrics.jsonl.bak", ".metrics.jsonl.original", ".checkpoint.pt.swp", ".polyak-notes.tmp")
-    for name in (*others, ".polyak-k1ll3d_0.tmp"):
+    for name in (*others, ".polyak-k1ll3d_0.metrics.jsonl.tmp"):
         (tmp_path / name).write_text("")
     execute(tmp_path, run(epochs=1))
     assert {entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")} == set(others)
