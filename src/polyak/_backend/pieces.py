@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -14,6 +15,7 @@ from .moves import MOVES, Form
 from .scalars import LARGEST
 
 ROW = 1 << 12  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
+SHORT = 1 << 8  # and a single one where the numbers do not lie side by side
 TINY = 2.0**-20  # 1 − b keeps 32 digits of a larger b
 
 
@@ -93,18 +95,40 @@ class Pieces:
 
 
 def squares_of_piece(x: Vector, dtype: torch.dtype) -> Vector:
-    """Return numbers whose sum is ‖x‖², for one chunk on the CPU: short sums are right, and rows are added at once."""
-    if len(x) > 1:
-        flat = _flatten_dense_tensors(x)  # type: ignore[no-untyped-call]
-    else:
-        views = flat_views((x[0],))
-        flat = x[0] if views is None else views[0]
-    if flat.dtype != dtype or not flat.is_contiguous():
-        return [torch.linalg.vector_norm(flat, dtype=dtype).square()]
-    rows, rest = divmod(flat.numel(), ROW)
+    """Return numbers whose sum is ‖x‖², for one chunk on the CPU."""
+    return _squares(x[0] if len(x) == 1 else _flatten_dense_tensors(x), dtype)  # type: ignore[no-untyped-call]
+
+
+def _squares(x: Tensor, dtype: torch.dtype) -> Vector:
+    """Return numbers whose sum is ‖x‖², summed in short rows, and then over the norms of the rows."""
+    if not x.is_contiguous():
+        views = flat_views((x,))
+        if views is None:
+            return _squares_with_gaps(x, dtype)
+        (x,) = views
+    x = x.view(-1)
+    rows, rest = divmod(len(x), ROW)
     if rows < 4:
-        flat = flat.view(-1)
-        return [torch.dot(flat, flat)]
-    norms = torch.linalg.vector_norm(flat[: rows * ROW].view(rows, ROW), dim=1)
-    tail = flat[flat.numel() - rest :]
-    return [torch.dot(norms, norms), torch.dot(tail, tail)]
+        return [_dot(x, dtype)]
+    norms = torch.linalg.vector_norm(x[: rows * ROW].view(rows, ROW), dim=1, dtype=dtype)
+    found = [_dot(norms, dtype)] if rows < ROW else _squares(norms, dtype)
+    return [*found, _dot(x[-rest:], dtype)] if rest else found
+
+
+def _dot(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    return torch.dot(x, x)
+
+
+def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
+    """Do the same for numbers that are repeated, or do not lie side by side, without a copy of them."""
+    repeated = math.prod([size for size, stride in zip(x.shape, x.stride(), strict=True) if stride == 0])
+    if repeated != 1:
+        once = x[tuple([slice(None) if stride else 0 for stride in x.stride()])]
+        return [repeated * part for part in _squares(once, dtype)]
+    x = x.movedim(min(range(x.dim()), key=x.stride().__getitem__), -1)
+    rows, rest = divmod(x.shape[-1], SHORT)
+    parts = [x[..., : rows * SHORT].view(*x.shape[:-1], rows, SHORT)] if rows else []
+    parts += [x[..., rows * SHORT :]] if rest else []
+    return [square for part in parts for square in _squares(torch.linalg.vector_norm(part, dim=-1, dtype=dtype), dtype)]
