@@ -18,7 +18,7 @@ demo: $(READY) ## train ALI-G beside its rivals on real data; prints the table, 
 test: $(READY) lint types ## everything that must hold, in under 8 minutes
 	@$(BIN)/pytest -n auto --cov --cov-report=term
 
-test-slow: $(READY) ## the longer checks
+test-slow: $(READY) ## the longer checks: kills at 20 moments, the fault campaign
 	@$(BIN)/pytest -m slow
 
 test-distributed: $(READY) ## every method on 2 and 4 processes: DDP, FSDP2, tensor parallelism, checkpoints
