@@ -3,7 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,14 +17,14 @@ Parameters = list[torch.nn.Parameter]
 class AuthorsALIG(torch.optim.Optimizer):
     """ALI-G as its paper's pseudo-code spells it, tensor by tensor, with the loss and the norm read by the host."""
 
-    def __init__(self, params, lr: float, momentum: float, radius: float | None) -> None:
+    def __init__(self, params: Parameters, lr: float, momentum: float, radius: float | None) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self.radius = radius
         for p in self.param_groups[0]["params"]:
             self.state[p]["v"] = torch.zeros_like(p)
 
     @torch.no_grad()
-    def step(self, loss: float) -> None:
+    def step(self, loss: Any) -> None:  # type: ignore[override]  # as the authors' own
         group = self.param_groups[0]
         norm = sum(p.grad.norm() ** 2 for p in group["params"])
         gamma = min(float(loss / (norm + 1e-5)), group["lr"])
@@ -62,10 +62,11 @@ def fill(own: Parameters) -> None:
     draw = torch.Generator(own[0].device).manual_seed(0)
     for p in own:
         p.normal_(std=0.05, generator=draw)
-        p.grad.normal_(std=0.01, generator=draw)
+        if p.grad is not None:
+            p.grad.normal_(std=0.01, generator=draw)
 
 
-def ours(**options) -> Callable[[Parameters], Step]:
+def ours(**options: Any) -> Callable[[Parameters], Step]:
     def make(own: Parameters) -> Step:
         optimizer = polyak.ALIG(own, lr=0.1, **options)
         loss = torch.ones((), device=own[0].device)
@@ -74,7 +75,7 @@ def ours(**options) -> Callable[[Parameters], Step]:
     return make
 
 
-def torchs(cls: type, **options) -> Callable[[Parameters], Step]:
+def torchs(cls: Callable[..., torch.optim.Optimizer], **options: Any) -> Callable[[Parameters], Step]:
     return lambda own: cls(own, lr=0.1, **options).step
 
 

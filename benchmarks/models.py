@@ -1,5 +1,7 @@
 """The shapes that are timed: many small tensors, a convolutional network, two transformers."""
 
+from collections.abc import Callable
+
 Shapes = list[tuple[int, ...]]
 
 
@@ -27,7 +29,7 @@ def transformer(depth: int, width: int, outside: Shapes) -> Shapes:
     return [*outside, *(block * depth), (width,), (width,)]
 
 
-SHAPES = {
+SHAPES: dict[str, Callable[[], Shapes]] = {
     "mlp": mlp,
     "resnet34": resnet34,
     "vit-b16": lambda: transformer(

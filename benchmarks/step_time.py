@@ -17,6 +17,7 @@ import statistics
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch._C._autograd import DeviceType
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -49,7 +50,7 @@ def counts(step: Step, device: str) -> list[str]:
         with record_function("one step"):
             step()
         most = torch.cuda.max_memory_allocated() - before
-    events, (cpu, cuda) = found.events(), (torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA)
+    events, (cpu, cuda) = found.events(), (DeviceType.CPU, DeviceType.CUDA)
     kernels = sum(event.device_type == cuda and not event.is_user_annotation for event in events)
     (time,) = [event.time_range for event in events if event.name == "one step" and event.device_type == cpu]
     waits = [event for event in events if "Synchronize" in event.name]  # the profiler waits, too, but later

@@ -7,6 +7,8 @@ are timed apart from the step: the change of a whole training step is the differ
 """
 
 import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ import polyak
 from polyak_lab import models
 from timing import headline, parser, seconds
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Iterator[torch.nn.Parameter]], Any]] = {
     "torch SGD, Nesterov, fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
     "ALI-G, momentum, fused": lambda p: polyak.ALIG(p, lr=0.1, momentum=0.9, fused=True),
     "ALI-G, momentum": lambda p: polyak.ALIG(p, lr=0.1, momentum=0.9),
@@ -29,7 +31,8 @@ OPTIMIZERS = {
 def times(batch: int, rounds: int, device: str) -> dict[str, list[tuple[float, float]]]:
     """Return, for every optimizer and round, the seconds of forward and backward and those of the step."""
     torch.manual_seed(0)
-    model = models.build("resnet34", (3, 32, 32), 10).to(device, memory_format=torch.channels_last)
+    placed: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
+    model = models.build("resnet34", (3, 32, 32), 10).to(**placed)
     images = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     targets = torch.randint(10, (batch,), device=device)
     optimizers = {name: make(model.parameters()) for name, make in OPTIMIZERS.items()}

@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ BATCH = 128
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
 
 
-class OneByOne(Dataset):
+class OneByOne(Dataset[tuple[Tensor, int]]):
     """Images that are cropped, flipped and normalised one at a time."""
 
     def __init__(self, split: Split) -> None:
@@ -51,7 +52,7 @@ class OneByOne(Dataset):
         return (image.float() / 255 - MEAN[:, None, None]) / STD[:, None, None], int(self.split.targets[index])
 
 
-def plain(split: Split, model: str, device: str, workers: int) -> Callable[[], None]:
+def plain(split: Split, model: str, device: str, workers: int) -> Callable[[], object]:
     """Return one epoch of the plain loop."""
     network = models.build(model, (3, 32, 32), 10).to(device)
     optimizer = polyak.ALIG(network.parameters(), lr=0.1, momentum=0.9)
@@ -70,7 +71,7 @@ def plain(split: Split, model: str, device: str, workers: int) -> Callable[[], N
     return epoch
 
 
-def runner(data: Tensors, model: str, device: str, options: dict[str, object]) -> Callable[[], None]:
+def runner(data: Tensors, model: str, device: str, options: dict[str, Any]) -> Callable[[], object]:
     """Return one epoch of the runner."""
     training = config.Training(epochs=1, batch_size=BATCH, device=device, channels_last=True, **options)
     optimizer = config.Optimizer("alig", options={"lr": 0.1, "momentum": 0.9})

@@ -75,7 +75,7 @@ def guarded() -> Iterator[None]:
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:  # where a process has no streams
         out, errors = (_Stream(_spelling(stream or nowhere)) for stream in before)
         errors.is_silent = True
-        sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
+        sys.stdout, sys.stderr = out, errors
         try:
             yield
             out.flush()

@@ -96,7 +96,7 @@ class Pieces:
 
 def squares_of_piece(x: Vector, dtype: torch.dtype) -> Vector:
     """Return numbers whose sum is ‖x‖², for one chunk on the CPU."""
-    return _squares(x[0] if len(x) == 1 else _flatten_dense_tensors(x), dtype)  # type: ignore[no-untyped-call]
+    return _squares(x[0] if len(x) == 1 else _flatten_dense_tensors(x), dtype)
 
 
 def _squares(x: Tensor, dtype: torch.dtype) -> Vector:

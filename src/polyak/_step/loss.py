@@ -38,7 +38,7 @@ class WatchedLoss:
         check_single(loss)
         if loss.requires_grad:
             value = _wide(loss).clone()  # a copy, since the loop may divide the loss in place
-            loss.register_hook(lambda grad: self._add(_wide(grad) * value, groups, scaler))  # type: ignore[no-untyped-call]
+            loss.register_hook(lambda grad: self._add(_wide(grad) * value, groups, scaler))
         return loss
 
     def _add(self, part: Tensor, groups: Groups, scaler: Any) -> None:

@@ -1,55 +1,54 @@
 """The verbs that read folders: `polyak table` and `polyak data`. They need little or no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
 
 from polyak_lab.console import cell, say, show, warn
+from polyak_lab.report import table
+from polyak_lab.report.table import Group
+from polyak_lab.runs import stored
 
 
-class TableArguments(Protocol):
-    """The flags of `polyak table`."""
-
-    runs: tuple[Path, ...]
-    format: str
-    report: Path | None
-    plot_lr: Path | None
-    plot_loss: Path | None
+def read_rows(runs: Sequence[Path]) -> list[Group]:
+    """Read the rows of a table from run folders; a damaged folder is skipped with a message."""
+    return table.groups(stored.find(runs, on_damage=warn))
 
 
-def print_table(flags: TableArguments, console: Console) -> None:
-    """Print the table of run folders, and write the page and the pictures if files for them are named."""
-    from polyak_lab.report import table
-    from polyak_lab.runs import stored
-
-    rows = table.groups(stored.find(flags.runs, on_damage=warn))
-    if flags.format == "terminal":
+def print_table(console: Console, rows: Sequence[Group], form: str) -> None:
+    """Print the table as "terminal", "markdown" or "csv"."""
+    if form == "terminal":
         show(console, table.as_rich(rows))
     else:
-        say(console, {"markdown": table.as_markdown, "csv": table.as_csv}[flags.format](rows))
-    if flags.report is not None:
-        from polyak_lab.report import page as report
+        say(console, table.as_markdown(rows) if form == "markdown" else table.as_csv(rows))
 
-        report.write(flags.report, rows, "Runs in " + ", ".join(map(str, flags.runs)), "")
-    if flags.plot_lr is not None or flags.plot_loss is not None:
-        from polyak_lab.report import pictures
 
-        drawings = ((flags.plot_lr, pictures.write_sensitivity), (flags.plot_loss, pictures.write_losses))
-        for path, write in drawings:
-            if path is not None:
-                write(path, rows)
+def write_page(path: Path, rows: Sequence[Group], runs: Sequence[Path]) -> None:
+    """Write the page with the table and the curves."""
+    from polyak_lab.report import page  # matplotlib takes half a second to import
+
+    page.write(path, rows, "Runs in " + ", ".join(map(str, runs)), "")
+
+
+def write_figures(rows: Sequence[Group], *, plot_lr: Path | None, plot_loss: Path | None) -> None:
+    """Write the figures that a path is given for."""
+    from polyak_lab.report import pictures
+
+    for path, write in ((plot_lr, pictures.write_sensitivity), (plot_loss, pictures.write_losses)):
+        if path is not None:
+            write(path, rows)
 
 
 def print_data(console: Console) -> None:
     """Print the data sets."""
     from polyak_lab import data
 
-    table = Table("name", "kind", "where", "how to get it", header_style="bold")
+    listed = Table("name", "kind", "where", "how to get it", header_style="bold")
     for row in data.describe():
-        table.add_row(*map(cell, row))
-    show(console, table)
+        listed.add_row(*map(cell, row))
+    show(console, listed)
 
 
 def fetch_data(name: str, console: Console) -> None:

@@ -1,17 +1,14 @@
 """What the verbs do, once their arguments are read."""
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from rich.console import Console
 
 from polyak_lab import console as terminal
 from polyak_lab import progress
-from polyak_lab.config import run as config
 from polyak_lab.config.run import Run, as_json, content_hash
 from polyak_lab.config.strict import shown
 from polyak_lab.console import say, warn
@@ -27,81 +24,10 @@ from polyak_lab.runs.stored import Label
 from polyak_lab.training.loop import train
 
 
-class TrainArguments(Protocol):
-    """The flags of `polyak train`."""
-
-    data: str
-    model: str
-    optimizer: str
-    lr: float | None
-    momentum: float | None
-    l2_ball: float | None
-    set: tuple[str, ...]
-    schedule: str
-    milestones: tuple[int, ...]
-    factor: float
-    warmup_steps: int
-    epochs: int
-    batch_size: int
-    seed: int
-    shuffle_seed: int | None
-    augment: bool
-    eval_protocol: str
-    device: str
-    threads: int | None
-    precision: str
-    channels_last: bool
-    compile: bool
-    cuda_graph: bool
-    clip_norm: float | None
-    root: str | None
-    context: int | None
-
-
-def as_run(flags: TrainArguments) -> config.Run:
-    """Make the run that the flags ask for."""
-    named = {"lr": flags.lr, "momentum": flags.momentum}
-    options = {key: value for key, value in named.items() if value is not None} | _options(flags.set)
-    return config.Run(
-        config.Data(flags.data, flags.augment, root=flags.root, context=flags.context),
-        config.Model(flags.model),
-        config.Optimizer(flags.optimizer, flags.l2_ball, options),
-        config.Training(
-            epochs=flags.epochs,
-            batch_size=flags.batch_size,
-            seed=flags.seed,
-            shuffle_seed=flags.shuffle_seed,
-            device=flags.device,
-            eval_protocol=flags.eval_protocol,
-            threads=flags.threads,
-            precision=flags.precision,
-            channels_last=flags.channels_last,
-            compile=flags.compile,
-            cuda_graph=flags.cuda_graph,
-            clip_norm=flags.clip_norm,
-        ),
-        config.Schedule(flags.schedule, flags.milestones, flags.factor, flags.warmup_steps),
-    )
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE as a recipe would."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        try:
-            read = tomllib.loads(pair)
-        except (ValueError, RecursionError) as error:
-            raise LabError(f"--set {shown(pair)}: write KEY=VALUE, such as c=0.2 or nesterov=true.") from error
-        if not read:
-            raise LabError(f"--set {shown(pair)}: write KEY=VALUE, such as c=0.2 or nesterov=true.")
-        options |= read
-    return options
-
-
 @processes.joined()
-def train_one(flags: TrainArguments, out: Path | None, console: Console) -> None:
+def train_one(wanted: Run, out: Path | None, console: Console) -> None:
     """Train one run in its own folder."""
-    run = processes.from_first(lambda: resolve(as_run(flags)))
+    run = processes.from_first(lambda: resolve(wanted))
     name = f"{run.data.name}-{run.model.name}-{run.optimizer.name}"
     path = out or Path("runs") / f"{name}-{content_hash(as_json(run))[:8]}"
     folder = RunFolder(path, run, Label(name))

@@ -3,7 +3,7 @@
 Nothing here imports torch before a verb needs it, so that `polyak --help` answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from polyak_lab.cli import inspect as arguments
+from polyak_lab.config import run as config
 from polyak_lab.console import say
 
 
@@ -18,58 +19,11 @@ from polyak_lab.console import say
 class Train:
     """Train one run. The same command goes on with a run that was stopped."""
 
-    data: str
-    """Data set; `polyak data list` names them."""
-    model: str
-    """Network: mlp, logistic, resnet8, resnet20, resnet34, gpt-small, ..."""
-    optimizer: str
-    """alig, sps, smooth-sps, sgd, adam or adamw."""
-    lr: float | None = None
-    """Learning rate; for methods that read the loss, the cap on the step size. Default: the method's own."""
-    momentum: float | None = None
-    """Momentum. Default: the method's own."""
-    l2_ball: Annotated[float | None, tyro.conf.arg(aliases=["--radius"])] = None
-    """Radius of the l2 ball the weights stay in."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Any other keyword argument of the optimizer, as KEY=VALUE: --set c=0.2 --set weight_decay=5e-4."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """How lr moves: constant, cosine to zero, or by steps."""
-    milestones: tuple[int, ...] = ()
-    """Epochs after which the step schedule changes lr."""
-    factor: float = 0.1
-    """What the step schedule multiplies lr by."""
-    warmup_steps: int = 0
-    """Steps over which lr rises at the start, with any schedule."""
-    epochs: int = 10
-    """Passes over the training data."""
-    batch_size: int = 128
-    """Samples per step; the last batch of an epoch may be smaller."""
-    seed: int = 0
-    """Seed of the weights, and of the order of the batches."""
-    shuffle_seed: int | None = None
-    """Another seed for the order of the batches and the augmentation."""
-    augment: bool = False
-    """Crop (padding 4) and flip the training images at random."""
-    eval_protocol: Literal["clean", "sps-augmented-validation"] = "clean"
-    """sps-augmented-validation also scores on cropped and flipped test images, as the SPS authors' runner does."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    threads: int | None = None
-    """CPU threads. Default: torch's choice; 1 is faster for small models on a busy machine."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast the network; weights, losses and steps stay in float32."""
-    channels_last: bool = False
-    """Keep the channels of images innermost: faster convolutions."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
-    cuda_graph: bool = False
-    """Replay the whole step as one CUDA graph: faster where Python is what a small network waits for."""
-    clip_norm: float | None = None
-    """Clip the norm of the gradient; methods that read the loss are given the norm from before."""
-    root: str | None = None
-    """The file of --data text."""
-    context: int | None = None
-    """Characters in a sequence of text. Default: 128."""
+    data: config.Data
+    model: config.Model
+    optimizer: config.Optimizer = field(default_factory=lambda: config.Optimizer(tyro.MISSING, options=tyro.MISSING))
+    schedule: config.Schedule = field(default_factory=config.Schedule)
+    training: config.Training = field(default_factory=lambda: config.Training(epochs=10))
     out: Path | None = None
     """The folder of the run. Default: a name made of the run's content, below runs/."""
 
@@ -77,7 +31,8 @@ class Train:
         """Train."""
         from polyak_lab.cli.train import train_one
 
-        train_one(self, self.out, console)
+        run = config.Run(self.data, self.model, self.optimizer, self.training, self.schedule)
+        train_one(run, self.out, console)
 
 
 @dataclass(frozen=True)
@@ -157,7 +112,12 @@ class Table:
 
     def execute(self, console: Console) -> None:
         """Read and print."""
-        arguments.print_table(self, console)
+        rows = arguments.read_rows(self.runs)
+        arguments.print_table(console, rows, self.format)
+        if self.report is not None:
+            arguments.write_page(self.report, rows, self.runs)
+        if self.plot_lr is not None or self.plot_loss is not None:
+            arguments.write_figures(rows, plot_lr=self.plot_lr, plot_loss=self.plot_loss)
 
 
 @dataclass(frozen=True)

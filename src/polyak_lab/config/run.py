@@ -1,6 +1,6 @@
-"""What a run is: frozen dataclasses, read strictly from tables and stored as JSON.
+"""What a run is: frozen dataclasses, read strictly from tables, from flags by tyro, and stored as JSON.
 
-Importing this module does not import torch, so that `polyak --help` and `polyak table` answer at once.
+A field's docstring is the help of its flag. This module does not import torch, so that `polyak --help` starts fast.
 """
 
 import hashlib
@@ -8,8 +8,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Final, Literal, get_args
 
+from tyro.conf import arg
+
+from polyak_lab.config.options import options_from_flags
 from polyak_lab.config.strict import (
     check_known,
     is_int64,
@@ -21,9 +24,10 @@ from polyak_lab.config.strict import (
 )
 from polyak_lab.errors import LabError
 
-AUGMENTED_VALIDATION = "sps-augmented-validation"
-EVAL_PROTOCOLS = ("clean", AUGMENTED_VALIDATION)
-PRECISIONS = ("float32", "bfloat16")
+AUGMENTED_VALIDATION: Final = "sps-augmented-validation"
+EvalProtocol = Literal["clean", "sps-augmented-validation"]
+Precision = Literal["float32", "bfloat16"]
+ScheduleName = Literal["constant", "cosine", "step"]
 LARGEST_WIDTH = 1e18
 """The square of a kernel's width must be a float32 number."""
 MOST_THREADS = 1024
@@ -39,23 +43,24 @@ LATER_KEYS = (  # not in the first configurations, whose hashes must stay
 
 @dataclass(frozen=True)
 class Data:
-    """A data set by name, and what is made of it.
+    """What to train on."""
 
-    `augment` crops and flips the training images at random. `holdout` keeps so many training samples for validation,
-    `train_size` trains on so many of the others; which ones does not depend on the seed. `kernel_width` replaces
-    vectors x by the values k(x, xᵢ) = exp(−‖x − xᵢ‖²/(2·width²)) of a Gaussian kernel at the training vectors xᵢ.
-    `root` is the file of the data set "text", `context` the number of characters in a sequence of text; `sha256`, the
-    checksum of the file, is spelled out when the run starts, so that a run never goes on with another text.
-    """
-
-    name: str
+    name: Annotated[str, arg(name="data")]
+    """Data set; `polyak data list` prints the names."""
     augment: bool = False
+    """Crop (padding 4) and flip the training images at random."""
     holdout: int | None = None
+    """Training samples to keep for validation; which ones does not depend on the seed."""
     train_size: int | None = None
+    """Train on so many of the remaining samples; which ones does not depend on the seed."""
     kernel_width: float | None = None
+    """Replace vectors x by exp(-|x - x_i|^2 / (2 width^2)) for every training vector x_i."""
     root: str | None = None
+    """The file of --data text."""
     context: int | None = None
+    """Characters in a sequence of text; 128 unless given."""
     sha256: str | None = None
+    """SHA-256 checksum of that file; filled in when the run starts, so that it never resumes with another text."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "data", ("holdout", "train_size", "context"))
@@ -64,22 +69,26 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """A network by name."""
+    """The network."""
 
-    name: str
+    name: Annotated[str, arg(name="model")]
+    """Network: mlp, logistic, resnet8, resnet20, resnet34, gpt-small, ..."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer by name; `options` are the keyword arguments of its class."""
+    """The optimizer; what is not given is the default of its class."""
 
-    name: str
-    l2_ball: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    name: Annotated[str, arg(name="optimizer")]
+    """alig, sps, smooth-sps, sgd, adam or adamw."""
+    l2_ball: Annotated[float | None, arg(aliases=["--radius"])] = None
+    """Radius of the l2 ball that the weights stay in."""
+    options: Annotated[Mapping[str, Any], arg(name="", constructor=options_from_flags)] = field(default_factory=dict)
+    """The keyword arguments of the optimizer's class."""
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> "Optimizer":
-        """Make one from a row's table: what is neither name nor ball is an option of the class."""
+        """Make an optimizer from a row's table: keys other than `name` and `l2_ball` are options of its class."""
         known = {key: table[key] for key in ("name", "l2_ball") if key in table}
         options = {key: value for key, value in table.items() if key not in known}
         return read_fields(cls, {**known, "options": options}, where)
@@ -87,15 +96,16 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How `lr` moves: constant, cosine (to zero), or step (times `factor` at every milestone, in epochs).
+    """How lr changes while a run trains."""
 
-    Over the first `warmup_steps` steps it also rises from `lr / warmup_steps`, by as much at every step.
-    """
-
-    name: str = "constant"
+    name: Annotated[ScheduleName, arg(name="schedule")] = "constant"
+    """Constant, cosine to zero, or in steps."""
     milestones: tuple[int, ...] = ()
+    """Epochs after which the step schedule changes lr."""
     factor: float = 0.1
+    """What the step schedule multiplies lr by."""
     warmup_steps: int = 0
+    """Steps over which lr rises linearly at the start, with any schedule."""
 
     def __post_init__(self) -> None:
         require_int64(self, "schedule", ("warmup_steps",))
@@ -113,26 +123,34 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Training:
-    """How long, in which batches, from which seeds, on what, and how the score is taken.
-
-    `precision`, `channels_last`, `compile` and `cuda_graph` change the speed and, within rounding, nothing else:
-    autocast to bfloat16, images with their channels innermost, `torch.compile`, and the whole step as one CUDA graph.
-    `clip_norm` clips the norm of the gradient; methods that read the loss are given the norm from before.
-    """
+    """How to train and to evaluate."""
 
     epochs: int
+    """Passes over the training data."""
     batch_size: int = 128
+    """Samples per step; the last batch of an epoch may be smaller."""
     seed: int = 0
+    """Seed of the weights and of the order of the batches."""
     shuffle_seed: int | None = None
+    """Another seed for the order of the batches and the augmentation."""
     device: str = "auto"
-    eval_protocol: str = "clean"
+    """auto, cpu, cuda, cuda:1, ..."""
+    eval_protocol: EvalProtocol = "clean"
+    """sps-augmented-validation also evaluates on cropped and flipped test images, as the SPS authors' runner does."""
     max_batches: int | None = None
+    """Stop every epoch and every evaluation after so many batches."""
     threads: int | None = None
-    precision: str = "float32"
+    """CPU threads; torch's choice unless given. 1 is faster for small models on a busy machine."""
+    precision: Precision = "float32"
+    """bfloat16: autocast the network; weights, losses and steps stay in float32."""
     channels_last: bool = False
+    """Store images with their channels last: faster convolutions."""
     compile: bool = False
+    """Compile the network with torch.compile."""
     cuda_graph: bool = False
+    """Replay the whole step as one CUDA graph: faster for small networks."""
     clip_norm: float | None = None
+    """Clip the norm of the gradient; methods that read the loss are given the norm before clipping."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "training", ("epochs", "batch_size", "max_batches", "threads"))
@@ -140,8 +158,13 @@ class Training:
         require_positive(self, "training", ("clip_norm",))
         if self.threads is not None and self.threads > MOST_THREADS:
             raise LabError(f"training.threads is {self.threads}, but must be {MOST_THREADS} or less.")
-        check_known(self.precision, PRECISIONS, "training.precision")
-        check_known(self.eval_protocol, EVAL_PROTOCOLS, "training.eval_protocol")
+        check_known(self.precision, get_args(Precision), "training.precision")
+        check_known(self.eval_protocol, get_args(EvalProtocol), "training.eval_protocol")
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of the batches and of the augmentation."""
+        return self.seed if self.shuffle_seed is None else self.shuffle_seed
 
 
 @dataclass(frozen=True)
@@ -161,7 +184,7 @@ def as_json(run: Run) -> dict[str, Any]:
     for section, key in LATER_KEYS:
         if not table[section][key]:
             del table[section][key]
-    return plain(table)
+    return {section: plain(values) for section, values in table.items()}
 
 
 def plain(value: Any) -> Any:

@@ -8,11 +8,14 @@ import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from polyak_lab.errors import LabError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 LARGEST_FLOAT32 = 3.4e38
@@ -99,7 +102,7 @@ def read_fields(kind: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return read(hint, as_table(value, where), where)
     for accepted in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         kind = get_origin(accepted) or accepted
@@ -122,14 +125,15 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_ACCEPTS = {
+_ACCEPTS: dict[Any, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_integer,
     float: lambda value: (_is_integer(value) and is_float32(value)) or isinstance(value, float),
     str: lambda value: isinstance(value, str),
+    Literal: lambda value: isinstance(value, str),  # which one is checked later
     tuple: lambda value: isinstance(value, (list, tuple)) and all(map(_is_integer, value)),
     list: lambda value: isinstance(value, list) and all(isinstance(item, Mapping) for item in value),
     Mapping: lambda value: isinstance(value, Mapping),
     types.NoneType: lambda value: value is None,
 }
-_MAKES = {float: float, tuple: tuple}
+_MAKES: dict[Any, Callable[[Any], Any]] = {float: float, tuple: tuple}

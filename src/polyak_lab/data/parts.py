@@ -1,6 +1,7 @@
 """Parts of a data set, and vectors seen through a kernel."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ def through_kernel(dataset: Dataset, width: float) -> Dataset:
         held = "images" if dataset.is_image else "text"
         raise LabError(f"{dataset.name} holds {held}: a kernel (data.kernel_width) needs vectors.")
     centers = dataset.train.inputs
-    seen = {name: _seen(getattr(dataset, name), centers, width) for name in ("train", "test", "validation")}
+    splits = {name: getattr(dataset, name) for name in ("train", "test", "validation")}
+    seen: dict[str, Any] = {name: _seen(split, centers, width) for name, split in splits.items()}
     return replace(dataset, **seen)
 
 

@@ -25,10 +25,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, time, width) to the same shape; a position sees itself and those before it."""
-        heads = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(*heads, is_causal=True)
-        x = x + self.mix(seen.transpose(1, 2).flatten(2))
-        return x + self.contract(F.gelu(self.expand(self.feed_forward_norm(x))))
+        q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = torch.add(x, self.mix(seen.transpose(1, 2).flatten(2)))
+        return torch.add(x, self.contract(F.gelu(self.expand(self.feed_forward_norm(x)))))
 
 
 class Transformer(nn.Module):

@@ -7,7 +7,7 @@ or what stops it, the others hear. With one process every function here gives ba
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -71,7 +71,8 @@ def from_first(call: Callable[[], T]) -> T:
         return call()
     heard: list[Any] = [_outcome(call) if rank() == 0 else None]
     dist.broadcast_object_list(heard)
-    return _unpacked(heard[0])
+    outcome: tuple[T | None, str | None] = heard[0]
+    return _unpacked(outcome)
 
 
 def together(call: Callable[[], T]) -> T:
@@ -91,24 +92,28 @@ def _outcome(call: Callable[[], T]) -> tuple[T | None, str | None]:
         return None, str(error)
 
 
-def _unpacked(outcome: tuple[Any, str | None]) -> Any:
+def _unpacked(outcome: tuple[T | None, str | None]) -> T:
     value, error = outcome
     if error is not None:
         raise LabError(error)
-    return value
+    return cast(T, value)
 
 
 def share(samples: int) -> slice:
     """Cut this process's part out of so many samples; parts differ by one sample at most, the larger ones first."""
+    return slice(*_bounds(samples))
+
+
+def _bounds(samples: int) -> tuple[int, int]:
     part, left = divmod(samples, size())
     start = rank() * part + min(rank(), left)
-    return slice(start, start + part + (rank() < left))
+    return start, start + part + (rank() < left)
 
 
 def weight(samples: int) -> float:
     """Weigh the mean loss of this process's share, so that the plain mean over processes is the mean of all samples."""
-    own = share(samples)
-    return (own.stop - own.start) * size() / samples
+    start, stop = _bounds(samples)
+    return (stop - start) * size() / samples
 
 
 def total(value: float) -> float:
@@ -124,14 +129,15 @@ def with_shared_statistics(model: nn.Module, device: str) -> nn.Module:
     """Let batch norm see the whole batch where torch can: on GPUs."""
     if size() == 1 or not device.startswith("cuda"):
         return model
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
 
 
 def replica(network: nn.Module) -> nn.Module:
     """Wrap a network so that backward averages the gradients over the processes."""
     if size() == 1:
         return network
-    return DistributedDataParallel(network, **{_BUFFERS: False})
+    options: dict[str, Any] = {_BUFFERS: False}
+    return DistributedDataParallel(network, **options)
 
 
 def send_buffers(model: nn.Module) -> None:

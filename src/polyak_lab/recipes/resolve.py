@@ -36,8 +36,7 @@ def _check_schedule(run: Run, lr: float) -> None:
 
 
 def _resolve_training(training: Training) -> Training:
-    shuffle_seed = training.seed if training.shuffle_seed is None else training.shuffle_seed
-    return replace(training, shuffle_seed=shuffle_seed, device=_resolve_device(training.device))
+    return replace(training, shuffle_seed=training.order_seed, device=_resolve_device(training.device))
 
 
 def _resolve_device(name: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -105,7 +106,7 @@ def _is_capped(record: Mapping[str, Any]) -> bool:
 
 
 def _set_limits(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:
-    shown = {value for line in axes.lines for value in line.get_ydata()}
+    shown = {float(value) for line in axes.lines for value in np.asarray(line.get_ydata())}
     if not curve.log:
         _leave_out_the_start(axes, curve, rows)
     elif len(shown) == 1:  # a logarithmic axis finds no width for one value by itself

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -100,12 +101,12 @@ def _line(axes: Axes, index: int, name: str, optimizer: str, points: Points, mar
 
 def _name_lines(figure: Figure, axes: Axes) -> None:
     """Add a legend with the names as they are: matplotlib reads `$` as mathematics, and leaves out a leading `_`."""
-    lines = [line for line in axes.lines if len(line.get_xdata()) > 0]
+    lines = [line for line in axes.lines if np.size(line.get_xdata()) > 0]
     stand_ins = [f"{number}" for number in range(len(lines))]
     legend = figure.legend(lines, stand_ins, loc="outside upper center", fontsize=10, frameon=False, ncols=4)
     for text, line in zip(legend.get_texts(), lines, strict=True):
         text.set_parse_math(False)
-        text.set_text(printable(line.get_gid()))
+        text.set_text(printable(line.get_gid() or ""))
 
 
 def _save(path: Path, draw: Callable[[Axes], None]) -> None:

@@ -66,7 +66,7 @@ class RunFolder:
     @property
     def seconds(self) -> float:
         """How long the epochs took, over all starts."""
-        return sum(timing["seconds"] + timing["evaluation_seconds"] for timing in self.timings)
+        return float(sum(timing["seconds"] + timing["evaluation_seconds"] for timing in self.timings))
 
     @property
     def threads(self) -> int | None:

@@ -14,7 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from polyak_lab.config.run import Run
 from polyak_lab.console import say
@@ -97,7 +97,8 @@ class _Shift:
         self.needs = needs
         self.task = try_out.options(num_cpus=needs.get("CPU", 0), num_gpus=needs.get("GPU", 0))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()
+        mailbox: Any = Mailbox  # which ray.remote has made an actor class
+        self.mailbox = mailbox.options(scheduling_strategy=here).remote()
         self.question = self.mailbox.next.remote()
         self.flying: dict[ray.ObjectRef, Trial] = {}
         self.waiting: list[Trial] = []

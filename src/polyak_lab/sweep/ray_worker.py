@@ -47,7 +47,8 @@ class Mailbox:
     async def ask(self, epoch: Epoch) -> bool:
         """Leave a question and wait for its answer."""
         self.asked += 1
-        answer = self.answers[self.asked] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.answers[self.asked] = answer
         await self.questions.put((self.asked, epoch))
         return await answer
 
@@ -66,7 +67,7 @@ def try_out(trial: Trial, mailbox: Any) -> Arrival:
     node = ray.get_runtime_context().get_node_id()
 
     def behind(epoch: int, score: float) -> bool:
-        return ray.get(mailbox.ask.remote(Epoch(trial.number, node, epoch, score)))
+        return bool(ray.get(mailbox.ask.remote(Epoch(trial.number, node, epoch, score))))
 
     behind(0, 0.0)
     try:

@@ -14,6 +14,8 @@ try:
 except ImportError as error:
     raise LabError("polyak sweep needs Optuna: install it with pip install 'polyak[sweep]'.") from error
 
+__all__ = ["TrialState", "counted", "open_study", "optuna", "reported"]  # what needs Optuna comes from here
+
 RESUMES = "resumes"  # the attribute of a trial that repeats an interrupted one
 LOCK_TIMEOUT = 10.0  # seconds
 
@@ -45,7 +47,7 @@ def reported(path: Path) -> Iterator[None]:
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that came to a score."""
-    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return list(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:

@@ -63,7 +63,7 @@ def share(dataset: Dataset, inputs: Tensor, targets: Tensor, shifts: torch.Gener
     Crops are drawn for the whole batch, so that they do not depend on the number of processes.
     """
     own = processes.share(len(targets))
-    if not dataset.is_image:
+    if dataset.mean is None or dataset.std is None:  # no images
         return inputs[own], targets[own]
     images = inputs if shifts is None else crop_flip(inputs, shifts)
     return normalise(images[own], dataset.mean, dataset.std), targets[own]

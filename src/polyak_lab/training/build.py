@@ -25,7 +25,8 @@ def start(run: Run, data_set: Dataset | None = None) -> Session:
     found = (data_set or processes.together(lambda: dataset(run.data))).to(device)
     _check_images(run, found)
     layout = torch.channels_last if training.channels_last and found.is_image else torch.preserve_format
-    model = processes.with_shared_statistics(_model(run, found), device.type).to(device, memory_format=layout)
+    moved: dict[str, Any] = {"device": device, "memory_format": layout}  # torch's annotations know no such pair
+    model = processes.with_shared_statistics(_model(run, found), device.type).to(**moved)
     sizes = batches.sizes(len(found.train.targets), training.batch_size, training.max_batches)
     optimizer = optimizers.build(run.optimizer, model.parameters(), len(sizes))
     if training.cuda_graph and not run.schedule.is_constant:

@@ -6,7 +6,7 @@ the steps of one without.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,8 +63,8 @@ class _Tape:
         row = iter(self._log[self._played % self._length])
         self._played += 1
         self._this.optimizer.param_groups[0].update(self._step_size)
-        loss, correct, *observed = (next(row) if isinstance(seen, Tensor) else seen for seen in self._seen)
-        return Step(loss, correct, Observed(*observed))
+        values: list[Any] = [next(row) if isinstance(seen, Tensor) else seen for seen in self._seen]
+        return Step(values[0], values[1], Observed(*values[2:]))
 
     def _make(self) -> None:
         loss, correct, observed = step.make(self._this, self._batch, 1.0)

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import torch
-from torch.utils import deterministic
+import torch.utils.deterministic
 
 
 @contextmanager
@@ -13,6 +13,7 @@ def settled(device: str, threads: int | None) -> Iterator[None]:
     """Make torch repeat itself bit by bit while a run trains, and leave it afterwards as it was."""
     if device.startswith("cuda"):  # cuBLAS reads this when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    deterministic: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     threads_before = torch.get_num_threads()
     torch.use_deterministic_algorithms(True)

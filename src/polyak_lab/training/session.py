@@ -55,7 +55,7 @@ class Session:
         training = self.run.training
         return islice(
             batches.training_batches(
-                self.dataset, training.batch_size, training.shuffle_seed, epoch, self.run.data.augment
+                self.dataset, training.batch_size, training.order_seed, epoch, self.run.data.augment
             ),
             self.steps_per_epoch,
         )
@@ -64,7 +64,7 @@ class Session:
         """Yield the test split, as it is unless the SPS authors' protocol asks for crops and flips."""
         training = self.run.training
         device = torch.device(training.device)
-        shifts = batches.generator(device, "validation", training.shuffle_seed, epoch) if augmented else None
+        shifts = batches.generator(device, "validation", training.order_seed, epoch) if augmented else None
         return islice(batches.evaluation_batches(self.dataset, self.dataset.test, shifts), training.max_batches)
 
     def validation_batches(self) -> Iterator[Batch]:

@@ -23,8 +23,8 @@ def memory_for(monkeypatch):
             if model.training and len(seen) > batches:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
 
-        def full(*arguments):
-            model = build(*arguments)
+        def full(*arguments, **options):
+            model = build(*arguments, **options)
             model.register_forward_pre_hook(count)
             return model
 

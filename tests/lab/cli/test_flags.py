@@ -1,0 +1,75 @@
+"""The flags of `polyak train`: one for every field of a run, each with its help."""
+
+import re
+from dataclasses import fields
+from typing import get_args, get_type_hints
+
+import pytest
+
+from lab.runs import call
+from polyak_lab.config import run as config
+from polyak_lab.optimizers import SCHEDULES
+
+SPELLINGS = [  # of 0.1.0, which people have in their scripts
+    *("--data", "--model", "--optimizer", "--lr", "--momentum", "--l2-ball", "--radius", "--set"),
+    *("--schedule", "--milestones", "--factor", "--epochs", "--batch-size", "--seed", "--shuffle-seed"),
+    *("--augment", "--eval-protocol", "--device", "--threads", "--precision", "--channels-last"),
+    *("--compile", "--cuda-graph", "--out"),
+]
+SECTIONS = (config.Data, config.Model, config.Optimizer, config.Schedule, config.Training)
+RENAMED = {(section, "name"): section.__name__.lower() for section in SECTIONS}
+
+
+@pytest.fixture
+def text(capsys, monkeypatch):
+    """The help of `polyak train` in a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call("train", "--help") == 0
+    return capsys.readouterr().out
+
+
+def test_every_flag_keeps_its_spelling(text):
+    assert {*SPELLINGS} <= {*re.findall(r"(?<![\w-])--[\w-]+", text)}
+
+
+def test_every_field_of_a_run_is_a_flag(text):
+    flags = {*re.findall(r"(?<![\w-])--[\w-]+", text)}
+    names = [RENAMED.get((section, field.name), field.name) for section in SECTIONS for field in fields(section)]
+    assert {f"--{name.replace('_', '-')}" for name in names if name != "options"} <= flags
+
+
+def test_the_help_fits_a_terminal_and_explains_every_flag(text):
+    assert max(map(len, text.splitlines())) <= 80
+    plain = re.sub(r"[│╭╮╰╯─|+]", " ", text)
+    entries = re.findall(r"^ +(--[a-z].*?)(?=^ +--|^ *$|\Z)", plain, re.MULTILINE | re.DOTALL)
+    described = {entry.split()[0]: re.sub(r"\(.*?\)", "", " ".join(entry.split())) for entry in entries}
+    assert len(described) >= len(SPELLINGS) - 1  # --radius and --l2-ball share an entry
+    assert [flag for flag, words in described.items() if not re.search(r"[a-z0-9]\w* .*\.", words)] == []
+
+
+def test_the_choices_are_those_of_the_code():
+    assert set(get_args(get_type_hints(config.Schedule)["name"])) == set(SCHEDULES)
+
+
+WRONG = {
+    "a count": (("--batch-size", 0), "training.batch_size is 0, but must be 1 or more."),
+    "a part": (("--holdout", 0), "data.holdout is 0, but must be 1 or more."),
+    "a width": (("--kernel-width", -1.0), "data.kernel_width is -1.0, but must be a positive number of at most 1e+18."),
+    "a norm": (("--clip-norm", 0.0), "training.clip_norm is 0.0, but must be a positive number of at most 3.4e+38."),
+    "a pair": (("--set", "c:2"), "--set 'c:2': write KEY=VALUE, such as c=0.2 or nesterov=true."),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_value_is_refused_in_a_sentence(case, tmp_path, capsys):
+    flags, message = WRONG[case]
+    command = ("train", "--data", "digits", "--model", "mlp", "--optimizer", "alig", *flags, "--out", tmp_path / "run")
+    assert call(*command) == 1
+    assert capsys.readouterr().err == f"polyak: {message}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_choice_is_a_usage_error(tmp_path, capsys):
+    command = ("train", "--data", "digits", "--model", "mlp", "--optimizer", "alig", "--schedule", "linear")
+    assert call(*command, "--out", tmp_path / "run") == 2
+    assert "linear" in capsys.readouterr().err
