@@ -123,9 +123,7 @@ class Constant(polyak.PolyakOptimizer):
     """A method that others could write: the step size is its cap until memory says that it has waited enough."""
 
     def __init__(self, params: Any, lr: float = 0.1, *, wait: int = 0, constraint: Any = None) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": 0.0, "lower_bound": 0.0, "foreach": None, "wait": wait}, constraint
-        )
+        super().__init__(params, lr, wait=wait, constraint=constraint)
 
     def memory(self, group: Mapping[str, Any]) -> dict[str, float]:
         return {"waited": group["wait"]}
@@ -177,8 +175,8 @@ def test_a_method_of_another_author_has_the_whole_contract():
 class OnTensors(polyak.PolyakOptimizer):
     """SmoothSPS with torch's own functions, which take no plain numbers."""
 
-    def __init__(self, params: Any, **options: Any) -> None:
-        super().__init__(params, {"lr": 0.1, "lower_bound": 0.0, "momentum": 0.4, "foreach": None, **options}, None)
+    def __init__(self, params: Any, lr: float = 0.1, momentum: float = 0.4) -> None:
+        super().__init__(params, lr, momentum=momentum)
 
     def memory(self, group: Mapping[str, Any]) -> dict[str, float]:
         return {"previous_step_size": 1.0}
@@ -233,7 +231,7 @@ def test_unknown_options_of_another_authors_method_are_refused():
 def test_a_method_without_a_formula_says_so():
     class Empty(polyak.PolyakOptimizer):
         def __init__(self, params: Any) -> None:
-            super().__init__(params, {"lr": 1.0, "momentum": 0.0, "lower_bound": 0.0, "foreach": None}, None)
+            super().__init__(params, 1.0)
 
     optimizer = Empty(fresh())
     with pytest.raises(NotImplementedError, match=r"Empty must define step_size\(line, group\)"):

@@ -138,7 +138,7 @@ class ReadsTheLoss(polyak.PolyakOptimizer):
     """A method that waits for the device."""
 
     def __init__(self, params, lr=1.0):
-        super().__init__(params, {"lr": lr, "momentum": 0.0, "lower_bound": 0.0, "foreach": None}, None)
+        super().__init__(params, lr)
 
     def step_size(self, line, group):
         return line.gap / line.slope, min(group["lr"], line.value.item())

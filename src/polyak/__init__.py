@@ -3,6 +3,7 @@
 from . import _import_torch  # noqa: F401 (first)
 from ._step.decision import LastStep, Line
 from ._step.optimizer import PolyakOptimizer
+from ._step.options import Common, CommonAndMomentum
 from .constraints import (
     Affine,
     Box,
@@ -25,6 +26,8 @@ __all__ = [
     "SPS",
     "Affine",
     "Box",
+    "Common",
+    "CommonAndMomentum",
     "Constraint",
     "Halfspace",
     "L1Ball",

@@ -7,6 +7,7 @@ evaluate the method's formula on a copy of the group: its memory follows only a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -151,7 +152,7 @@ def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tens
         fits &= _buffer_fits(gamma, line.slope, part)
     if part.has_float16:
         fits &= cast(Tensor, sum_after(part, gamma)) < math.inf
-    finite = (length == length) & ~torch.as_tensor(line.skip, device=length.device)
+    finite = length == length if line.skip is False else (length == length) & ~line.skip
     return ~(fits & finite), torch.where(finite, as_tensor(part.mu, length), 1.0)
 
 
@@ -180,3 +181,14 @@ class LastStep(NamedTuple):
         loss, slope, ratio, gamma = (as_tensor(scalar, like) for scalar in (loss, line.slope, ratio, gamma))
         above, skip = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, skip))
         return cls(send(loss, like), slope, ratio, gamma, above & ~skip, skip, group["skipped_steps"].clone())
+
+
+def last_step_of(groups: Sequence[Group], last: Sequence[Any], index: int) -> LastStep:
+    """Return what the last step, its loss and a decision for every group, did to one of the groups."""
+    if not -len(groups) <= index < len(groups):
+        raise IndexError(f"last_step({index}) of an optimizer that has {len(groups)} parameter groups.")
+    for decided in last[1:]:
+        if decided.counter is groups[index]["skipped_steps"]:  # compiled code keeps the identity of tensors alone
+            return LastStep.of(groups[index], last[0], decided)
+    when = "of a group that was not in the last step" if last else "before the first step(loss=loss)"
+    raise RuntimeError(f"last_step({index or ''}) has nothing to tell {when}.")

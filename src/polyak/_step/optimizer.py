@@ -2,80 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 from .._backend.distributed import check_agreement, mean
 from .._backend.moves import Form
 from .._backend.scalars import Scalar
-from .._backend.vector import add_up
+from ..constraints import Constraint
 from ..constraints.balls import measured_ball
 from . import options as _options
-from .decision import LastStep, Line, decide_on_numbers, decide_on_tensors
+from . import state as _state
+from .decision import LastStep, Line, decide_on_numbers, decide_on_tensors, last_step_of
 from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
-from .parts import Group, Part, gather
+from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
+from .parts import Group, Part, decay_momentum, gather, sum_squares
 from .projection import keep_constraints, project
-from .state import (
-    METHOD,
-    OfThisProcess,
-    buffer_dtype,
-    check_buffers,
-    check_state,
-    for_saving,
-    place_scalars,
-    restore_buffers,
-)
+from .signature import complete, documented, options_of
 from .torch_hooks import hook_step
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.optim.optimizer import ParamsT
-
-    from ..constraints import Constraint
 
 
 class PolyakOptimizer(Optimizer):
     """Base of every method: the step is written here once, a method adds the formula of its step size.
 
     A method is a final class that defines `step_size`, and may define `memory` (scalars carried between steps) and
-    `linearize` (methods that measure along another direction than the gradient).
+    `linearize` (methods that measure along another direction than the gradient). Its constructor names the options of
+    its own and takes the common ones as `**common`.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        options: the value of each option for groups that name none; the key of the cap is `lr`.
-        constraint: the set the parameters stay in, or None.
-        sync_loss: average the loss over processes when torch.distributed is initialised.
-        process_group: the processes that share the loss; None for all.
-
-    Raises:
-        ValueError: an option has a value that is not allowed, or a group misspells it.
-        TypeError: an argument of the constructor does not exist, or a parameter is sparse or an integer tensor.
+        lr: the cap on the step size, ≥ 0; `math.inf` for none.
+        own: the options of the method itself.
     """
+
+    _ranges: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = _options.checked(cls.__init__)  # type: ignore[method-assign]
+            complete(cls, PolyakOptimizer.__init__)
 
     def __init__(
         self,
         params: ParamsT,
-        options: Mapping[str, Any],
-        constraint: Constraint | None,
-        sync_loss: bool = True,
+        lr: Cap,
+        *,
+        lower_bound: Finite = 0.0,
+        momentum: Fraction = 0.0,
+        float32_momentum: Flag = False,
+        constraint: Constraint | None = None,
+        foreach: Choice = None,
+        fused: Choice = None,
+        sync_loss: Flag = True,
         process_group: ProcessGroup | None = None,
+        **own: Any,
     ) -> None:
-        self._constraint = _options.check_constraint(type(self).__name__, constraint)
+        owner, options = type(self).__name__, {"lr": lr, **own, "lower_bound": lower_bound}
+        options |= {"foreach": foreach, "fused": fused}
+        if "momentum" in options_of(type(self)):
+            options |= {"momentum": momentum, "float32_momentum": float32_momentum}
+        self._constraint = _options.check_constraint(owner, constraint)
         self._sync_loss = sync_loss
         self._begin(process_group, ready=False)
-        _options.check(type(self).__name__, options, options)
-        super().__init__(params, dict(options))
+        _options.check(owner, options, options, self._ranges)
+        super().__init__(params, options)
         self._ready = True
         project(self.param_groups, self._constraint)
 
@@ -83,8 +79,6 @@ class PolyakOptimizer(Optimizer):
         """Set what is not part of the state."""
         self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
         self._last: list[Any] = []
-
-    # What a method defines
 
     takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
 
@@ -153,30 +147,33 @@ class PolyakOptimizer(Optimizer):
             refuse_without_loss(type(self).__name__, groups)
             return None
         scalar = groups[0]["step_size"] if groups else torch.zeros(())
-        value = self._mean_over_processes(as_scalar(given, scalar), grad_sq_norm is not None)
+        value = as_scalar(given, scalar)
+        if self._sync_loss and dist.is_available() and dist.is_initialized():
+            value = self._mean_over_processes(value, grad_sq_norm is not None)
         if not parts:
             return value
         bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
-        if grad_sq_norm is not None:
-            norm: Scalar = as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
-        else:
-            norm = _sum_squares(parts, scalar)
-        line = self.linearize(Line(value, norm), parts)
-        ball = measured_ball(parts, self._constraint)
+        given_norm = None if grad_sq_norm is None else as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
+        norm = sum_squares(parts, scalar) if given_norm is None else given_norm
         self._last[:] = [value]  # in place: torch.compile of 2.11 cannot set an attribute here
-        squares: list[Any] = []
+        self._move(self.linearize(Line(value, norm), parts), parts, bound)
+        return value
+
+    def _move(self, line: Line, parts: list[Part], lower_bound: Tensor | None) -> None:
+        """Decide γ for every group from the line, move, and project."""
+        ball, squares = measured_ball(parts, self._constraint), []
         for part in parts:
-            decided = (decide_on_numbers if part.numbers else decide_on_tensors)(self, line.above(bound, part), part)
+            decide = decide_on_numbers if part.numbers else decide_on_tensors
+            decided = decide(self, line.above(lower_bound, part), part)
             self._last.append(decided)
             if decided.skip is True:
-                _decay_momentum(part, decided.keep)
+                decay_momentum(part, decided.keep)
             else:
                 squares.append(part.move(decided.gamma, decided.keep, decided.skip, ball is not None))
         if ball is not None and len(squares) == len(parts):
             ball.shrink_(parts, squares)
         elif squares:
-            project(groups, self._constraint)
-        return value
+            project(self.param_groups, self._constraint)
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
         """Let backward itself report the loss, for loops whose step() carries none.
@@ -211,14 +208,7 @@ class PolyakOptimizer(Optimizer):
             RuntimeError: the group was in no step yet, or the last step was interrupted before it.
             IndexError: there is no such group.
         """
-        if not -len(self.param_groups) <= group < len(self.param_groups):
-            raise IndexError(f"last_step({group}) of an optimizer that has {len(self.param_groups)} parameter groups.")
-        asked = self.param_groups[group]
-        for decided in self._last[1:]:
-            if decided.counter is asked["skipped_steps"]:  # compiled code keeps the identity of tensors alone
-                return LastStep.of(asked, self._last[0], decided)
-        when = "before the first step(loss=loss)" if not self._last else "of a group that was not in the last step"
-        raise RuntimeError(f"last_step({group or ''}) has nothing to tell {when}.")
+        return last_step_of(self.param_groups, self._last, group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget a watched loss that no step used."""
@@ -227,10 +217,6 @@ class PolyakOptimizer(Optimizer):
 
     def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
         """Average the loss over the data-parallel processes, as their gradients are."""
-        if not (self._sync_loss and dist.is_available() and dist.is_initialized()):
-            return value
-        if dist.get_world_size(self._process_group) == 1:
-            return value
         if not (self._agreed or partial or torch.compiler.is_compiling()):
             check_agreement(type(self).__name__, self.param_groups, self._process_group)
             self._agreed = True
@@ -244,7 +230,7 @@ class PolyakOptimizer(Optimizer):
             names = self.buffers(group)
             for p in group["params"] if names else ():
                 if p.grad is not None and names[-1] not in self.state[p]:
-                    buffers = {name: torch.zeros_like(p, dtype=buffer_dtype(group, p)) for name in names}
+                    buffers = {name: torch.zeros_like(p, dtype=_state.buffer_dtype(group, p)) for name in names}
                     self.state[p].update(buffers)
 
     # Groups and state
@@ -259,24 +245,16 @@ class PolyakOptimizer(Optimizer):
             ValueError: an option is misspelt or has a value that is not allowed.
             TypeError: a parameter is sparse or an integer tensor, or the constraint is not a Constraint.
         """
-        owner = type(self).__name__
-        scalars = self._scalars(self.defaults | param_group)
-        group = {name: value for name, value in param_group.items() if name not in scalars and name != METHOD}
-        _options.check(owner, group, self.defaults)
-        _options.check_constraint(owner, group.get("constraint"))
-        group.pop("weight_decay", None)
-        before = [dict(known) for known in self.param_groups]
-        super().add_param_group(group)
-        try:
-            _options.check_params(owner, group["params"], group.get("fused"))
-            place_scalars(owner, self.param_groups, self._scalars)
+        with _state.without_trace(self.param_groups):
+            group = _state.own_keys(param_group, self._scalars(self.defaults | param_group))
+            _options.check(type(self).__name__, group, self.defaults, self._ranges)
+            _options.check_constraint(type(self).__name__, group.get("constraint"))
+            group.pop("weight_decay", None)
+            super().add_param_group(group)
+            _options.check_params(type(self).__name__, group["params"], group.get("fused"))
+            _state.place_scalars(type(self).__name__, self.param_groups, self._scalars)
             if self._ready:
                 project(self.param_groups, self._constraint)
-        except Exception:
-            del self.param_groups[-1]
-            for known, old in zip(self.param_groups, before, strict=True):
-                known.update(old)
-            raise
         self._agreed = False
 
     def _scalars(self, group: Group) -> dict[str, float]:
@@ -284,7 +262,7 @@ class PolyakOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: scalars as copies, buffers as the optimizer's own, as torch has it, and no constraints."""
-        return for_saving(super().state_dict())
+        return _state.for_saving(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; buffers keep a wider type than their parameters where the option asks for it.
@@ -295,40 +273,27 @@ class PolyakOptimizer(Optimizer):
         Raises:
             ValueError: it is the state of another method or optimizer, or of other parameters.
         """
-        check_state(type(self).__name__, state_dict)
-        for group in state_dict["param_groups"]:
-            options = {name: value for name, value in group.items() if name in self.defaults}
-            _options.check(type(self).__name__, options, self.defaults)
+        _state.check_state(type(self).__name__, state_dict, self.defaults, self._ranges)
         super().load_state_dict(state_dict)
-        restore_buffers(self, state_dict)
+        _state.restore_buffers(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what torch's own __getstate__ leaves out; a pickled optimizer has no process group."""
         own = {name: self.__dict__[name] for name in ("_constraint", "_sync_loss")}
-        return {**super().__getstate__(), **own, "_process_group": OfThisProcess(self._process_group)}
+        return {**super().__getstate__(), **own, "_process_group": _state.OfThisProcess(self._process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
-        check_buffers(type(self).__name__, state["state"])
+        _state.check_buffers(type(self).__name__, state["state"])
         keep_constraints(self.__dict__.get("param_groups", ()), state["param_groups"])
         super().__setstate__(state)
         if "_watched" not in self.__dict__:
-            self._begin(state.get("_process_group", OfThisProcess(None)).value)
+            self._begin(state.get("_process_group", _state.OfThisProcess(None)).value)
         self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
-        place_scalars(type(self).__name__, self.param_groups, self._scalars)
+        _state.place_scalars(type(self).__name__, self.param_groups, self._scalars)
 
 
-def _sum_squares(parts: Sequence[Part], like: Tensor) -> Scalar:
-    """Return ‖g‖² over all groups."""
-    if len(parts) == 1:
-        return parts[0].sum_squares(parts[0].g)
-    return add_up([part.sum_squares(part.g) for part in parts], like)
-
-
-def _decay_momentum(part: Part, keep: Scalar) -> None:
-    """Let momentum that is too long for its type decay, although nothing moves."""
-    if keep != 1.0 and "momentum_buffer" in part.buffers:
-        part.scale_(part.buffers["momentum_buffer"], keep)
+PolyakOptimizer.__doc__ = documented(PolyakOptimizer.__doc__, CommonAndMomentum)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypedDict
 
 import torch
+import torch.distributed
 from torch import Tensor
 from torch.nn import Parameter
 
 from .._backend.chunks import INTERPRETED
 from .._backend.cpu_build import REALS, kernels
+from ..constraints import Constraint
+
+if TYPE_CHECKING or torch.distributed.is_available():
+    from torch.distributed import ProcessGroup as ProcessGroup
+else:
+    ProcessGroup = Any
 
 
 class Allowed(NamedTuple):
@@ -25,36 +30,71 @@ class Allowed(NamedTuple):
     words: str
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number, which True is not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _number(test: Callable[[Any], bool], words: str) -> Allowed:
-    return Allowed(lambda value: _is_number(value) and test(value), words)
+def numbers(test: Callable[[Any], bool], words: str) -> Allowed:
+    """Return the numbers that pass a test."""
+    return Allowed(lambda value: is_number(value) and test(value), words)
 
 
 def _is_cap(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and (value.is_meta or bool(value >= 0))
-    return _is_number(value) and value >= 0
+    return is_number(value) and value >= 0
 
 
-_flag = Allowed(lambda value: isinstance(value, bool), "True or False")
+Cap = Annotated[float | Tensor, Allowed(_is_cap, "a number ≥ 0 or a tensor of one such number (math.inf for no cap)")]
+Finite = Annotated[float, numbers(math.isfinite, "a finite number")]
+Positive = Annotated[float, numbers(lambda value: 0 < value < math.inf, "a finite number > 0")]
+NonNegative = Annotated[float, numbers(lambda value: 0 <= value < math.inf, "a finite number ≥ 0")]
+Fraction = Annotated[float, numbers(lambda value: 0 <= value < 1, "a number in [0, 1)")]
+Flag = Annotated[bool, Allowed(lambda value: isinstance(value, bool), "True or False")]
+Choice = Annotated[bool | None, Allowed(lambda value: value is None or isinstance(value, bool), "None, True or False")]
 
-ALLOWED: dict[str, Allowed] = {
-    "lr": Allowed(_is_cap, "a number ≥ 0 or a tensor of one such number (math.inf for no cap)"),
-    "momentum": _number(lambda value: 0 <= value < 1, "a number in [0, 1)"),
-    "adjusted_momentum": _flag,
-    "float32_momentum": _flag,
-    "eps": _number(lambda value: 0 <= value < math.inf, "a finite number ≥ 0"),
-    "c": _number(lambda value: 0 < value < math.inf, "a finite number > 0"),
-    "gamma": _number(lambda value: 1 <= value < math.inf, "a finite number ≥ 1, the growth of the cap per epoch"),
-    "init_step_size": _number(lambda value: value > 0, "a number > 0"),
-    "steps_per_epoch": _number(lambda value: 1 <= value < math.inf, "a number ≥ 1, usually len(data_loader)"),
-    "lower_bound": _number(math.isfinite, "a finite number"),
-    "foreach": Allowed(lambda value: value is None or isinstance(value, bool), "None, True or False"),
-    "fused": Allowed(lambda value: value is None or isinstance(value, bool), "None, True or False"),
-}
+
+class Common(TypedDict, total=False):
+    """The options of every method; `PolyakOptimizer` has their defaults.
+
+    Args:
+        lower_bound: a bound on the loss from below, any finite number. Default 0.
+        constraint: a convex set such as `polyak.L2Ball(100.0)`; the parameters are projected on it at construction and
+            after every step. Default None. A group's own `constraint` holds for that group alone.
+        foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
+        fused: move and measure in one pass over the memory, on CUDA by Triton kernels, on the CPU by kernels that the
+            machine's C compiler builds at the first use. Default None, which is False.
+        sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
+            gradients. Default True; with False every process steps on its own loss.
+        process_group: the processes that share the loss; None for all.
+
+    Raises:
+        ValueError: an option is outside its range, or a group misspells it.
+        TypeError: an argument does not exist, `constraint` is not a Constraint, or a parameter is sparse or not
+            floating-point.
+        RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
+    """
+
+    lower_bound: Finite
+    constraint: Constraint | None
+    foreach: Choice
+    fused: Choice
+    sync_loss: Flag
+    process_group: ProcessGroup | None
+
+
+class CommonAndMomentum(Common, total=False):
+    """The options of every method with ALI-G's momentum.
+
+    Args:
+        momentum: μ in [0, 1). Default 0.
+        float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
+    """
+
+    momentum: Fraction
+    float32_momentum: Flag
+
 
 INSTEAD: dict[str, str] = {
     "weight_decay": "regularise with constraint=polyak.L2Ball(radius), since the loss has to be ≈ 0 at the optimum",
@@ -77,20 +117,21 @@ TYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 KERNELS = frozenset({"cpu", "cuda", "meta"})  # devices on which fused=True runs
 
 
-def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any], ranges: Mapping[str, Allowed]) -> None:
     """Raise ValueError for a value that is not allowed and for a misspelt option; other code's keys are its own."""
     for name, value in group.items():
         if name in options:
-            check_value(owner, name, value)
-        elif (name in REFUSED and not _is_off(value)) or _misspelt(name, options):
+            check_value(owner, name, value, ranges.get(name))
+        elif (name in REFUSED and not is_off(value)) or _misspelt(name, options):
             raise ValueError(unknown(owner, name, options))
     both = {**options, **group}
     if both.get("fused") and both.get("foreach"):
         raise ValueError(f"{owner}: fused=True and foreach=True are two ways to move the parameters: choose one.")
 
 
-def _is_off(value: Any) -> bool:
-    return not isinstance(value, Tensor) and (value is False or (_is_number(value) and value == 0))
+def is_off(value: Any) -> bool:
+    """Return whether an option of another optimizer is given, but turned off."""
+    return not isinstance(value, Tensor) and (value is False or (is_number(value) and value == 0))
 
 
 def _misspelt(name: Any, options: Iterable[str]) -> bool:
@@ -99,15 +140,19 @@ def _misspelt(name: Any, options: Iterable[str]) -> bool:
         return False
     lower, words = name.lower(), f"_{name}_"
     for option in options:
-        near = sorted(lower) == sorted(option) or difflib.SequenceMatcher(None, lower, option).ratio() >= NEAR
-        if near and (f"_{option}_" not in words or name.strip("_") == option):
+        near = difflib.SequenceMatcher(None, lower, option).ratio() >= NEAR or sorted(lower) == sorted(option)
+        further_word = f"_{option}_" in words and name.strip("_") != option
+        if (near or _one_letter_apart(lower, option)) and not further_word:
             return True
     return False
 
 
-def check_value(owner: str, name: str, value: Any) -> None:
+def _one_letter_apart(name: str, option: str) -> bool:
+    return len(name) == len(option) > 3 and sum(a != b for a, b in zip(name, option, strict=True)) == 1
+
+
+def check_value(owner: str, name: str, value: Any, allowed: Allowed | None) -> None:
     """Raise ValueError unless the option may have this value."""
-    allowed = ALLOWED.get(name)
     if allowed is not None and not allowed.test(value):
         raise ValueError(f"{owner}: {name}={_said(value)} is not allowed, it must be {allowed.words}.")
 
@@ -137,25 +182,6 @@ def unknown(owner: str, name: str, options: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name.lower(), options, n=1)
     hint = INSTEAD.get(name) or (f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(options))}")
     return f"{owner} has no option {name!r}: {hint.rstrip('?.')}{'?' if hint.endswith('?') else '.'}"
-
-
-def checked(init: Callable[..., None]) -> Callable[..., None]:
-    """Return a constructor that refuses options it does not have, but takes the weight_decay=0.0 of trainers."""
-    parameters = dict(inspect.signature(init).parameters)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return init
-    options = {name: None for name in parameters if name not in ("self", "params")}
-
-    @functools.wraps(init)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        if "weight_decay" not in parameters and _is_off(kwargs.get("weight_decay")):
-            del kwargs["weight_decay"]
-        for name in kwargs:
-            if name not in parameters:
-                raise TypeError(unknown(type(self).__name__, name, options))
-        init(self, *args, **kwargs)
-
-    return wrapper
 
 
 def check_dense(grad: Tensor) -> None:

@@ -70,7 +70,7 @@ def gather(group: Group, state: State, names: Iterable[str], form: Form) -> Part
         for p in params:
             buffers[name].append(state[p][name])
     part = part_of(group, params, grads, buffers)
-    part.form, part.mu = form, group["momentum"]
+    part.form, part.mu = form, group.get("momentum", 0.0)
     return part
 
 
@@ -97,6 +97,19 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
 def whole(group: Group, params: list[Tensor]) -> Part:
     """Return parameters to be projected, with or without gradients, as the group's backend takes them."""
     return part_of(group, params, params, {})
+
+
+def sum_squares(parts: Sequence[Part], like: Tensor) -> Scalar:
+    """Return ‖g‖² over all groups."""
+    if len(parts) == 1:
+        return parts[0].sum_squares(parts[0].g)
+    return add_up([part.sum_squares(part.g) for part in parts], like)
+
+
+def decay_momentum(part: Part, keep: Scalar) -> None:
+    """Let momentum that is too long for its type decay, although nothing moves."""
+    if keep != 1.0 and "momentum_buffer" in part.buffers:
+        part.scale_(part.buffers["momentum_buffer"], keep)
 
 
 def _are_pieces(tensors: Vector) -> bool:

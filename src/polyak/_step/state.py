@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from .._backend.scalars import away_from_zero
 from .._backend.vector import scalar_dtype
+from .options import Allowed, check
 from .parts import Group
 
 METHOD = "polyak_method"  # the key of a group that names its method
@@ -38,8 +40,8 @@ class OfThisProcess:
         return type(self), (None,)
 
 
-def check_state(owner: str, state_dict: Any) -> None:
-    """Raise ValueError unless a state_dict has the form of a torch optimizer's and names the same method."""
+def check_state(owner: str, state_dict: Any, defaults: Mapping[str, Any], ranges: Mapping[str, Allowed]) -> None:
+    """Raise ValueError unless a state_dict is a torch optimizer's, names the same method and holds allowed options."""
     groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
     if not isinstance(groups, list) or not isinstance(state_dict.get("state"), Mapping):
         raise ValueError(f"{owner}: not the state_dict of an optimizer: load what {owner}.state_dict() returned.")
@@ -49,6 +51,7 @@ def check_state(owner: str, state_dict: Any) -> None:
             raise ValueError(
                 f"{owner}: the state_dict belongs to {method}: load one that {owner}.state_dict() returned."
             )
+        check(owner, {name: value for name, value in group.items() if name in defaults}, defaults, ranges)
 
 
 def _method_of(group: Mapping[str, Any]) -> str | None:
@@ -107,3 +110,21 @@ def restore_buffers(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None
             buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
             if buffer is not None and buffer_dtype(group, p) != p.dtype:
                 optimizer.state[p]["momentum_buffer"] = buffer.to(p.device, buffer_dtype(group, p), copy=True)
+
+
+def own_keys(group: Group, scalars: Mapping[str, float]) -> Group:
+    """Return a group without what only a step writes into it."""
+    return {name: value for name, value in group.items() if name not in scalars and name != METHOD}
+
+
+@contextmanager
+def without_trace(groups: list[Group]) -> Iterator[None]:
+    """Leave the groups as they were if a new one is refused."""
+    before = [dict(group) for group in groups]
+    try:
+        yield
+    except Exception:
+        del groups[len(before) :]
+        for group, old in zip(groups, before, strict=True):
+            group.update(old)
+        raise

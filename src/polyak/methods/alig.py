@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import Unpack, final
 
-from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from .._backend.scalars import Scalar
 from .._step.decision import Line
 from .._step.optimizer import PolyakOptimizer
+from .._step.options import Cap, CommonAndMomentum, Flag, NonNegative
 from .._step.parts import Group
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.optim.optimizer import ParamsT
-
-    from ..constraints import Constraint
 
 
 @final
@@ -36,24 +31,8 @@ class ALIG(PolyakOptimizer):
         params: parameters or parameter groups, as for every torch optimizer.
         lr: the cap η on the step size, ≥ 0; `math.inf` for none (a schedule cannot change that). Default 0.1, the
             value of the authors' CIFAR experiments. With momentum μ one gradient moves x by γ/(1 − μ) in all.
-        momentum: μ in [0, 1). Default 0; the authors use 0.9.
         adjusted_momentum: keep γ outside the buffer, as torch.optim.SGD does. Default False, the authors' choice.
         eps: δ ≥ 0, added to the squared norm. Default 1e-5, the authors' value.
-        lower_bound: a bound on the loss from below, any finite number. Default 0, as in the paper.
-        constraint: the feasible set Ω, such as `polyak.L2Ball(100.0)`; the parameters are projected at construction
-            and after every step. Default None. A group's own `constraint` holds for that group alone.
-        float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
-        foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
-        fused: move and measure in one pass over the memory, on CUDA by Triton kernels, on the CPU by kernels that the
-            machine's C compiler builds at the first use. Default None, which is False.
-        sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
-            gradients. Default True; with False every process steps on its own loss.
-        process_group: the processes that share the loss; None for all.
-
-    Raises:
-        ValueError: an option is outside its range, or a group misspells one.
-        TypeError: an argument does not exist, the constraint is none, or a parameter is sparse or not floating-point.
-        RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
 
     Example:
         >>> import torch, polyak
@@ -80,30 +59,13 @@ class ALIG(PolyakOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.1,
+        lr: Cap = 0.1,
         *,
-        momentum: float = 0.0,
-        adjusted_momentum: bool = False,
-        eps: float = 1e-5,
-        lower_bound: float = 0.0,
-        float32_momentum: bool = False,
-        constraint: Constraint | None = None,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        sync_loss: bool = True,
-        process_group: ProcessGroup | None = None,
+        adjusted_momentum: Flag = False,
+        eps: NonNegative = 1e-5,
+        **common: Unpack[CommonAndMomentum],
     ) -> None:
-        options = {
-            "lr": lr,
-            "momentum": momentum,
-            "float32_momentum": float32_momentum,
-            "adjusted_momentum": adjusted_momentum,
-            "eps": eps,
-            "lower_bound": lower_bound,
-            "foreach": foreach,
-            "fused": fused,
-        }
-        super().__init__(params, options, constraint, sync_loss, process_group)
+        super().__init__(params, lr, adjusted_momentum=adjusted_momentum, eps=eps, **common)
 
     takes_numbers = True
 

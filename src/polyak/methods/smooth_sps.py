@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, final
+from typing import Annotated, Unpack, final
 
-from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from .._backend.scalars import Scalar, minimum
 from .._step.decision import Line
 from .._step.optimizer import PolyakOptimizer
+from .._step.options import Cap, CommonAndMomentum, NonNegative, Positive, numbers
 from .._step.parts import Group
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.optim.optimizer import ParamsT
-
-    from ..constraints import Constraint
+Steps = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a number ≥ 1, usually len(data_loader)")]
+First = Annotated[float, numbers(lambda gamma: gamma > 0, "a number > 0")]
+Growth = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a finite number ≥ 1, the growth of the cap per epoch")]
 
 
 @final
@@ -38,21 +37,6 @@ class SmoothSPS(PolyakOptimizer):
         gamma: τ ≥ 1, the growth of the cap per epoch. Default 2, the authors' value.
         init_step_size: γ_{−1} > 0, the step size before the first. Default 1, the authors' value.
         eps: ε ≥ 0, added to the scaled squared norm. Default 1e-8, as in the authors' code.
-        lower_bound: f* or a bound below it, any finite number. Default 0.
-        momentum: μ in [0, 1) of ALI-G's standard momentum (not part of the paper). Default 0.
-        constraint: a convex set such as `polyak.L2Ball(100.0)`, projected on at construction and after every step.
-        float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
-        foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
-        fused: move and measure in one pass over the memory, on CUDA by Triton kernels, on the CPU by kernels that the
-            machine's C compiler builds at the first use. Default None, which is False.
-        sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
-            gradients. Default True; with False every process steps on its own loss.
-        process_group: the processes that share the loss; None for all.
-
-    Raises:
-        ValueError: an option is outside its range, or a group misspells one.
-        TypeError: an argument does not exist, the constraint is none, or a parameter is sparse or not floating-point.
-        RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
 
     Example:
         >>> import torch, polyak
@@ -77,36 +61,17 @@ class SmoothSPS(PolyakOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = math.inf,
+        lr: Cap = math.inf,
         *,
-        steps_per_epoch: int,
-        c: float = 0.5,
-        gamma: float = 2.0,
-        init_step_size: float = 1.0,
-        eps: float = 1e-8,
-        lower_bound: float = 0.0,
-        momentum: float = 0.0,
-        float32_momentum: bool = False,
-        constraint: Constraint | None = None,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        sync_loss: bool = True,
-        process_group: ProcessGroup | None = None,
+        steps_per_epoch: Steps,
+        c: Positive = 0.5,
+        gamma: Growth = 2.0,
+        init_step_size: First = 1.0,
+        eps: NonNegative = 1e-8,
+        **common: Unpack[CommonAndMomentum],
     ) -> None:
-        options = {
-            "lr": lr,
-            "steps_per_epoch": steps_per_epoch,
-            "c": c,
-            "gamma": gamma,
-            "init_step_size": init_step_size,
-            "eps": eps,
-            "lower_bound": lower_bound,
-            "momentum": momentum,
-            "float32_momentum": float32_momentum,
-            "foreach": foreach,
-            "fused": fused,
-        }
-        super().__init__(params, options, constraint, sync_loss, process_group)
+        own = {"steps_per_epoch": steps_per_epoch, "c": c, "gamma": gamma, "init_step_size": init_step_size}
+        super().__init__(params, lr, eps=eps, **own, **common)
 
     takes_numbers = True
 

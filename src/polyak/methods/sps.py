@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, final
+from typing import Unpack, final
 
-from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from .._backend.scalars import Scalar
 from .._step.decision import Line
 from .._step.optimizer import PolyakOptimizer
+from .._step.options import Cap, CommonAndMomentum, NonNegative, Positive
 from .._step.parts import Group
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.optim.optimizer import ParamsT
-
-    from ..constraints import Constraint
 
 
 @final
@@ -37,21 +32,6 @@ class SPS(PolyakOptimizer):
         c: scale of the squared norm, > 0. Default 0.5, the authors' value for strongly convex problems and the optimal
             one in their theory; they use 0.2 for deep networks and 1 for convex problems.
         eps: ε ≥ 0, added to the scaled squared norm. Default 1e-8, as in the authors' code.
-        lower_bound: f* or a bound below it, any finite number. Default 0. `step(..., lower_bound=b)` sets one batch's.
-        momentum: μ in [0, 1) of ALI-G's standard momentum (not part of the paper). Default 0.
-        constraint: a convex set such as `polyak.L2Ball(100.0)`, projected on at construction and after every step.
-        float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
-        foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
-        fused: move and measure in one pass over the memory, on CUDA by Triton kernels, on the CPU by kernels that the
-            machine's C compiler builds at the first use. Default None, which is False.
-        sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
-            gradients. Default True; with False every process steps on its own loss.
-        process_group: the processes that share the loss; None for all.
-
-    Raises:
-        ValueError: an option is outside its range, or a group misspells one.
-        TypeError: an argument does not exist, the constraint is none, or a parameter is sparse or not floating-point.
-        RuntimeError: `fused` is True where there is no C compiler (CPU) or no Triton (CUDA).
 
     Example:
         >>> import torch, polyak
@@ -76,30 +56,13 @@ class SPS(PolyakOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = math.inf,
+        lr: Cap = math.inf,
         *,
-        c: float = 0.5,
-        eps: float = 1e-8,
-        lower_bound: float = 0.0,
-        momentum: float = 0.0,
-        float32_momentum: bool = False,
-        constraint: Constraint | None = None,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        sync_loss: bool = True,
-        process_group: ProcessGroup | None = None,
+        c: Positive = 0.5,
+        eps: NonNegative = 1e-8,
+        **common: Unpack[CommonAndMomentum],
     ) -> None:
-        options = {
-            "lr": lr,
-            "c": c,
-            "eps": eps,
-            "lower_bound": lower_bound,
-            "momentum": momentum,
-            "float32_momentum": float32_momentum,
-            "foreach": foreach,
-            "fused": fused,
-        }
-        super().__init__(params, options, constraint, sync_loss, process_group)
+        super().__init__(params, lr, c=c, eps=eps, **common)
 
     takes_numbers = True
 

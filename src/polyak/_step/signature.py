@@ -1,0 +1,93 @@
+"""The constructors of the methods: each option is written, typed and documented once.
+
+A method names the options of its own and takes the common ones as `**common: Unpack[CommonAndMomentum]`. From the base
+class its signature and its docstring are completed, so that `help()`, editors and Sphinx show every option.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
+
+from .options import Allowed, Common, is_off, unknown
+
+NOT_OPTIONS = frozenset({"self", "params", "constraint", "sync_loss", "process_group"})  # they belong to no group
+
+
+def complete(cls: type, base: Callable[..., Any]) -> None:
+    """Complete a method's constructor from its base's, its docstring, and `_ranges`: what each option may be."""
+    init = vars(cls)["__init__"]
+    hints, base_hints, defaults = _hints(init), _hints(base), inspect.signature(base).parameters
+    common = next((get_args(hint)[0] for hint in hints.values() if _is_options(hint)), None)
+    names = sorted(get_type_hints(common), key=Common.__annotations__.__contains__) if common else []  # momentum first
+    own = [p for p in inspect.signature(init).parameters.values() if not (common and p.kind is p.VAR_KEYWORD)]
+    more = [defaults[name] for name in names if name not in hints]
+    types = base_hints | hints
+    parameters = [p.replace(annotation=_plain(types.get(p.name, p.annotation))) for p in (*own, *more)]
+    cls.__init__ = _checked(init, inspect.Signature(parameters))  # type: ignore[misc]
+    cls._ranges = {p.name: found for p in parameters if (found := _range(types.get(p.name)))}  # type: ignore[attr-defined]
+    if common:
+        cls.__doc__ = documented(cls.__doc__, common)
+
+
+def options_of(cls: type) -> list[str]:
+    """Return the names of the options that a group of a method may have."""
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return [p.name for p in parameters if p.name not in NOT_OPTIONS and p.kind is not p.VAR_KEYWORD]
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a constructor's arguments; none if a name in them cannot be found."""
+    try:
+        return {name: hint for name, hint in get_type_hints(function, include_extras=True).items() if name != "return"}
+    except NameError:
+        return {}
+
+
+def _is_options(hint: Any) -> bool:
+    return len(get_args(hint)) == 1 and is_typeddict(get_args(hint)[0])
+
+
+def _plain(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _range(hint: Any) -> Allowed | None:
+    found = [extra for extra in get_args(hint)[1:] if isinstance(extra, Allowed)]
+    return found[0] if found else None
+
+
+def _checked(init: Callable[..., None], signature: inspect.Signature) -> Callable[..., None]:
+    """Return a constructor that refuses options it does not have, but takes the weight_decay=0.0 of trainers."""
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    options = {name: None for name in signature.parameters if name not in ("self", "params")}
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "weight_decay" not in options and is_off(kwargs.get("weight_decay")):
+            del kwargs["weight_decay"]
+        for name in () if open_ended else kwargs:
+            if name not in signature.parameters:
+                raise TypeError(unknown(type(self).__name__, name, options))
+        init(self, *args, **kwargs)
+
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    return wrapper
+
+
+def documented(doc: str | None, common: type) -> str | None:
+    """Add the lines on the common options to the arguments of a docstring, and the common errors after them."""
+    arguments = re.search(r"^    Args:\n(?:        .*\n)+", doc or "", re.MULTILINE)
+    if doc is None or arguments is None:
+        return doc
+    source = f"{common.__doc__}{Common.__doc__}"
+    names = sorted(get_type_hints(common), key=Common.__annotations__.__contains__)
+    found = re.findall(r"^(        (\w+): .*\n(?:            .*\n)*)", source, re.MULTILINE)
+    entries = {name: text for text, name in found}
+    added = "".join(entries[name] for name in names if f"\n        {name}: " not in doc)
+    raises = re.search(r"^    Raises:\n(?:        .*\n)+", Common.__doc__ or "", re.MULTILINE)
+    errors = "" if raises is None or "    Raises:\n" in doc else f"\n{raises[0]}"
+    return f"{doc[: arguments.end()]}{added}{errors}{doc[arguments.end() :]}"
