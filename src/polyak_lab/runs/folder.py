@@ -13,8 +13,6 @@ Every file is replaced as a whole. The checkpoint is written after the metrics, 
 line more than its checkpoint has epochs; resuming drops it.
 """
 
-import errno
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -28,16 +26,8 @@ from polyak_lab.processes import group as processes
 from polyak_lab.runs import checkpoint, environment
 from polyak_lab.runs import files as run_files
 from polyak_lab.runs.checkpoint import Stateful
+from polyak_lab.runs.lock import locked
 from polyak_lab.runs.stored import Label, as_lines, pretty
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: two processes on one folder go unnoticed there
-    fcntl = None  # type: ignore[assignment]
-
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-"""What file systems without locks answer; there, two processes on one folder go unnoticed."""
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json")
 
@@ -82,7 +72,7 @@ class RunFolder:
 
     def _open(self, claim: ExitStack) -> tuple[bool, int | None]:
         self.check()
-        claim.enter_context(claimed(self.path))
+        claim.enter_context(locked(self.path))
         self.prepare()
         return self.finished, self.threads
 
@@ -168,30 +158,3 @@ class RunFolder:
     def _starts(self) -> list[dict[str, Any]]:
         stored = self.path / "environment.json"
         return run_files.read_starts(stored) if exists(stored) else []
-
-
-@contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Make a folder and keep a second process out; the system lifts the lock when this one ends, however it ends."""
-    with said_clearly("make the run folder", path):
-        path.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    with said_clearly("open", path):
-        handle = os.open(path, os.O_RDONLY)
-    try:
-        _lock(handle, path)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise LabError(f"Another process is at work in {path}: wait for it, or choose another --out.") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise LabError(f"Cannot lock {path}: {error.strerror or error}.") from error

@@ -30,7 +30,7 @@ from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs import files as run_files
 from polyak_lab.runs import stored
-from polyak_lab.runs.folder import claimed
+from polyak_lab.runs.lock import locked
 from polyak_lab.sweep.axes import Axis, Interval, check_values, read_axes, with_values
 from polyak_lab.sweep.study import TrialState, counted, open_study, optuna, reported
 from polyak_lab.sweep.trial import Outcome, Trial, attempt, score
@@ -150,7 +150,7 @@ def run_sweep(
         check_values(axes, row.run, ready.resolve, where)
         folder = out or Path("runs") / f"{path.stem}-sweep"
         database = folder / "study.db"
-        with claimed(folder), reported(database):
+        with locked(folder), reported(database):
             _keep(folder / "sweep.json", declared, row.run)
             study = open_study(database, declared.seed)
             left = declared.trials - len(counted(study))

@@ -15,7 +15,8 @@ from polyak_lab.errors import LabError
 from polyak_lab.files import said_clearly, write_atomic
 from polyak_lab.progress import Numbers, Progress
 from polyak_lab.runs import stored
-from polyak_lab.runs.folder import FILES, RunFolder, claimed
+from polyak_lab.runs.folder import FILES, RunFolder
+from polyak_lab.runs.lock import locked
 from polyak_lab.runs.stored import Label
 from polyak_lab.training.loop import train
 
@@ -135,7 +136,7 @@ def _becomes_free(folder: Path) -> bool:
 
 def _is_free(folder: Path) -> bool:
     try:
-        with claimed(folder):
+        with locked(folder):
             return True
     except LabError:
         return False

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import re
@@ -16,7 +17,6 @@ from lab.report.test_tables import store
 from lab.runs import call, execute, run
 from polyak_lab import data
 from polyak_lab.errors import LabError
-from polyak_lab.runs import folder
 
 SEVERAL = """
 import json, os, sys
@@ -114,7 +114,7 @@ def test_a_file_system_without_locks(reason, tmp_path, monkeypatch):
     def flock(handle, how):
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert execute(tmp_path / "run", run(epochs=1)).finished
 
 
@@ -122,7 +122,7 @@ def test_a_lock_that_fails(tmp_path, monkeypatch):
     def flock(handle, how):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(LabError, match=r"Cannot lock .*: Input/output error\."):
         execute(tmp_path / "run", run(epochs=1))
 

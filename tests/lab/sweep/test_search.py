@@ -225,9 +225,9 @@ def test_the_database_lies_in_the_folder_named(name, recipe, tmp_path, monkeypat
 
 
 def test_two_searches_in_one_folder(recipe, tmp_path, capsys):
-    from polyak_lab.runs.folder import claimed
+    from polyak_lab.runs.lock import locked
 
-    with claimed(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         assert call("sweep", recipe, "--out", tmp_path / "out") == 1
     assert "Another process is at work in" in capsys.readouterr().err
 

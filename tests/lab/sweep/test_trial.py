@@ -5,7 +5,8 @@ import pytest
 from lab.runs import run
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs import stored
-from polyak_lab.runs.folder import FILES, claimed
+from polyak_lab.runs.folder import FILES
+from polyak_lab.runs.lock import locked
 from polyak_lab.sweep import trial
 from polyak_lab.sweep.trial import Trial, attempt, attempt_away, bring_home, score
 
@@ -57,7 +58,7 @@ def test_where_it_is_not_seen_its_files_come_back_without_the_checkpoint(tried):
 def test_a_folder_in_which_somebody_works_is_left_alone(tried, monkeypatch):
     monkeypatch.setattr(trial, "PATIENCE", 0.0)
     tried.folder.mkdir(parents=True)
-    with claimed(tried.folder):
+    with locked(tried.folder):
         _, files = attempt_away(tried, never)
     assert names(tried.folder) == set()
     assert files.keys() == SMALL
