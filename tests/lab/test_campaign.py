@@ -97,8 +97,7 @@ def kill(folder, whole, numbers):
     for number in numbers:
         shutil.rmtree(folder, ignore_errors=True)
         assert campaign.in_child(campaign.die_at, folder, number) == -9
-        if not (folder / RUN).exists():
-            folder.mkdir(exist_ok=True)
+        if not (folder / RUN / "config.json").exists():  # there is no run to show yet
             assert Said(*campaign.run_command(folder)).silent()
         attempt(folder, whole / "finished", counts)
         counts["left over"] += len(campaign.leftovers(folder))
