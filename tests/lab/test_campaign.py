@@ -73,7 +73,7 @@ def test_damage(name, whole, tmp_path, record_property):
     for number, kind in enumerate(KINDS):
         state = ("finished", "stopped")[number % 2]
         check_damage(whole, state, name, kind, 0.15 + 0.17 * number, 0.2 * number, counts, tmp_path)
-    record_property("campaign", counts)
+    record_property("campaign", dict(counts))
 
 
 @full
@@ -89,7 +89,7 @@ def test_damage_anywhere(name, state, whole, tmp_path, record_property):
         check_damage(whole, state, name, kind, place, amount, counts, tmp_path)
 
     check()
-    record_property("campaign", counts)
+    record_property("campaign", dict(counts))
 
 
 def kill(folder, whole, numbers):
@@ -116,12 +116,12 @@ def operations(tmp_path_factory):
 
 def test_killed_at_some_file_operations(operations, whole, tmp_path, record_property):
     assert operations > 30
-    record_property("campaign", kill(tmp_path / "run", whole, range(3, operations, operations // 4)))
+    record_property("campaign", dict(kill(tmp_path / "run", whole, range(3, operations, operations // 4))))
 
 
 @full
 def test_killed_at_every_file_operation(operations, whole, tmp_path, record_property):
-    record_property("campaign", kill(tmp_path / "run", whole, range(operations)))
+    record_property("campaign", dict(kill(tmp_path / "run", whole, range(operations))))
 
 
 def fill_disk(folder, whole, sizes):
@@ -146,14 +146,14 @@ def limits(whole):
 
 
 def test_full_disk(whole, tmp_path, record_property):
-    record_property("campaign", fill_disk(tmp_path / "run", whole, limits(whole)[1::4]))
+    record_property("campaign", dict(fill_disk(tmp_path / "run", whole, limits(whole)[1::4])))
 
 
 @full
 def test_full_disk_at_every_size(whole, tmp_path, record_property):
     largest = max(limits(whole))
     sizes = sorted({*limits(whole), *range(0, 6000, 250), *range(6000, largest, 1000)})
-    record_property("campaign", fill_disk(tmp_path / "run", whole, sizes))
+    record_property("campaign", dict(fill_disk(tmp_path / "run", whole, sizes)))
 
 
 def race(folder, whole, times):
@@ -176,9 +176,9 @@ def race(folder, whole, times):
 
 
 def test_three_processes_on_one_folder(whole, tmp_path, record_property):
-    record_property("campaign", race(tmp_path / "run", whole, 1))
+    record_property("campaign", dict(race(tmp_path / "run", whole, 1)))
 
 
 @full
 def test_three_processes_on_one_folder_often(whole, tmp_path, record_property):
-    record_property("campaign", race(tmp_path / "run", whole, 20))
+    record_property("campaign", dict(race(tmp_path / "run", whole, 20)))
