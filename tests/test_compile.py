@@ -73,6 +73,23 @@ def test_a_changing_loss_and_schedule_never_recompile(method, form):
         torch.testing.assert_close(snapshot(compiled)[name], value, rtol=1e-6, atol=1e-7)
 
 
+@each_form
+def test_a_step_is_one_graph_from_the_start(method, form):
+    params = [nn.Parameter(value) for value in random_like([torch.empty(3, 2), torch.empty(4)], seed=7)]
+    give(params, *random_like(params))
+    groups = [{"params": params[:1]}, {"params": params[1:]}]
+    optimizer = method.build(groups, form, constraint=polyak.L2Ball(5.0))
+    counter = CompileCounterWithBackend("eager")
+    with compiling():
+        step = torch.compile(optimizer.step, backend=counter, fullgraph=True)
+        step(loss=torch.tensor(1.0))
+        step(loss=torch.tensor(2.0))  # Dynamo has put the key `capturable` into the groups, and compiles once more
+        step(loss=torch.tensor(3.0))
+        explained = torch._dynamo.explain(optimizer.step)(loss=torch.tensor(4.0))
+    assert counter.frame_count <= 2
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
 @pytest.mark.slow
 @each_method
 def test_inductor_makes_the_same_step(method):

@@ -153,15 +153,15 @@ class PolyakOptimizer(Optimizer):
         if not parts:
             return value
         bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
-        given_norm = None if grad_sq_norm is None else as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
-        norm = sum_squares(parts, scalar) if given_norm is None else given_norm
+        norm = sum_squares(parts, scalar) if grad_sq_norm is None else as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
         self._last[:] = [value]  # in place: torch.compile of 2.11 cannot set an attribute here
         self._move(self.linearize(Line(value, norm), parts), parts, bound)
         return value
 
     def _move(self, line: Line, parts: list[Part], lower_bound: Tensor | None) -> None:
         """Decide γ for every group from the line, move, and project."""
-        ball, squares = measured_ball(parts, self._constraint), []
+        ball = measured_ball(parts, self._constraint)
+        squares: list[Any] = []
         for part in parts:
             decide = decide_on_numbers if part.numbers else decide_on_tensors
             decided = decide(self, line.above(lower_bound, part), part)
