@@ -34,9 +34,9 @@ def write_page(path: Path, rows: Sequence[Group], runs: Sequence[Path]) -> None:
 
 def write_figures(rows: Sequence[Group], *, plot_lr: Path | None, plot_loss: Path | None) -> None:
     """Write the figures that a path is given for."""
-    from polyak_lab.report import pictures
+    from polyak_lab.report import figures
 
-    for path, write in ((plot_lr, pictures.write_sensitivity), (plot_loss, pictures.write_losses)):
+    for path, write in ((plot_lr, figures.write_sensitivity), (plot_loss, figures.write_losses)):
         if path is not None:
             write(path, rows)
 

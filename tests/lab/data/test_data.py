@@ -136,7 +136,10 @@ def test_check_of_a_drawn_problem_names_no_file():
 
 
 def test_wheel_takes_the_whole_package_with_its_data():
-    project = Path(polyak_lab.__file__).parents[2] / "pyproject.toml"
+    package = Path(polyak_lab.__file__).parent
+    assert (package / "data" / "digits.csv.gz").is_file()
+    assert (package / "report" / "page.html.j2").is_file()
+    project = package.parents[1] / "pyproject.toml"
     wheel = tomllib.loads(project.read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert "src/polyak_lab" in wheel["packages"]
     assert "exclude" not in wheel

@@ -9,8 +9,8 @@ import pytest
 from lab.report.test_tables import store
 from lab.runs import call
 from polyak_lab.errors import LabError
+from polyak_lab.report import figures, table
 from polyak_lab.report import page as report
-from polyak_lab.report import pictures, table
 from polyak_lab.runs import stored
 
 NAMES = [
@@ -49,7 +49,7 @@ def test_a_name_is_shown_as_it_was_written(name, tmp_path, monkeypatch, capsys):
         assert call("table", tmp_path / "runs", "--format", form) == 0
         assert name in capsys.readouterr().out
     for form in ("png", "svg"):
-        pictures.write_losses(tmp_path / f"loss.{form}", rows)
+        figures.write_losses(tmp_path / f"loss.{form}", rows)
     report.write(tmp_path / "report.html", rows, name, name)
 
 
@@ -63,7 +63,7 @@ def test_control_characters_do_not_reach_the_terminal(name, tmp_path, monkeypatc
         assert not {letter for letter in printed if unicodedata.category(letter) in ("Cc", "Zl")} - {"\n"}
         assert "\u202e" not in printed
         assert name.encode("unicode_escape").decode() in printed
-    pictures.write_losses(tmp_path / "loss.svg", rows)
+    figures.write_losses(tmp_path / "loss.svg", rows)
     report.write(tmp_path / "report.html", rows, name, name)
 
 
@@ -107,10 +107,10 @@ def test_pictures_of_any_loss(kind, tmp_path):
         report.write(tmp_path / "report.html", rows, "t", "n")
         for form in ("png", "svg"):
             if kind in ("largest", "smallest", "both"):
-                pictures.write_losses(tmp_path / f"loss.{form}", rows)
+                figures.write_losses(tmp_path / f"loss.{form}", rows)
             else:
                 with pytest.raises(LabError, match="--plot-loss needs an epoch whose training loss is positive"):
-                    pictures.write_losses(tmp_path / f"loss.{form}", rows)
+                    figures.write_losses(tmp_path / f"loss.{form}", rows)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -128,7 +128,7 @@ def test_pictures_over_any_lr(lr, tmp_path):
         store(folder, f"SGD, lr {value}", "sgd", None, 0, 0.9, None, options={"lr": value})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures.write_sensitivity(tmp_path / "lr.png", table.groups(stored.find([tmp_path / "runs"])))
+        figures.write_sensitivity(tmp_path / "lr.png", table.groups(stored.find([tmp_path / "runs"])))
 
 
 def test_a_finished_run_without_an_epoch_is_not_counted(tmp_path):

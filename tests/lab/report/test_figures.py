@@ -4,7 +4,7 @@ import pytest
 
 from lab.runs import call, execute, run
 from polyak_lab.config import run as config
-from polyak_lab.report import pictures, table
+from polyak_lab.report import figures, table
 from polyak_lab.runs import stored
 from polyak_lab.runs.stored import Label
 
@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
 
 
 def test_rows_that_differ_in_lr_alone_are_one_method(runs):
-    lines = pictures.methods(table.groups(stored.find([runs])))
+    lines = figures.scores_by_lr(table.groups(stored.find([runs])))
     assert {name: (optimizer, sorted(points)) for name, (optimizer, points) in lines.items()} == {
         "ALI-G": ("alig", [0.01, 0.1]),
         "SGD": ("sgd", [0.01, 0.1]),
