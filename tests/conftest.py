@@ -3,10 +3,15 @@
 import contextlib
 import importlib
 import os
+import traceback
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from _pytest.raises import RaisesExc
 from hypothesis import settings
 
 if not torch.cuda.is_available():  # Triton decides at the import of kernels whether they are interpreted
@@ -20,6 +25,36 @@ torch.set_num_threads(1)
 
 settings.register_profile("polyak", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("polyak")
+
+
+LIBRARY = Path(importlib.import_module("polyak").__file__).parent
+
+
+def check_message(error: BaseException) -> None:
+    """Hold every message that the library raises in the suite to its form: one short sentence with a full stop."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, NotImplementedError) or not frames or LIBRARY not in Path(frames[-1].filename).parents:
+        return
+    message = str(error)
+    assert message.endswith((".", "?")), f"no full stop: {message!r}"
+    assert len(message) <= 300, f"{len(message)} characters: {message!r}"
+    assert "\n" not in message, f"more than one line: {message!r}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _messages_are_sentences() -> Iterator[None]:
+    """Look at every error that a test expects."""
+    expected = RaisesExc.__exit__
+
+    def checked(self: Any, kind: Any, error: Any, trace: Any) -> bool:
+        done = expected(self, kind, error, trace)
+        if error is not None:
+            check_message(error)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RaisesExc, "__exit__", checked)
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ class Form(IntEnum):
     PLAIN = 2
     NESTEROV = 3
     ADJUSTED = 4
-    HEAVY_BALL = 5
 
 
 class Operations(Protocol):
@@ -50,14 +49,8 @@ def adjusted(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: An
     on.accumulate_(x, u, v, mu, -1.0, gamma * mu)
 
 
-def heavy_ball(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) -> None:
-    """v ← μv − γu;  x ← x + v: a share of the last step, and a multiple of the direction."""
-    on.accumulate_(x, u, v, mu, -gamma, 1.0)
-
-
 MOVES: dict[Form, Callable[..., None]] = {
     Form.PLAIN: plain,
     Form.NESTEROV: nesterov,
     Form.ADJUSTED: adjusted,
-    Form.HEAVY_BALL: heavy_ball,
 }

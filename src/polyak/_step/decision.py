@@ -24,48 +24,40 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """The loss along a direction u: f(x − γu) ≈ value + inner − γ·slope, known to stay above lower_bound.
+    """The loss along a direction u: f(x − γu) ≈ value − γ·slope, known to stay above lower_bound.
 
-    Plain numbers where the host may read them, else 0-dim tensors. `inner` is the part of the value at x that methods
-    with an averaged or a second point measure as an inner product; for the others it is 0. Where `skip` is true the
-    loss or the gradient is not finite, and nothing may be averaged.
+    Plain numbers where the host may read them, else 0-dim tensors.
     """
 
     value: Any
     slope: Any
     lower_bound: Scalar = 0.0
-    inner: Any = 0.0
-    skip: Any = False
 
     @property
     def gap(self) -> Any:
-        """(value + inner − lower_bound)₊, how far the loss can still fall."""
-        gap = self.value
-        if self.inner is not NONE:
-            gap = gap + self.inner
-        if self.lower_bound is not NONE:
-            gap = gap - self.lower_bound
+        """(value − lower_bound)₊, how far the loss can still fall."""
+        gap = self.value if self.lower_bound is NONE else self.value - self.lower_bound
         return gap.clamp(min=0.0) if isinstance(gap, Tensor) else 0.0 if gap < 0 else gap
 
     def above(self, lower_bound: Tensor | None, part: Part) -> Line:
         """Return the line above the bound of a call, or of the part's group, in the scalars that the part takes."""
         bound = part.group["lower_bound"] or NONE if lower_bound is None else lower_bound
-        scalars = [self.value, self.slope, bound, self.inner, self.skip]
         if not part.numbers:
-            return Line(*scalars).on(part.group["step_size"])
+            return self._replace(lower_bound=bound).on(part.group["step_size"])
+        scalars = [self.value, self.slope, bound]
         for i, scalar in enumerate(scalars):
             if isinstance(scalar, Tensor):
                 scalars[i] = scalar.item()
         return Line(*scalars)
 
     def on(self, like: Tensor) -> Line:
-        """Return the line in 0-dim tensors of a type and on a device; options stay numbers."""
+        """Return the line in 0-dim tensors of a type and on a device; a bound that is an option stays a number."""
         value, slope = (send(as_tensor(scalar, like), like) for scalar in (self.value, self.slope))
-        rest = [send(scalar, like) if isinstance(scalar, Tensor) else scalar for scalar in self[2:]]
-        return Line(value, slope, *rest)
+        bound = send(self.lower_bound, like) if isinstance(self.lower_bound, Tensor) else self.lower_bound
+        return Line(value, slope, bound)
 
 
-NONE: float = Line._field_defaults["lower_bound"]  # the usual bound and inner product, which need no operation
+NONE: float = Line._field_defaults["lower_bound"]  # the usual bound, which needs no subtraction
 
 
 class Decision(NamedTuple):
@@ -136,12 +128,12 @@ def _refuse_numbers(gamma: float, line: Line, part: Part) -> tuple[bool, float]:
     scalars = LARGEST[part.group["step_size"].dtype]  # a larger tensor of this type would be inf, and so would the step
     slope = line.slope if line.slope <= scalars else line.slope * math.inf
     length = gamma * (gamma * slope) + (line.value - line.value)  # NaN if a measurement is not finite
-    fits = length <= part.largest and gamma <= scalars and not line.skip
+    fits = length <= part.largest and gamma <= scalars
     if part.form is Form.ADJUSTED:
         fits = fits and _buffer_fits(gamma, slope, part)
     if fits and part.has_float16:
         fits = sum_after(part, gamma) < math.inf
-    return not fits, part.mu if length == length and not line.skip else 1.0
+    return not fits, part.mu if length == length else 1.0
 
 
 def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tensor]:
@@ -152,8 +144,7 @@ def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tens
         fits &= _buffer_fits(gamma, line.slope, part)
     if part.has_float16:
         fits &= cast(Tensor, sum_after(part, gamma)) < math.inf
-    finite = length == length if line.skip is False else (length == length) & ~line.skip
-    return ~(fits & finite), torch.where(finite, as_tensor(part.mu, length), 1.0)
+    return ~fits, torch.where(length == length, as_tensor(part.mu, length), 1.0)
 
 
 def _buffer_fits(gamma: Any, slope: Any, part: Part) -> Any:

@@ -64,6 +64,7 @@ def _checked(init: Callable[..., None], signature: inspect.Signature) -> Callabl
     """Return a constructor that refuses options it does not have, but takes the weight_decay=0.0 of trainers."""
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     options = {name: None for name in signature.parameters if name not in ("self", "params")}
+    positional = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -72,6 +73,11 @@ def _checked(init: Callable[..., None], signature: inspect.Signature) -> Callabl
         for name in () if open_ended else kwargs:
             if name not in signature.parameters:
                 raise TypeError(unknown(type(self).__name__, name, options))
+        if len(args) > len(positional):
+            raise TypeError(
+                f"{type(self).__name__} takes only {' and '.join(positional)} by position, but {len(args)} arguments were "
+                "given: write the options by name, such as lower_bound=0.0."
+            )
         init(self, *args, **kwargs)
 
     wrapper.__signature__ = signature  # type: ignore[attr-defined]
