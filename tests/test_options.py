@@ -197,7 +197,7 @@ def test_the_list_of_options_names_every_option(method):
 
 @each_method
 def test_options_are_given_by_name(method):
-    with pytest.raises(TypeError, match="positional argument"):
+    with pytest.raises(TypeError, match=r"takes only params and lr by position[^\n]*\.$"):
         method.cls(fresh(), 0.1, 0.9)
 
 

@@ -75,8 +75,8 @@ def _checked(init: Callable[..., None], signature: inspect.Signature) -> Callabl
                 raise TypeError(unknown(type(self).__name__, name, options))
         if len(args) > len(positional):
             raise TypeError(
-                f"{type(self).__name__} takes only {' and '.join(positional)} by position, but {len(args)} arguments were "
-                "given: write the options by name, such as lower_bound=0.0."
+                f"{type(self).__name__} takes only {' and '.join(positional)} by position, but {len(args)} arguments "
+                "were given: write the options by name, such as lower_bound=0.0."
             )
         init(self, *args, **kwargs)
 
