@@ -19,15 +19,17 @@ OnProgress = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
-_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
+# ValueError: a redirect to what is no address
+_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException, ValueError)
 
 
 @dataclass(frozen=True)
 class Download:
-    """An official address, with the MD5 sum of the file where one is published."""
+    """An official address, with the MD5 sum of the file where one is published, else its number of lines."""
 
     url: str
     md5: str | None = None
+    lines: int | None = None
 
     @property
     def name(self) -> str:
@@ -38,8 +40,8 @@ class Download:
 def download(item: Download, folder: Path, on_progress: OnProgress = lambda done, total: None) -> Path:
     """Download a file into a folder, going on where an interrupted download stopped.
 
-    The bytes are collected in NAME.part, which becomes NAME once its checksum is right. A file that is there already
-    is kept when it is the official one and never overwritten.
+    The bytes are collected in NAME.part, which becomes NAME once its checksum is right, or its number of lines where no
+    checksum is published. A file that is there already is kept when it is the official one and never overwritten.
 
     Raises:
         LabError: No network, the server refuses, the checksum differs, or the disk is full.
@@ -57,7 +59,7 @@ def download(item: Download, folder: Path, on_progress: OnProgress = lambda done
 
 
 def _unreachable(item: Download, target: Path, error: Exception) -> LabError:
-    reason = getattr(error, "reason", None) or error
+    reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())[:120]
     return LabError(
         f"Cannot download {item.url} ({reason}): try again to go on, or save that file as {target} yourself."
     )
@@ -76,8 +78,8 @@ def _receive(url: str, part: Path, on_progress: OnProgress) -> None:
 
 
 def _append(response: Any, part: Path, start: int, on_progress: OnProgress) -> None:
-    length = response.headers.get("Content-Length")
-    total = None if length is None else start + int(length)
+    length = response.headers.get("Content-Length", "").strip()
+    total = start + int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
     done = start
     with part.open("ab" if start else "wb") as file:
         while chunk := response.read(_CHUNK):
@@ -90,12 +92,21 @@ def _append(response: Any, part: Path, start: int, on_progress: OnProgress) -> N
 
 
 def _accepted(path: Path, item: Download, advice: str, delete: bool = False) -> Path:
-    if item.md5 is None:
-        return path
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found == item.md5:
+    difference = _difference(path, item)
+    if difference is None:
         return path
     if delete:
         path.unlink()
-    raise LabError(f"{path} is not the official file: its MD5 sum is {found} instead of {item.md5}; {advice}.")
+    raise LabError(f"{path} is not the official file: {difference}; {advice}.")
+
+
+def _difference(path: Path, item: Download) -> str | None:
+    """Say by what a file differs from the official one; None if it does not, as far as is known."""
+    with path.open("rb") as file:
+        if item.md5 is not None:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            return None if found == item.md5 else f"its MD5 sum is {found} instead of {item.md5}"
+        if item.lines is not None:
+            lines = sum(line.endswith(b"\n") for line in file)
+            return None if lines == item.lines else f"it has {lines:,} whole lines instead of {item.lines:,}"
+    return None

@@ -11,7 +11,10 @@ from polyak_lab.data.source import Contents, Source, damaged, first_existing, mi
 
 SPLIT_SEED = 0
 TRAIN_SHARE = 0.8
-_MOST_FEATURES = 1_000_000  # a larger index is a damaged line, and would fill the memory
+EXAMPLES = 8124
+_MOST_FEATURES = 1_000_000  # a larger index is a damaged line
+_MOST_NUMBERS = 1 << 28  # of all vectors together, 1 GiB: more would fill the memory
+_LARGEST = float(np.finfo(np.float32).max)
 
 Row = tuple[float, dict[int, float]]
 
@@ -64,8 +67,8 @@ def _row(fields: list[str], number: int, path: Path) -> Row:
     _, features = row
     if len(features) < len(pairs) or not all(1 <= index <= _MOST_FEATURES for index in features):
         raise damaged(path, f"line {number} has an index below 1, above {_MOST_FEATURES} or twice")
-    if not np.isfinite([row[0], *features.values()]).all():
-        raise damaged(path, f"line {number} has a value that is not finite")
+    if not all(abs(value) <= _LARGEST for value in (row[0], *features.values())):
+        raise damaged(path, f"line {number} has a value that is not finite in float32")
     return row
 
 
@@ -73,6 +76,8 @@ def _dense(rows: list[Row], place: Path) -> tuple[np.ndarray, torch.Tensor]:
     width = max((index for _, features in rows for index in features), default=0)
     if width == 0:
         raise damaged(place, "no line has a feature")
+    if len(rows) * width > _MOST_NUMBERS:
+        raise damaged(place, f"{len(rows):,} lines and an index of {width:,} make more than {_MOST_NUMBERS:,} numbers")
     vectors = np.zeros((len(rows), width), np.float32)
     for vector, (_, features) in zip(vectors, rows, strict=True):
         vector[[index - 1 for index in features]] = list(features.values())
@@ -103,5 +108,6 @@ MUSHROOMS = Source(
     find=lambda root: first_existing([root / "mushrooms"]),
     open=open_place,
     parse=parse,
-    downloads=(Download("https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/mushrooms"),),
+    downloads=(Download("https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/mushrooms", lines=EXAMPLES),),
+    examples=EXAMPLES,
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from polyak_lab.data.dataset import Dataset
 from polyak_lab.data.fetch import Download
 from polyak_lab.errors import LabError
 from polyak_lab.files import said_clearly
+
+LARGEST = 1 << 30
+"""Bytes of a file, unpacked: five times the largest official one."""
 
 Contents = Mapping[str, bytes]
 """The files of a data set by name, decompressed and taken out of their archive."""
@@ -33,6 +37,8 @@ class Source:
     """Contents, the place to name in errors, and a text's context -> tensors; raises LabError when they are wrong."""
     md5: Mapping[str, str] = field(default_factory=dict)
     """MD5 sums of the official contents."""
+    examples: int | None = None
+    """Number of examples, for training and testing, where no checksum is published."""
     downloads: tuple[Download, ...] = ()
     context: int | None = None
     """Default length of a sequence of text; None for data that is no text."""
@@ -72,13 +78,21 @@ def _holds_something(place: Path) -> bool:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file whole, decompressing it when it is gzip."""
+    """Read a file whole, decompressing it when it is gzip; no more than fits the memory."""
     with said_clearly("read", path):
+        if path.stat().st_size > LARGEST:
+            raise damaged(path, f"it has more than {LARGEST:,} bytes")
         content = path.read_bytes()
+    if not content.startswith(b"\x1f\x8b"):
+        return content
     try:
-        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(LARGEST + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise damaged(path, str(error)) from error
+    if len(unpacked) > LARGEST:
+        raise damaged(path, f"it unpacks to more than {LARGEST:,} bytes")
+    return unpacked
 
 
 def missing(place: Path, wanted: str) -> LabError:

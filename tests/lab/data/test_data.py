@@ -1,6 +1,8 @@
 """The catalogue, the bundled digits and the synthetic problems."""
 
+import gzip
 import re
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 import polyak_lab
 from polyak_lab import data
+from polyak_lab.data import source
 from polyak_lab.data.synthetic import matrix_factorisation, separable_logistic
 from polyak_lab.errors import LabError
 
@@ -143,3 +146,29 @@ def test_wheel_takes_the_whole_package_with_its_data():
     wheel = tomllib.loads(project.read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert "src/polyak_lab" in wheel["packages"]
     assert "exclude" not in wheel
+
+
+def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "LARGEST", 1 << 20)
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(bytes(64 << 20)))
+    with pytest.raises(LabError, match=r"bomb\.gz is damaged .*unpacks to more than 1,048,576 bytes"):
+        source.read_file(path)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(LabError, match=r"bomb\.gz is damaged .*has more than 1,048,576 bytes"):
+        source.read_file(path)
+
+
+def test_a_sparse_archive_is_refused(tmp_path):
+    """GNU's sparse format: a member of some hundred bytes that claims a terabyte."""
+    member = tarfile.TarInfo("cifar-100-python/train")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = b"S"
+    header[386:410] = tarfile.itn(0, 12) + tarfile.itn(0, 12)
+    header[483:495] = tarfile.itn(1 << 40, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(gzip.compress(bytes(header) + bytes(1024)))
+    with pytest.raises(LabError, match="unpacks to more than 1,073,741,824 bytes"):
+        data.load("cifar100", tmp_path)

@@ -28,11 +28,16 @@ class Handler(BaseHTTPRequestHandler):
         self.server.ranges.append(self.headers.get("Range"))
         if content is None:
             return self.send_error(404)
+        if isinstance(content, str):
+            self.send_response(302)
+            self.send_header("Location", content)
+            return self.end_headers()
         start = self.range_start()
         if start >= len(content) > 0:
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if self.server.length is not None:
+            self.send_header("Content-Length", self.server.length or str(len(content) - start))
         self.end_headers()
         self.wfile.write(content[start:][: self.server.cut])
 
@@ -48,6 +53,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.files, server.ranges, server.cut, server.resumes = {"/file.bin": CONTENT}, [], None, True
+        server.length = ""  # as it is; another text is sent instead, and None is not sent
         server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -183,3 +189,63 @@ def test_fetch_refuses_a_page_that_is_no_data(server, tmp_path, monkeypatch):
 def test_nothing_to_fetch_is_said(name):
     with pytest.raises(LabError, match=f"{name!r} needs no download"):
         data.fetch(name)
+
+
+MUSHROOMS = b"".join(b"%d %d:1 %d:1 \n" % (row % 2, row % 9 + 1, row % 7 + 20) for row in range(8124))
+
+
+@pytest.mark.parametrize("cut", [1, 14, 30_000, len(MUSHROOMS) - 1, len(MUSHROOMS) - 14])
+def test_a_download_cut_short_without_a_length_is_refused(cut, server, tmp_path, monkeypatch):
+    """Every set has a checksum or a number of lines; the server here only closes the connection."""
+    (official,) = catalogue.SOURCES["mushrooms"].downloads
+    here = replace(official, url=f"{server.url}/mushrooms")
+    source = replace(catalogue.SOURCES["mushrooms"], downloads=(here,))
+    monkeypatch.setitem(catalogue.SOURCES, "mushrooms", source)
+    server.files["/mushrooms"], server.length, server.cut = MUSHROOMS, None, cut
+    with pytest.raises(LabError, match=r"is not the official file: it has [\d,]+ whole lines instead of 8,124"):
+        data.fetch("mushrooms", tmp_path)
+    server.cut = None
+    assert data.fetch("mushrooms", tmp_path).is_dir()
+
+
+def test_every_download_is_pinned():
+    for source in catalogue.SOURCES.values():
+        assert all(download.md5 or download.lines for download in source.downloads), source.name
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", "9" * 5000, "²"])
+def test_a_length_that_is_no_number_is_ignored(length, server, tmp_path):
+    server.length = length
+    if length == "-5":  # http.client reads nothing then
+        with pytest.raises(LabError, match="is not the official file"):
+            download(item(server), tmp_path)
+        return
+    assert download(item(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "http://",
+        "http://[",
+        "http://a:b/",
+        "ftp://nowhere.invalid/",
+        "file:///etc/passwd",
+        "gopher://x/",
+        "//",
+        "http://" + "a" * 100 + ".b/",
+    ],
+)
+def test_a_malformed_redirect_is_said(address, server, tmp_path):
+    server.files["/file.bin"] = address
+    with pytest.raises(LabError) as error:
+        download(item(server), tmp_path)
+    assert str(error.value).startswith((f"Cannot download {server.url}/file.bin (", str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_redirect_that_never_ends_is_said(server, tmp_path):
+    server.files["/file.bin"] = "/file.bin"
+    with pytest.raises(LabError, match=r"Cannot download .*file\.bin \(.*redirect"):
+        download(item(server), tmp_path)

@@ -68,6 +68,9 @@ def test_one_file_is_split_always_in_the_same_way(tmp_path, as_folder):
         ("inf 1:1\n2 1:1\n", "line 1 has a value that is not finite"),
         ("<!DOCTYPE html>\n", "line 1 is not"),
         ("é 1:1\n", "line 1 is not"),
+        ("1 1:1\n2 1:1e39\n", "line 2 has a value that is not finite in float32"),
+        ("1 1:1\n2 1:-1e300\n", "line 2 has a value that is not finite in float32"),
+        ("1 1:1\n" * 1500 + "2 1000000:1\n" * 1500, "3,000 lines and an index of 1,000,000 make more than"),
     ],
 )
 def test_damaged_text_is_refused_with_its_line(tmp_path, text, said):
@@ -88,3 +91,11 @@ def test_half_a_folder_is_refused(tmp_path):
     write(tmp_path, train_svm=archives.MUSHROOM_ROWS)
     with pytest.raises(LabError, match=r"does not hold test.svm or mushrooms but train.svm"):
         data.load("mushrooms", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [(8124, "as many as the official file has"), (8000, "official file has 8,124")]
+)
+def test_check_compares_the_number_of_rows(rows, said, tmp_path):
+    write(tmp_path, mushrooms="1 1:1\n2 2:1\n" * (rows // 2))
+    assert said in data.check("mushrooms", tmp_path)
