@@ -157,7 +157,7 @@ def _cosine(_: config.Schedule, optimizer: torch.optim.Optimizer, epochs: int, s
 
 
 def _step(choice: config.Schedule, optimizer: torch.optim.Optimizer, _: int, steps: int) -> LRScheduler:
-    return MultiStepLR(optimizer, [epoch * steps for epoch in choice.milestones], choice.factor)
+    return MultiStepLR(optimizer, [epoch * steps for epoch in choice.milestones], choice.multiplier)
 
 
 SCHEDULES: dict[str, Callable[..., LRScheduler | None]] = {

@@ -20,7 +20,8 @@ from polyak_lab.recipes.resolve import resolve
 from polyak_lab.report import table
 from polyak_lab.runs import stored
 from polyak_lab.runs.folder import RunFolder
-from polyak_lab.runs.stored import Label
+from polyak_lab.runs.stored import Label, StoredRun
+from polyak_lab.training.fit import check_fit
 from polyak_lab.training.loop import train
 
 
@@ -59,19 +60,37 @@ def run_recipe(
         for number, (run, job) in enumerate(jobs, 1):
             shown.run_named(f"[{number}/{len(jobs)}] {job.label.row}, seed {run.training.seed}")
             train(run, job, shown)
-    processes.from_first(lambda: show(recipe, folder, console, with_report))
+    processes.from_first(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
 
 
-def show(recipe: Recipe, folder: Path, console: Console, with_report: bool) -> None:
-    """Print the table of a recipe's folder, and write its page if asked to."""
-    rows = table.groups(stored.find([folder], on_damage=warn))
+def show(recipe: Recipe, folder: Path, console: Console, with_report: bool, jobs: Sequence[RunFolder] = ()) -> None:
+    """Print the table of a recipe's rows in a folder, and write its page if asked to."""
+    own, others = _of_recipe(stored.find([folder], on_problem=warn), recipe, jobs)
+    rows = table.groups(own)
     terminal.show(console, table.as_rich(rows, recipe.title))
+    if others:
+        names = ", ".join(sorted({repr(run.label.row) for run in others}))
+        say(console, f"{folder} also holds {len(others)} runs that are not of this recipe ({names}).")
     if with_report:
         from polyak_lab.report import page as report  # matplotlib takes a while
 
         page = folder / "report.html"
         report.write(page, rows, recipe.title, recipe.note)
         say(console, f"Curves: {page}")
+
+
+def _of_recipe(
+    runs: Sequence[StoredRun], recipe: Recipe, jobs: Sequence[RunFolder]
+) -> tuple[list[StoredRun], list[StoredRun]]:
+    """Split runs into those of a recipe's rows, as its jobs ran them, and those of other recipes or older rows."""
+    ran = {job.label.row: stored.group(job.label.row, job.config) for job in jobs}
+    names = {row.name for row in recipe.rows}
+
+    def is_own(run: StoredRun) -> bool:
+        known = run.label.table == recipe.name and run.label.row in names
+        return known and ran.get(run.label.row, run.group) == run.group
+
+    return [run for run in runs if is_own(run)], [run for run in runs if not is_own(run)]
 
 
 def _all_jobs(
@@ -89,7 +108,7 @@ def _cut(row: Row, device: str | None, smoke: bool) -> Row:
 
 
 def _jobs(path: Path, recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:
-    """Resolve a row for every seed, and refuse a folder of another run before anything trains."""
+    """Resolve a row for every seed; refuse another run's folder and a model that does not fit, before any training."""
     position = [known.name for known in recipe.rows].index(row.name)
     label = Label(row.name, recipe.name, position, row.paper)
     for seed in seeds:
@@ -97,6 +116,9 @@ def _jobs(path: Path, recipe: Recipe, row: Row, seeds: Sequence[int], out: Path)
             run = resolve(recipes.with_seed(row.run, seed))
         folder = RunFolder(out / row.slug / f"seed-{seed}", run, label)
         folder.check()
+        if not folder.finished:
+            with _told_where(path, row):
+                check_fit(run)
         yield run, folder
 
 

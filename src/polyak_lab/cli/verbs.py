@@ -99,8 +99,8 @@ class SweepRecipe:
 class Table:
     """Print the table of the finished runs in folders: mean ± standard deviation over the seeds."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders that hold runs, at any depth: runs/demo."""
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
+    """Folders that hold runs, at any depth, such as runs/demo."""
     format: Literal["terminal", "markdown", "csv"] = "terminal"
     """How to write it."""
     report: Path | None = None

@@ -102,8 +102,8 @@ class Schedule:
     """Constant, cosine to zero, or in steps."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the step schedule changes lr."""
-    factor: float = 0.1
-    """What the step schedule multiplies lr by."""
+    factor: float | None = None
+    """What the step schedule multiplies lr by. Default: 0.1."""
     warmup_steps: int = 0
     """Steps over which lr rises linearly at the start, with any schedule."""
 
@@ -114,6 +114,11 @@ class Schedule:
             raise LabError(f"schedule.warmup_steps is {self.warmup_steps}, but must be 0 or more.")
         if not all(milestone >= 0 and is_int64(milestone) for milestone in self.milestones):
             raise LabError(f"schedule.milestones is {shown(self.milestones)}, but must hold epochs: 0 or more.")
+
+    @property
+    def multiplier(self) -> float:
+        """What the step schedule multiplies `lr` by, spelled out."""
+        return 0.1 if self.factor is None else self.factor
 
     @property
     def is_constant(self) -> bool:
@@ -181,6 +186,7 @@ class Run:
 def as_json(run: Run) -> dict[str, Any]:
     """Turn a run into what config.json holds; a key that came later stands there if it is used."""
     table = asdict(run)
+    table["schedule"]["factor"] = run.schedule.multiplier
     for section, key in LATER_KEYS:
         if not table[section][key]:
             del table[section][key]

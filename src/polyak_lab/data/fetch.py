@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 from urllib.error import HTTPError, URLError
 
 from polyak_lab.errors import LabError
@@ -69,12 +69,28 @@ def _receive(url: str, part: Path, on_progress: OnProgress) -> None:
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "polyak", **({"Range": f"bytes={start}-"} if start else {})}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
             resumes = getattr(response, "status", None) == 206
             _append(response, part, start if resumes else 0, on_progress)
     except HTTPError as error:
+        error.close()
         if error.code != 416:  # "range not satisfiable": all of it is there, and the checksum will judge it
             raise
+
+
+@final
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects; one to what is no address closes its connection, which urllib leaves open."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _append(response: Any, part: Path, start: int, on_progress: OnProgress) -> None:

@@ -30,6 +30,8 @@ class Row:
     paper: float | None = None
     small: Run | None = None
     """What `--smoke` runs instead."""
+    family: str = ""
+    """The name that the rows of a grid share."""
 
     @property
     def slug(self) -> str:
@@ -84,8 +86,11 @@ def slug(name: str) -> str:
 def load(path: Path) -> Recipe:
     """Read a recipe, refusing anything it does not know."""
     content = read(_File, _parse(path), str(path))
-    tables = [table for row in content.row for table in _on_grid(row, content.grid, str(path))]
-    rows = tuple(_row(table, content, f"{path}, row {i + 1}") for i, table in enumerate(tables))
+    tables = [(row, table) for row in content.row for table in _on_grid(row, content.grid, str(path))]
+    rows = tuple(
+        replace(_row(table, content, f"{path}, row {i + 1}"), family=str(row.get("name")))
+        for i, (row, table) in enumerate(tables)
+    )
     if not rows:
         raise LabError(f"{path} has no [[row]]: a recipe needs at least one.")
     _refuse_doubles(rows, path)
@@ -95,12 +100,35 @@ def load(path: Path) -> Recipe:
 
 
 def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
-    """Keep the rows named (by name or by folder name); all of them if none is."""
-    by_name = {row.name: row for row in rows} | {row.slug: row for row in rows}
-    for name in names:
-        check_known(name, by_name, "--row")
-    chosen = {by_name[name].name for name in names} or {row.name for row in rows}
+    """Keep the rows named; all of them if none is.
+
+    A name is that of a row, its folder, the row that a grid repeats, or the beginning of one of them that no other row
+    has. Case, spaces and punctuation do not matter.
+    """
+    chosen = {row.name for name in names for row in _named(rows, name)} or {row.name for row in rows}
     return tuple(row for row in rows if row.name in chosen)
+
+
+def _named(rows: Sequence[Row], name: str) -> list[Row]:
+    key = _key(name)
+    spellings = (
+        [row for row in rows if name in (row.name, row.slug)],
+        [row for row in rows if key and _key(row.name) == key],
+        [row for row in rows if key and _key(row.family) == key],
+    )
+    if exact := next(filter(None, spellings), None):
+        return exact
+    found = [row for row in rows if key and _key(row.name).startswith(key)]
+    if len({row.family for row in found}) > 1:
+        names = ", ".join(shown(row.name) for row in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise LabError(f"--row: {shown(name)} is the beginning of {len(found)} rows ({names}): write more of the name.")
+    if not found:
+        check_known(name, [known for row in rows for known in (row.name, row.slug)], "--row")
+    return found
+
+
+def _key(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum() or letter == ".")
 
 
 def with_seed(run: Run, seed: int) -> Run:
@@ -144,6 +172,9 @@ def _row(table: Mapping[str, Any], recipe: _File, where: str) -> Row:
     if paper is not None and not (is_number(paper) and -LARGEST_FLOAT32 <= paper <= LARGEST_FLOAT32):
         raise LabError(f"{where}: paper is {shown(paper)}, but must be a number that is finite.")
     sections = _overlay(recipe.defaults, own)
+    for section in (sections, recipe.smoke):
+        if "seed" in as_table(section.get("training", {}), f"{where}: training"):
+            raise LabError(f"{where}: training.seed has no effect here: write seeds = [...] at the top.")
     run = read(Run, sections, where)
     return Row(name, run, paper, _small(run, sections, recipe.smoke, f"{where}, smoke"))
 

@@ -30,6 +30,8 @@ def _check_schedule(run: Run, lr: float) -> None:
     check_known(name, optimizers.SCHEDULES, "schedule")
     if name == "step" and not run.schedule.milestones:
         raise LabError("schedule 'step' needs milestones, the epochs after which lr changes: [60, 120].")
+    if name != "step" and (run.schedule.milestones or run.schedule.factor is not None):
+        raise LabError(f"schedule {name!r} takes no milestones and no factor: leave them out, or write step.")
     if not run.schedule.is_constant and math.isinf(lr):
         what = name if name != "constant" else "warmup_steps"
         raise LabError(f"schedule {what!r} needs a finite lr, but {run.optimizer.name} has lr = inf.")

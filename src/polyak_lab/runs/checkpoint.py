@@ -28,19 +28,24 @@ class Stateful(Protocol):
         ...
 
 
-def save(path: Path, this: Stateful, epochs: int, config_hash: str) -> None:
-    """Store the state after so many epochs."""
-    content = {"format": FORMAT, "config": config_hash, "epochs": epochs, "state": this.state_dict()}
+def save(path: Path, this: Stateful, epochs: int, config_hash: str, metrics: str) -> None:
+    """Store the state after so many epochs, with the SHA-256 of their lines in metrics.jsonl."""
+    content = {"format": FORMAT, "config": config_hash, "epochs": epochs, "metrics": metrics}
+    content["state"] = this.state_dict()
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: Path, this: Stateful, config_hash: str, training: Training) -> int:
-    """Put a session into the stored state, if there is one, and return the number of epochs it has done."""
+def load(path: Path, this: Stateful, config_hash: str, training: Training) -> tuple[int, str | None]:
+    """Put a session into the stored state, if there is one.
+
+    Returns:
+        The number of epochs it has done, and the SHA-256 of their lines; None where an older version stored it.
+    """
     stored = processes.from_first(lambda: _read(path))
     if stored is None:
-        return 0
+        return 0, None
     try:
         _check_sums(stored)
         content = torch.load(io.BytesIO(stored), map_location=training.device, weights_only=True)
@@ -51,7 +56,7 @@ def load(path: Path, this: Stateful, config_hash: str, training: Training) -> in
             raise ValueError(epochs)
         _check_kinds(this.state_dict(), content["state"])
         this.load_state_dict(content["state"])
-        return epochs
+        return epochs, content.get("metrics")
     except LabError:
         raise
     except Exception as error:  # zip, pickle, key, shape and type errors: all say that this is not what we wrote

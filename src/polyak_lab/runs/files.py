@@ -58,12 +58,15 @@ def read_object(path: Path) -> Object:
         return _checked(_as_object(_text(content)))
 
 
-def read_objects(path: Path) -> list[Object]:
-    """Read a file of one JSON object per line; a last line without its end is being written, and is left out."""
+def read_objects(path: Path, first: int | None = None) -> list[Object]:
+    """Read a file of one JSON object per line, or its first lines.
+
+    A last line without its end is being written, or was when its process was killed, and is left out.
+    """
     content = read_bytes(path)
     with named(path):
-        lines = _text(content).split("\n")[:-1]
-        return [_of_line(number, line) for number, line in enumerate(lines, 1)]
+        lines = content.split(b"\n")[:-1][:first]
+        return [_of_line(number, _text(line)) for number, line in enumerate(lines, 1)]
 
 
 def with_checksum(content: Mapping[str, Any]) -> Object:
@@ -84,14 +87,14 @@ def read_config(path: Path) -> Object:
     return content
 
 
-def read_metrics(path: Path) -> list[Object]:
+def read_metrics(path: Path, first: int | None = None) -> list[Object]:
     """Read metrics.jsonl; 'inf' and 'nan', which strict JSON cannot hold as numbers, come back as numbers."""
-    return _read_epochs(path, METRICS)
+    return _read_epochs(path, METRICS, first)
 
 
-def read_timings(path: Path) -> list[Object]:
+def read_timings(path: Path, first: int | None = None) -> list[Object]:
     """Read timings.jsonl."""
-    return _read_epochs(path, TIMINGS)
+    return _read_epochs(path, TIMINGS, first)
 
 
 def read_starts(path: Path) -> list[Object]:
@@ -116,8 +119,8 @@ def read_summary(path: Path) -> Object:
     return content
 
 
-def _read_epochs(path: Path, wanted: Mapping[str, Check]) -> list[Object]:
-    lines = read_objects(path)
+def _read_epochs(path: Path, wanted: Mapping[str, Check], first: int | None) -> list[Object]:
+    lines = read_objects(path, first)
     with named(path):
         return [_epoch(number, line, wanted) for number, line in enumerate(lines, 1)]
 

@@ -9,10 +9,12 @@
 
 The first process alone reads and writes; what it finds, all processes know.
 
-Every file is replaced as a whole. The checkpoint is written after the metrics, so that a killed run leaves at most one
-line more than its checkpoint has epochs; resuming drops it.
+The lines of an epoch are appended, and every other file is replaced as a whole. The checkpoint is written after the
+lines, so that a killed run leaves at most one line, or a part of one, more than its checkpoint has epochs; resuming
+drops it. The checkpoint and the summary hold the SHA-256 of metrics.jsonl: a line that changed since is noticed.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -21,7 +23,7 @@ from typing import Any
 
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
-from polyak_lab.files import exists, remove_unfinished, said_clearly, write_atomic
+from polyak_lab.files import append_line, exists, remove_unfinished, said_clearly, write_atomic
 from polyak_lab.processes import group as processes
 from polyak_lab.runs import checkpoint, environment
 from polyak_lab.runs import files as run_files
@@ -42,6 +44,7 @@ class RunFolder:
         self.config = as_json(run)
         self.records: list[dict[str, Any]] = []
         self.timings: list[dict[str, Any]] = []
+        self._digest = hashlib.sha256()
 
     @cached_property
     def hash(self) -> str:
@@ -61,8 +64,14 @@ class RunFolder:
     @property
     def threads(self) -> int | None:
         """The threads asked for, else those of the first start: sums on a CPU depend on them."""
-        starts = self._starts()
-        return self.training.threads or (int(starts[0]["threads"]) if starts else None)
+        if self.training.threads or self.finished:
+            return self.training.threads
+        path = self.path / "environment.json"
+        try:
+            starts = run_files.read_starts(path) if exists(path) else []
+        except LabError as error:
+            raise LabError(f"{error} Or delete this file alone, to go on with the threads of this machine.") from error
+        return int(starts[0]["threads"]) if starts else None
 
     @contextmanager
     def opened(self) -> Iterator[tuple[bool, int | None]]:
@@ -100,9 +109,15 @@ class RunFolder:
     def resume(self, this: Stateful) -> None:
         """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
         processes.from_first(self._note_start)
-        epochs = checkpoint.load(self.path / "checkpoint.pt", this, self.hash, self.training)
-        lines = processes.from_first(lambda: self._lines(epochs))
-        self.records, self.timings = lines
+        epochs, digest = checkpoint.load(self.path / "checkpoint.pt", this, self.hash, self.training)
+        self.records, self.timings = processes.from_first(lambda: self._lines(epochs))
+        self._digest = hashlib.sha256(as_lines(self.records).encode())
+        if digest not in (None, self._digest.hexdigest()):
+            raise LabError(
+                f"{self.path / 'metrics.jsonl'} was changed after its checkpoint was stored: "
+                "put the file back as it was, or delete the folder to start this run over."
+            )
+        processes.from_first(self._drop_other_lines)
 
     def commit(self, this: Stateful, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """Store an epoch: its lines first, the checkpoint that makes them count last."""
@@ -111,13 +126,16 @@ class RunFolder:
         processes.from_first(lambda: self._store(this))
 
     def _store(self, this: Stateful) -> None:
-        write_atomic(self.path / "metrics.jsonl", as_lines(self.records))
-        write_atomic(self.path / "timings.jsonl", as_lines(self.timings))
-        checkpoint.save(self.path / "checkpoint.pt", this, len(self.records), self.hash)
+        line = as_lines(self.records[-1:])
+        self._digest.update(line.encode())
+        append_line(self.path / "metrics.jsonl", line)
+        append_line(self.path / "timings.jsonl", as_lines(self.timings[-1:]))
+        checkpoint.save(self.path / "checkpoint.pt", this, len(self.records), self.hash, self._digest.hexdigest())
 
     def finish(self) -> None:
         """Write the file that says the run is finished."""
-        summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1]}
+        digest = hashlib.sha256(as_lines(self.records).encode()).hexdigest()
+        summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1], "metrics": digest}
         processes.from_first(lambda: write_atomic(self.path / "summary.json", self._document(summary)))
 
     def _note_start(self) -> None:
@@ -141,20 +159,35 @@ class RunFolder:
         """Read the lines of the checkpoint's epochs; without a checkpoint the run starts over, whatever is there."""
         if not epochs:
             return [], []
-        metrics, timings = self.path / "metrics.jsonl", self.path / "timings.jsonl"
-        return (
-            self._first_lines(metrics, run_files.read_metrics(metrics), epochs),
-            self._first_lines(timings, run_files.read_timings(timings), epochs),
-        )
-
-    def _first_lines(self, path: Path, lines: list[dict[str, Any]], epochs: int) -> list[dict[str, Any]]:
-        if len(lines) < epochs:
+        path = self.path / "metrics.jsonl"
+        records = run_files.read_metrics(path, epochs)
+        if len(records) < epochs:
             raise LabError(
-                f"{path} has {len(lines)} lines, but the checkpoint has {epochs} epochs: "
+                f"{path} has {len(records)} lines, but the checkpoint has {epochs} epochs: "
                 "delete the folder to start this run over."
             )
-        return [plain(line) for line in lines[:epochs]]
+        return [plain(line) for line in records], self._earlier_timings(epochs)
+
+    def _earlier_timings(self, epochs: int) -> list[dict[str, Any]]:
+        """Read what the clock said; epochs of which nothing is known any more count no time."""
+        try:
+            timings = run_files.read_timings(self.path / "timings.jsonl", epochs)
+        except LabError:
+            timings = []
+        unknown = {"seconds": 0.0, "evaluation_seconds": 0.0, "images_per_second": 0.0}
+        return timings + [{"epoch": epoch + 1, **unknown} for epoch in range(len(timings), epochs)]
+
+    def _drop_other_lines(self) -> None:
+        """Cut the files of lines to those that the checkpoint counts."""
+        for name, lines in (("metrics.jsonl", self.records), ("timings.jsonl", self.timings)):
+            path, text = self.path / name, as_lines(lines)
+            found = run_files.read_bytes(path) if exists(path) else b""
+            if found != text.encode():
+                write_atomic(path, text)
 
     def _starts(self) -> list[dict[str, Any]]:
-        stored = self.path / "environment.json"
-        return run_files.read_starts(stored) if exists(stored) else []
+        """Read the earlier starts; a log that is damaged is begun anew."""
+        try:
+            return run_files.read_starts(self.path / "environment.json")
+        except LabError:
+            return []

@@ -34,6 +34,7 @@ from polyak_lab.runs.lock import locked
 from polyak_lab.sweep.axes import Axis, Interval, check_values, read_axes, with_values
 from polyak_lab.sweep.study import TrialState, counted, open_study, optuna, reported
 from polyak_lab.sweep.trial import Outcome, Trial, attempt, score
+from polyak_lab.training.fit import check_fit
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ def run_sweep(
     axes = read_axes(declared.axes, where)
     with workers or nullcontext(Here()) as ready:  # nothing is written before there is someone to do the work
         check_values(axes, row.run, ready.resolve, where)
+        if workers is None:  # the nodes of a cluster have their own data
+            check_fit(ready.resolve(row.run))
         folder = out or Path("runs") / f"{path.stem}-sweep"
         database = folder / "study.db"
         with locked(folder), reported(database):
@@ -168,10 +171,12 @@ def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
     declared = read(Sweep, recipe.sweep, f"{path}, sweep")
     if declared.trials < 1 or not declared.axes:
         raise LabError(f"{path}, sweep: trials must be 1 or more and axes must name an option.")
-    (row,) = recipes.select(recipe.rows, [declared.row])
+    row, *others = recipes.select(recipe.rows, [declared.row])
+    if others:
+        raise LabError(f"{path}, sweep: row = {declared.row!r} names {1 + len(others)} rows of the grid: name one.")
     if row.run.data.holdout is None:
         raise LabError(f"{path}, sweep: trials are compared on held-out samples; set data.holdout, such as 5000.")
-    return replace(declared, row=row.name), row
+    return replace(declared, row=row.name), replace(row, run=recipes.with_seed(row.run, recipe.seeds[0]))
 
 
 def _keep(path: Path, declared: Sweep, run: Run) -> None:

@@ -23,7 +23,7 @@ def start(run: Run, data_set: Dataset | None = None) -> Session:
     training = run.training
     device = torch.device(training.device)
     found = (data_set or processes.together(lambda: dataset(run.data))).to(device)
-    _check_images(run, found)
+    check_images(run, found)
     layout = torch.channels_last if training.channels_last and found.is_image else torch.preserve_format
     moved: dict[str, Any] = {"device": device, "memory_format": layout}  # torch's annotations know no such pair
     model = processes.with_shared_statistics(_model(run, found), device.type).to(**moved)
@@ -52,7 +52,8 @@ def _model(run: Run, dataset: Dataset) -> nn.Module:
         return models.build(run.model.name, dataset.shape, dataset.outputs, text=dataset.is_text)
 
 
-def _check_images(run: Run, dataset: Dataset) -> None:
+def check_images(run: Run, dataset: Dataset) -> None:
+    """Refuse crops and flips of what is no image."""
     protocol = run.training.eval_protocol
     if dataset.is_image or not (run.data.augment or protocol == AUGMENTED_VALIDATION):
         return

@@ -1,5 +1,6 @@
 """Downloads, from a server on this machine that can be made to fail."""
 
+import gc
 import gzip
 import hashlib
 import re
@@ -216,10 +217,6 @@ def test_every_download_is_pinned():
 @pytest.mark.parametrize("length", ["abc", "-5", "1e3", "9" * 5000, "²"])
 def test_a_length_that_is_no_number_is_ignored(length, server, tmp_path):
     server.length = length
-    if length == "-5":  # http.client reads nothing then
-        with pytest.raises(LabError, match="is not the official file"):
-            download(item(server), tmp_path)
-        return
     assert download(item(server), tmp_path).read_bytes() == CONTENT
 
 
@@ -243,6 +240,8 @@ def test_a_malformed_redirect_is_said(address, server, tmp_path):
         download(item(server), tmp_path)
     assert str(error.value).startswith((f"Cannot download {server.url}/file.bin (", str(tmp_path)))
     assert "\n" not in str(error.value)
+    del error
+    gc.collect()  # a connection left open would warn
 
 
 def test_a_redirect_that_never_ends_is_said(server, tmp_path):

@@ -124,8 +124,108 @@ def test_rows_are_chosen_by_name_or_folder(tmp_path):
     rows = load(tmp_path, GOOD).rows
     assert recipes.select(rows, []) == rows
     assert recipes.select(rows, ["ALI-G"]) == recipes.select(rows, ["ali-g"]) == rows[1:]
-    with pytest.raises(LabError, match="--row: 'ALIG' is not known; did you mean 'ALI-G'"):
-        recipes.select(rows, ["ALIG"])
+    assert recipes.select(rows, ["ALIG"]) == recipes.select(rows, ["ali"]) == rows[1:]
+    with pytest.raises(LabError, match="--row: 'ALIH' is not known; did you mean 'ALI-G'"):
+        recipes.select(rows, ["ALIH"])
+
+
+NAMED = """
+[defaults]
+data = "digits"
+model = "mlp"
+training = { epochs = 1 }
+[[row]]
+name = "ALI-G"
+optimizer = "alig"
+[[row]]
+name = "ALI-G, momentum 0.9, ball"
+optimizer = "alig"
+[[row]]
+name = "SGD, constant"
+optimizer = "alig"
+[[row]]
+name = "SGD, cosine"
+optimizer = "alig"
+[[row]]
+name = "模型 A"
+optimizer = "alig"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ALI-G", [0]),
+        ("alig", [0]),
+        ("ali-g", [0]),
+        ("ALI-G, mom", [1]),
+        ("aligmomentum0.9", [1]),
+        ("sgd-cos", [3]),
+        ("sgd, constant", [2]),
+        ("SGD, cosine", [3]),
+        ("模", [4]),
+    ],
+)
+def test_a_row_is_named_by_the_beginning_of_its_name(name, expected, tmp_path):
+    rows = load(tmp_path, NAMED).rows
+    assert [rows.index(row) for row in recipes.select(rows, [name])] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "sgd",
+            r"--row: 'sgd' is the beginning of 2 rows \('SGD, constant', 'SGD, cosine'\): write more of the name\.",
+        ),
+        ("al", "is the beginning of 2 rows"),
+        ("", "is not known"),
+        ("--", "is not known"),
+        ("adam", "is not known"),
+    ],
+)
+def test_a_beginning_of_several_rows_or_none(name, said, tmp_path):
+    with pytest.raises(LabError, match=said):
+        recipes.select(load(tmp_path, NAMED).rows, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("ALI-G", 3),
+        ("alig", 3),
+        ("ali", None),
+        ("ALI-G, lr 1", 1),
+        ("ALI-G, lr", 3),
+        ("sgd, cos", 3),
+        ("SGD, cosine, lr 0.1", 1),
+    ],
+)
+def test_a_family_of_a_grid_is_chosen_like_a_row(name, count, tmp_path):
+    rows = load(tmp_path, NAMED + "[grid]\nlr = [0.1, 1.0, 10.0]\n").rows
+    if count is None:
+        with pytest.raises(LabError, match="is the beginning of 6 rows"):
+            recipes.select(rows, [name])
+        return
+    chosen = recipes.select(rows, [name])
+    assert len(chosen) == count
+    assert len({row.family for row in chosen}) == 1
+
+
+@pytest.mark.parametrize("old", ["training = { epochs = 1 }", 'name = "ALI-G"\n', "[defaults]"])
+def test_a_seed_in_a_recipe_is_refused(old, tmp_path):
+    new = {
+        "training = { epochs = 1 }": "training = { epochs = 1, seed = 3 }",
+        'name = "ALI-G"\n': 'name = "ALI-G"\ntraining = { seed = 3 }\n',
+        "[defaults]": "[smoke]\ntraining = { seed = 3 }\n[defaults]",
+    }
+    with pytest.raises(LabError, match=r"training\.seed has no effect here: write seeds = \[\.\.\.\] at the top"):
+        load(tmp_path, NAMED.replace(old, new[old], 1))
+
+
+def test_a_row_of_a_grid_needs_a_name_too(tmp_path):
+    with pytest.raises(LabError, match="needs a name"):
+        load(tmp_path, NAMED.replace('name = "ALI-G"\n', "", 1) + "[grid]\nlr = [0.1]\n")
 
 
 @pytest.fixture(scope="module")

@@ -131,10 +131,14 @@ def test_pictures_over_any_lr(lr, tmp_path):
         figures.write_sensitivity(tmp_path / "lr.png", table.groups(stored.find([tmp_path / "runs"])))
 
 
-def test_a_finished_run_without_an_epoch_is_not_counted(tmp_path):
+def test_a_run_without_an_epoch_is_not_counted(tmp_path):
     rows = runs_of(tmp_path, "ALI-G")
     for path in tmp_path.glob("*/metrics.jsonl"):
         path.write_text("")
+    with pytest.raises(LabError, match="None of the 2 runs"):  # a finished one has epochs: it lost them
+        stored.find([tmp_path], lambda error: None)
+    for path in tmp_path.glob("*/summary.json"):
+        path.unlink()
     rows = table.groups(stored.find([tmp_path]))
     assert table.cells(rows)[1][0][-1] == "0 of 2"
     report.write(tmp_path / "report.html", rows, "t", "n")

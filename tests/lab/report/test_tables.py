@@ -1,8 +1,13 @@
 """Tables and pages from stored records."""
 
+import csv
+import errno
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -30,8 +35,14 @@ def store(folder, row, optimizer, paper, seed, accuracy, capped, finished=True, 
     lines = [json.dumps({"epoch": epoch, **record, "train_loss": 10.0**-epoch}) for epoch in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     if finished:
-        summary = {"hash": content_hash(run), "seconds": 1.0, "final": json.loads(lines[-1])}
-        (folder / "summary.json").write_text(json.dumps(summary))
+        finish(folder)
+
+
+def finish(folder):
+    """Write the summary of what stands in the other files."""
+    config = json.loads((folder / "config.json").read_text())
+    final = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    (folder / "summary.json").write_text(json.dumps({"hash": config["hash"], "seconds": 1.0, "final": final}))
 
 
 @pytest.fixture
@@ -90,6 +101,7 @@ def test_the_share_of_capped_steps_is_that_of_the_whole_run(shares, written, tmp
     lines = map(json.loads, metrics.read_text().splitlines())
     told = [json.dumps(line | {"capped": share}) for line, share in zip(lines, shares, strict=True)]
     metrics.write_text("\n".join(told) + "\n")
+    finish(tmp_path / "run")
     rows = table.groups(stored.find([tmp_path]))
     head, (line,) = table.cells(rows)
     assert dict(zip(head, line, strict=True))["capped steps"] == written
@@ -104,8 +116,76 @@ def test_the_weight_norm_stands_beside_a_ball(tmp_path):
     stored_config["run"]["optimizer"]["l2_ball"] = 20.0
     stored_config["hash"] = content_hash(stored_config["run"])
     (tmp_path / "a" / "config.json").write_text(json.dumps(stored_config))
+    finish(tmp_path / "a")
     head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
     assert dict(zip(head, line, strict=True))["weight norm"] == "20.0"
+
+
+COPIES = {
+    "absolute": lambda runs: ["runs", runs],
+    "twice": lambda runs: ["runs", "runs", "./runs"],
+    "below": lambda runs: ["runs", runs / "alig", runs / "alig" / "seed-0"],
+    "copy": lambda runs: shutil.copytree(runs / "alig", runs / "copy") and ["runs"],
+    "copy elsewhere": lambda runs: ["runs", shutil.copytree(runs, runs.parent / "copy")],
+    "link": lambda runs: (runs.parent / "link").symlink_to("runs") or ["runs", "link"],
+    "link inside": lambda runs: (runs / "link").symlink_to("alig") or ["runs"],
+    "circle": lambda runs: (runs / "link").symlink_to("..") or ["runs"],
+    "linked copy": lambda runs: (
+        (shutil.copytree(runs, runs.parent / "a") and (runs / "b").symlink_to("../a")) or ["runs"]
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_a_run_counts_once(case, runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs.parent)
+    expected = table.cells(table.groups(stored.find([runs])))
+    paths = COPIES[case](runs)
+    said = []
+    assert table.cells(table.groups(stored.find(map(Path, paths), said.append))) == expected
+    assert call("table", *paths, "--format", "csv") == 0
+    printed = capsys.readouterr()
+    assert next(csv.DictReader(printed.out.splitlines()))["n"] == "3"
+    if case not in ("twice", "link inside", "circle"):  # the same folder, which is seen once
+        assert "hold the same run, which counts once" in str(said[0])
+        assert re.fullmatch(r"polyak: [^\n]+\n", printed.err)
+
+
+def test_of_two_copies_the_one_that_came_furthest_counts(runs):
+    shutil.copytree(runs / "alig", runs / "a copy")
+    (runs / "a copy" / "seed-0" / "summary.json").unlink()
+    head, lines = table.cells(table.groups(stored.find([runs])))
+    assert dict(zip(head, lines[0], strict=True))["n"] == "3"
+
+
+def test_a_linked_run_folder_is_found(runs, tmp_path):
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "one").symlink_to(runs / "alig" / "seed-1")
+    assert [run.path.name for run in stored.find([tmp_path / "chosen"])] == ["one"]
+
+
+def test_a_folder_that_cannot_be_read_is_said(runs, monkeypatch, capsys):
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if Path(os.fspath(path)).name == "sgd":
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert call("table", runs) == 0
+    assert capsys.readouterr().err == f"polyak: Cannot read {runs / 'sgd'}: Permission denied.\n"
+    with pytest.raises(LabError, match="Cannot read"):
+        stored.find([runs])
+
+
+def test_a_table_without_runs_says_what_it_looked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("table") == 1
+    assert "polyak: runs is not a folder: name one that holds runs" in capsys.readouterr().err
+    (tmp_path / "runs").mkdir()
+    assert call("table") == 1
+    assert "polyak: No runs in runs: no folder there, at any depth, has a config.json." in capsys.readouterr().err
 
 
 def test_runs_of_different_settings_are_not_averaged(runs):
@@ -114,6 +194,7 @@ def test_runs_of_different_settings_are_not_averaged(runs):
     config["run"]["optimizer"]["lr"] = 3.0
     config["hash"] = content_hash(config["run"])
     (runs / "other" / "config.json").write_text(json.dumps(config))
+    finish(runs / "other")
     _, lines = table.cells(table.groups(stored.find([runs])))
     names = [line[0] for line in lines]
     assert len(set(names)) == 3
@@ -141,6 +222,7 @@ def test_seeds_that_diverged_have_no_mean(tmp_path):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         last = json.loads(lines[-1]) | {"train_loss": loss}
         (folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+        finish(folder)
     head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
     assert dict(zip(head, line, strict=True)) == {
         "row": "SGD",

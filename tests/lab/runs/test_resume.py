@@ -1,6 +1,7 @@
 """A run that was stopped, by whatever, ends with the bits of one that was not."""
 
 import errno
+import json
 import os
 import random
 import shlex
@@ -12,11 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from lab.runs import ALIG, execute, in_child, run
+from lab.runs import ALIG, ROW, execute, in_child, run
+from polyak_lab import progress
 from polyak_lab.config import run as config
 from polyak_lab.errors import LabError
-from polyak_lab.runs import checkpoint
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.runs import checkpoint, stored
+from polyak_lab.runs import files as run_files
+from polyak_lab.runs import folder as record
+from polyak_lab.runs.folder import RunFolder
+from polyak_lab.training.loop import train
 
 LONG = {"epochs": 15, "batch_size": 128}
 KINDS = {
@@ -92,10 +100,10 @@ def test_stopped_between_metrics_and_checkpoint(tmp_path, monkeypatch):
     expected = execute(tmp_path / "whole", run())
     save = checkpoint.save
 
-    def stop_in_second_epoch(path, this, epochs, config_hash):
+    def stop_in_second_epoch(path, this, epochs, *hashes):
         if epochs == 2:
             raise KeyboardInterrupt
-        save(path, this, epochs, config_hash)
+        save(path, this, epochs, *hashes)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", stop_in_second_epoch)
@@ -183,6 +191,96 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     (tmp_path / "other" / "checkpoint.pt").replace(tmp_path / "one" / "checkpoint.pt")
     with pytest.raises(LabError, match="belongs to another run"):
         execute(tmp_path / "one", run(epochs=1))
+
+
+@pytest.mark.parametrize("part", [1, 20, 0.5, -1])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timings.jsonl"])
+def test_killed_while_a_line_was_appended(name, part, tmp_path, monkeypatch):
+    """The last line is there in part, as after a kill or a power cut, and the checkpoint knows nothing of it."""
+    expected = execute(tmp_path / "whole", run())
+    append = record.append_line
+
+    def stop_in_a_line(path, line):
+        if path.name == name and json.loads(line)["epoch"] == 2:
+            length = int(part * len(line)) if isinstance(part, float) else part
+            with path.open("a") as file:
+                file.write(line[:length])
+            raise KeyboardInterrupt
+        append(path, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "append_line", stop_in_a_line)
+        with pytest.raises(KeyboardInterrupt):
+            execute(tmp_path / "cut", run())
+    assert len(stored.load(tmp_path / "cut").records) == (1 if name == "metrics.jsonl" else 2)
+    execute(tmp_path / "cut", run())
+    assert_same_end(tmp_path / "cut", expected.path)
+    assert len((tmp_path / "cut" / "timings.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("rest", [b"\x00" * 100, b"\xff\xfe\n", b"{}\n{}\n"])
+def test_what_a_power_cut_left_behind_the_last_line_is_dropped(rest, tmp_path):
+    expected = execute(tmp_path / "whole", run())
+    stopped_after(1, tmp_path / "cut")
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        with (tmp_path / "cut" / name).open("ab") as file:
+            file.write(rest)
+    execute(tmp_path / "cut", run())
+    assert_same_end(tmp_path / "cut", expected.path)
+
+
+def stopped_after(epochs, path):
+    """Run so many epochs, and stop."""
+
+    class Stop(progress.Progress):
+        def epoch_done(self, record, timing):
+            if record["epoch"] == epochs:
+                raise KeyboardInterrupt
+
+    resolved = resolve(run())
+    with pytest.raises(KeyboardInterrupt):
+        train(resolved, RunFolder(path, resolved, ROW), Stop(Console(quiet=True), epochs=False))
+
+
+def test_an_epoch_costs_no_more_after_many(tmp_path, monkeypatch):
+    """Counted in bytes: what is written of the lines does not grow."""
+    written = []
+    append = record.append_line
+    monkeypatch.setattr(record, "append_line", lambda path, line: (written.append(len(line)), append(path, line)))
+    folder = execute(tmp_path, run(epochs=12))
+    size = sum((tmp_path / name).stat().st_size for name in ("metrics.jsonl", "timings.jsonl"))
+    assert (len(written), sum(written)) == (24, size)
+    assert (tmp_path / "metrics.jsonl").read_text() == stored.as_lines(folder.records)
+
+
+def test_a_changed_line_of_a_stopped_run_is_refused(tmp_path):
+    stopped_after(2, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"lr": 1.0', '"lr": 1.5', 1))
+    with pytest.raises(LabError, match=r"metrics\.jsonl was changed after its checkpoint was stored"):
+        execute(tmp_path, run())
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "nonsense", "[]\n", '{"starts": [{"threads": -1}]}'])
+@pytest.mark.parametrize("name", ["environment.json", "timings.jsonl"])
+def test_a_damaged_clock_or_log_file_costs_no_run(name, damage, tmp_path):
+    expected = execute(tmp_path / "whole", run())
+    stopped_after(1, tmp_path / "cut")
+    for path in (tmp_path / "cut", tmp_path / "whole"):
+        (path / name).write_text(damage)
+        execute(path, run())
+        assert stored.load(path).finished
+    assert_same_end(tmp_path / "cut", expected.path)
+    assert len(run_files.read_timings(tmp_path / "cut" / "timings.jsonl")) == 3 or name == "environment.json"
+
+
+def test_a_damaged_log_of_a_stopped_run_that_takes_its_threads_from_it(tmp_path):
+    resolved = resolve(run(threads=None))
+    folder = RunFolder(tmp_path, resolved, ROW)
+    folder.prepare()
+    (tmp_path / "environment.json").write_text("{")
+    with pytest.raises(LabError, match=r"environment\.json is damaged .* delete this file alone"):
+        train(resolved, folder, progress.Progress(Console(quiet=True), epochs=False))
 
 
 def test_missing_lines_are_refused(tmp_path):

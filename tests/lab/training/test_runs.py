@@ -10,6 +10,7 @@ from lab.runs import ALIG, ROW, execute, run
 from polyak_lab.config import run as config
 from polyak_lab.errors import LabError
 from polyak_lab.recipes.resolve import resolve
+from polyak_lab.runs import stored
 from polyak_lab.runs.stored import Label
 from polyak_lab.training import batches, build
 
@@ -122,6 +123,65 @@ def test_a_damaged_configuration(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LabError, match=r"config\.json is damaged"):
         execute(tmp_path, run(epochs=1))
+
+
+def bit_flips(path):
+    """The flips of one bit that leave JSON in every line, a few for every byte of a digit or a letter."""
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        for bit in (0, 2, 5):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            try:
+                texts = bytes(flipped).decode().splitlines() if path.suffix == ".jsonl" else [bytes(flipped).decode()]
+                changed = [json.loads(text) for text in texts]
+            except ValueError:
+                continue
+            yield bytes(flipped), changed
+
+
+def loaded(folder, name):
+    try:
+        return stored.load(folder)
+    except LabError as error:
+        if name not in str(error):
+            raise
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+def test_a_flipped_bit_of_a_finished_run_is_noticed(name, tmp_path):
+    execute(tmp_path, run(epochs=2))
+    path = tmp_path / name
+    content, before = path.read_bytes(), stored.load(tmp_path)
+    flips = 0
+    for flipped, _ in bit_flips(path):
+        path.write_bytes(flipped)
+        if (after := loaded(tmp_path, name)) is not None:  # the name of the checksum changed, and nothing that is read
+            assert after == before
+            assert json.loads(flipped)["final"] == json.loads(content)["final"]
+        flips += 1
+    assert flips > 100
+
+
+@pytest.mark.parametrize("lines", [slice(-1), slice(1), slice(1, None), slice(0)])
+def test_a_finished_run_without_one_of_its_lines(lines, tmp_path):
+    execute(tmp_path, run(epochs=3))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[lines]))
+    with pytest.raises(LabError, match=r"metrics\.jsonl is (not what .* says|damaged)"):
+        stored.load(tmp_path)
+
+
+def test_an_older_folder_without_a_digest(tmp_path):
+    """0.1.0 stored neither: its last line is compared with the summary."""
+    execute(tmp_path, run(epochs=3))
+    summary, metrics = tmp_path / "summary.json", tmp_path / "metrics.jsonl"
+    old = {key: value for key, value in json.loads(summary.read_text()).items() if key not in ("metrics", "checksum")}
+    summary.write_text(json.dumps(old, indent=2) + "\n")
+    assert stored.load(tmp_path).finished
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(LabError, match=r"metrics\.jsonl is not what .*summary\.json says"):
+        stored.load(tmp_path)
 
 
 def test_alig_reports_its_cap_and_sgd_has_none(tmp_path):
