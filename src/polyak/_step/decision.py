@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -79,17 +80,18 @@ class Decision(NamedTuple):
 def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decision:
     """Decide the step size of a group; its memory, its `step_size` and its count of skipped steps follow."""
     group, memory, seen = part.group, method.memory(part.group), dict(part.group)
-    try:
-        if not method.takes_numbers:
-            raise ZeroDivisionError
+    found: tuple[Any, Any] | None = None
+    if method.takes_numbers:
         for name in (*memory, "lr"):
             if isinstance(seen[name], Tensor):
                 seen[name] = seen[name].item()
-        ratio, cap = method.step_size(line, seen)
-    except ZeroDivisionError:  # a ratio of tensors is inf or NaN
+        with suppress(ZeroDivisionError):  # a ratio of tensors is inf or NaN
+            found = method.step_size(line, seen)
+    if found is None:
         seen = dict(group)
-        ratio, cap = map(number, method.step_size(line.on(group["step_size"]), seen))
-    ratio, cap = cast(float, ratio), cast(float, cap)
+        on_tensors = method.step_size(line.on(group["step_size"]), seen)
+        found = number(on_tensors[0]), number(on_tensors[1])
+    ratio, cap = found
     cap = 0.0 if cap < 0 else cap
     gamma = 0.0 if not line.slope > 0 else cap if cap < ratio or cap != cap else ratio  # NaN if either is
     skip, keep = _refuse_numbers(gamma, line, part)
