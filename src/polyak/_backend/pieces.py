@@ -94,13 +94,9 @@ class Pieces:
         return [vectors] if self._fits_one else pieces_of_one_type(vectors, self._sizes, whole)
 
 
-def squares_of_piece(x: Vector, dtype: torch.dtype) -> Vector:
-    """Return numbers whose sum is ‖x‖², for one chunk on the CPU."""
-    return _squares(x[0] if len(x) == 1 else _flatten_dense_tensors(x), dtype)
-
-
-def _squares(x: Tensor, dtype: torch.dtype) -> Vector:
-    """Return numbers whose sum is ‖x‖², summed in short rows, and then over the norms of the rows."""
+def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
+    """Return numbers whose sum is ‖x‖², for one chunk on the CPU, summed in short rows, then over the rows' norms."""
+    x: Tensor = piece[0] if len(piece) == 1 else _flatten_dense_tensors(piece)
     if not x.is_contiguous():
         views = flat_views((x,))
         if views is None:
@@ -109,16 +105,11 @@ def _squares(x: Tensor, dtype: torch.dtype) -> Vector:
     x = x.view(-1)
     rows, rest = divmod(len(x), ROW)
     if rows < 4:
-        return [_dot(x, dtype)]
+        x = x if x.dtype == dtype else x.to(dtype)
+        return [torch.dot(x, x)]
     norms = torch.linalg.vector_norm(x[: rows * ROW].view(rows, ROW), dim=1, dtype=dtype)
-    found = [_dot(norms, dtype)] if rows < ROW else _squares(norms, dtype)
-    return [*found, _dot(x[-rest:], dtype)] if rest else found
-
-
-def _dot(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.dtype != dtype:
-        x = x.to(dtype)
-    return torch.dot(x, x)
+    found = [torch.dot(norms, norms)] if rows < ROW else squares_of_piece([norms], dtype)
+    return [*found, *squares_of_piece([x[-rest:]], dtype)] if rest else found
 
 
 def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
@@ -126,9 +117,13 @@ def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
     repeated = math.prod([size for size, stride in zip(x.shape, x.stride(), strict=True) if stride == 0])
     if repeated != 1:
         once = x[tuple([slice(None) if stride else 0 for stride in x.stride()])]
-        return [repeated * part for part in _squares(once, dtype)]
+        return [repeated * part for part in squares_of_piece([once], dtype)]
     x = x.movedim(min(range(x.dim()), key=x.stride().__getitem__), -1)
     rows, rest = divmod(x.shape[-1], SHORT)
     parts = [x[..., : rows * SHORT].view(*x.shape[:-1], rows, SHORT)] if rows else []
     parts += [x[..., rows * SHORT :]] if rest else []
-    return [square for part in parts for square in _squares(torch.linalg.vector_norm(part, dim=-1, dtype=dtype), dtype)]
+    return [
+        square
+        for part in parts
+        for square in squares_of_piece([torch.linalg.vector_norm(part, dim=-1, dtype=dtype)], dtype)
+    ]
