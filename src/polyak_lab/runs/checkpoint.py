@@ -14,6 +14,8 @@ from polyak_lab.processes import group as processes
 from polyak_lab.runs.files import read_bytes
 
 FORMAT = 1
+LATER_KEYS = {"polyak_method"}
+"""Keys of parameter groups that the checkpoints of older versions lack."""
 
 
 class Stateful(Protocol):
@@ -95,10 +97,10 @@ def _check_kinds(fresh: Any, stored: Any) -> None:
 
 def _same_kind(fresh: Any, stored: Any) -> None:
     if isinstance(fresh, dict):
-        if not isinstance(stored, dict) or fresh.keys() != stored.keys():
+        if not isinstance(stored, dict) or fresh.keys() - LATER_KEYS != stored.keys() - LATER_KEYS:
             raise KeyError("state")
-        for key, value in fresh.items():
-            _same_kind(value, stored[key])
+        for key in fresh.keys() & stored.keys():
+            _same_kind(fresh[key], stored[key])
     elif isinstance(fresh, list):
         if not isinstance(stored, list) or len(fresh) != len(stored):
             raise ValueError("state")
