@@ -24,14 +24,11 @@ def hook_step(func: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(func)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        return (hooked if _is_heard(args[0]) else func)(*args, **kwargs)
+        optimizer: Any = args[0]
+        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        hooks = hooks or torchs._global_optimizer_pre_hooks or torchs._global_optimizer_post_hooks
+        # a profiler is assumed where torch does not say
+        needed = hooks or torch.compiler.is_compiling() or getattr(profiler, "_is_profiler_enabled", True)
+        return (hooked if needed else func)(*args, **kwargs)
 
     return wrapper
-
-
-def _is_heard(optimizer: Any) -> bool:
-    """Return whether the wrapper has hooks to run, or a profiler or compiler to tell; yes where torch does not say."""
-    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    if own or torchs._global_optimizer_pre_hooks or torchs._global_optimizer_post_hooks:
-        return True
-    return torch.compiler.is_compiling() or getattr(profiler, "_is_profiler_enabled", True)
