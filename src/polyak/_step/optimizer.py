@@ -79,6 +79,7 @@ class PolyakOptimizer(Optimizer):
         """Set what is not part of the state."""
         self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
         self._last: list[Any] = []
+        self._places: list[Any] = []
 
     takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
 
@@ -224,6 +225,9 @@ class PolyakOptimizer(Optimizer):
 
     def _init_group(self) -> None:
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
+        if self._places != (found := _state.places(self.param_groups)):  # a model was moved, or got another type
+            _state.follow_parameters(self)
+            self._places = found
         for group in self.param_groups:
             if not isinstance(lr := group["lr"], Tensor) and not lr >= 0:
                 _options.refuse_cap(type(self).__name__, lr)
@@ -290,10 +294,7 @@ class PolyakOptimizer(Optimizer):
         if "_watched" not in self.__dict__:
             self._begin(state.get("_process_group", _state.OfThisProcess(None)).value)
         self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
-        for group in self.param_groups:
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
-        _state.place_scalars(type(self).__name__, self.param_groups, self._scalars)
+        _state.follow_parameters(self)
 
 
 PolyakOptimizer.__doc__ = documented(PolyakOptimizer.__doc__, CommonAndMomentum)

@@ -98,6 +98,25 @@ def place_scalars(owner: str, groups: list[Group], scalars: Callable[[Group], di
             group["lr"] = group["lr"].reshape(())
 
 
+def places(groups: list[Group]) -> list[Any]:
+    """Return what scalars and buffers depend on: the type of every parameter, and the first device of every group."""
+    found: list[Any] = [p.dtype for group in groups for p in group["params"]]
+    return found + [group["params"][0].device for group in groups if group["params"]]
+
+
+def follow_parameters(optimizer: Any) -> None:
+    """Complete the groups, and bring scalars and buffers to the types and devices of the parameters."""
+    for group in optimizer.param_groups:
+        for name, default in optimizer.defaults.items():
+            group.setdefault(name, default)
+    place_scalars(type(optimizer).__name__, optimizer.param_groups, optimizer._scalars)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            buffers = optimizer.state.get(p, {})
+            for name in buffers.keys() & {*optimizer.buffers(group)}:
+                buffers[name] = buffers[name].to(p.device, buffer_dtype(group, p))
+
+
 def buffer_dtype(group: Group, p: Tensor) -> torch.dtype:
     """Return the type of a momentum buffer: its parameter's, or at least float32 if the group asks for it."""
     return torch.promote_types(p.dtype, torch.float32) if group.get("float32_momentum") else p.dtype
