@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -125,6 +126,45 @@ def disagreement() -> str:
     return "no error"
 
 
+def model_per_process(steps: int, **options: Any) -> list[Any]:
+    """Train a model of each process's own from equal weights; return the step that was refused, and why."""
+    params = problem().params()
+    optimizer = polyak.ALIG(params, lr=0.1, **options)
+    for t in range(steps):
+        optimizer.zero_grad()
+        loss = problem().loss(params, dist.get_rank())
+        loss.backward()
+        try:
+            optimizer.step(loss=loss)
+        except RuntimeError as error:
+            return [t, str(error)]
+    return [steps, ""]
+
+
+def joined(context: str) -> str:
+    """Train on unequal numbers of batches inside join(), after a step outside of it; return why that is refused."""
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 1))
+    optimizer = polyak.ALIG(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 2)).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+
+    if context == "second epoch":
+        step()
+    before = [p.detach().clone() for p in model.parameters()]
+    try:
+        with Join([model]) if context == "Join" else model.join():
+            for _ in range(1 + dist.get_rank()):
+                step()
+    except RuntimeError as error:
+        return str(error) if all(map(torch.equal, before, model.parameters())) else "moved"
+    return "no error"
+
+
 def two_groups_of_one() -> list[float]:
     """A process group of one process each: nothing is averaged."""
     own = [dist.new_group([rank]) for rank in range(SIZE)][dist.get_rank()]
@@ -160,6 +200,10 @@ def main(rank: int, folder: Path) -> None:
     found["another layout"] = gradients_of_another_layout(mesh)
     found["a part each"] = a_part_each()
     found["disagreement"] = disagreement()
+    found["model per process"] = model_per_process(12)
+    found["model per process, told so"] = model_per_process(12, sync_loss=False)
+    for context in ("first epoch", "second epoch", "Join"):
+        found[f"join {context}"] = joined(context)
     found["groups of one"] = two_groups_of_one()
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()

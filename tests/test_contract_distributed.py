@@ -62,7 +62,26 @@ def test_processes_that_hold_different_parameters_are_told_what_to_write(seen):
     for found in seen:
         assert found["disagreement"].startswith("ALIG: the processes hold different parameters")
         assert "write step(loss=loss, grad_sq_norm=n)" in found["disagreement"]
+        assert "sync_loss=False" in found["disagreement"]
+        assert len(found["disagreement"]) < 300
         assert "\n" not in found["disagreement"]
+
+
+def test_a_model_per_process_is_told_to_switch_the_averaging_off_once_they_differ(seen):
+    for found in seen:
+        steps, sentence = found["model per process"]
+        assert steps == 1
+        assert sentence.startswith("ALIG: the replicas have drifted apart")
+        assert "write sync_loss=False if every process trains a model of its own." in sentence
+        assert found["model per process, told so"] == [12, ""]
+
+
+@pytest.mark.parametrize("context", ["first epoch", "second epoch", "Join"])
+def test_unequal_numbers_of_batches_inside_join_are_refused_before_a_step(seen, context):
+    for found in seen:
+        sentence = found[f"join {context}"]
+        assert sentence.startswith("ALIG: step() averages the loss over all processes, but inside join()")
+        assert sentence.endswith("give every process equally many batches.")
 
 
 def test_the_loss_is_shared_within_a_process_group_only(seen):

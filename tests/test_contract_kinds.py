@@ -179,6 +179,7 @@ def test_backends_round_alike_when_types_mix(method, form):
 
 @each_form
 @each_backend
+@pytest.mark.filterwarnings("ignore:.*step.loss=loss. moves nothing")
 def test_nothing_happens_when_no_parameter_has_a_gradient(method, form, backend):
     params = Problem.make().params()
     optimizer = method.build([{"params": params}, {"params": []}], form, **backend)

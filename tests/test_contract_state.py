@@ -144,10 +144,10 @@ def test_copies_within_the_process_keep_the_process_group(method, group_of_one):
     optimizer = method.build(fresh(), "nesterov", process_group=group_of_one)
     nested = copy.deepcopy({"trainer": [optimizer]})["trainer"][0]
     for twin in (nested, copy.copy(optimizer), copy.deepcopy(nested)):
-        assert twin._process_group is group_of_one
+        assert twin._processes.group is group_of_one
         run(twin, loss=1.0)
     alone = pickle.loads(pickle.dumps(optimizer))
-    assert alone._process_group is None
+    assert alone._processes.group is None
 
 
 # The last step

@@ -132,8 +132,8 @@ FOREIGN: dict[str, Any] = {
 @each_method
 def test_a_group_keeps_the_keys_of_other_code(method):
     """SAM, layer decay, Gaussian splatting and named groups put them there."""
-    first = method.build([{"params": fresh(), **FOREIGN}])
-    late = method.build(fresh())
+    first = method.build([{"params": fresh(), **FOREIGN}], lr=0.1)
+    late = method.build(fresh(), lr=0.1)
     late.add_param_group({"params": fresh(), **FOREIGN})
     for group in (first.param_groups[0], late.param_groups[1]):
         assert {key: group[key] for key in FOREIGN} == FOREIGN

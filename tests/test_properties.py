@@ -124,6 +124,7 @@ def check_skip(optimizer: polyak.PolyakOptimizer, index: int, finite: bool, befo
     assert not last.skipped or float(last.step_size) == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:.*(moves nothing|nothing has moved)")
 @settings(max_examples=400)
 @given(history=histories())
 def test_no_history_poisons_anything(history):
@@ -143,6 +144,7 @@ def test_no_history_poisons_anything(history):
         assert finite or {name for name in moved(before, snapshot(optimizer)) if name in before} == set()
 
 
+@pytest.mark.filterwarnings("ignore:.*(moves nothing|nothing has moved)")
 @settings(max_examples=100)
 @given(history=histories(), scale=st.floats(0.5, 2.0))
 def test_a_ball_holds_after_every_step(history, scale):

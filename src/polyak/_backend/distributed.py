@@ -6,15 +6,20 @@ model have to cross processes, and they do so here. Replicated data is counted o
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
 Layout = tuple[Any, tuple[int, ...]] | None  # a device mesh and the mesh dimensions that hold different pieces
 
+Groups = Sequence[dict[str, Any]]
+DRIFT = 1e-4  # how much the parameters of replicas may differ, relatively
 PLAIN = frozenset({Tensor, Parameter})
 
 
@@ -83,37 +88,99 @@ def total(part: Tensor, layout: Layout) -> Tensor:
 
 def mean(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Return the mean over the processes; it is on its way until the first use, so that the norm overlaps with it."""
-    if not spans_processes(group):
-        return value
     from torch.distributed import _functional_collectives as collectives
 
     total: Tensor = collectives.all_reduce(value, "sum", dist.group.WORLD if group is None else group)  # type: ignore[arg-type]
     return total / dist.get_world_size(group)
 
 
-def spans_processes(group: dist.ProcessGroup | None) -> bool:
-    """Return whether there is more than one process to agree with."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+class Processes:
+    """The data-parallel processes of an optimizer: the mean of their losses, while their parameters are replicas."""
+
+    CHECKED = frozenset({1, 2, 10, 100})  # steps before which the parameters are compared
+
+    def __init__(self, owner: str, group: dist.ProcessGroup | None) -> None:
+        self._owner, self.group = owner, group
+        self._steps = 0
+        self._joinables: list[weakref.ref[Any]] | None = None
+
+    def mean(self, value: Tensor, groups: Groups, grad_sq_norm: Any) -> Tensor:
+        """Return the mean loss; processes that are given the norm of the whole gradient may hold other parameters."""
+        if dist.get_world_size(self.group) == 1:
+            return value
+        if not torch.compiler.is_compiling():
+            self._refuse_join(groups)
+            step = self._steps + (grad_sq_norm is None)
+            if step in self.CHECKED and step > self._steps and not _is_capturing():
+                check_replicas(self._owner, groups, self.group, first=step == 1)
+            self._steps = step
+        return mean(value, self.group)
+
+    def compare_again(self) -> None:
+        """Compare the parameters before the next step."""
+        self._steps = 0
+
+    def _refuse_join(self, groups: Groups) -> None:
+        """Raise RuntimeError inside ddp.join(): a process without data would not answer when the loss is averaged."""
+        if self._joinables is None:
+            self._joinables = [*map(weakref.ref, _joinables_of(groups))]
+        if any(found is not None and found._join_config.enable for found in (ref() for ref in self._joinables)):
+            raise RuntimeError(
+                f"{self._owner}: step() averages the loss over all processes, but inside join() those that have run "
+                "out of data do not answer: leave join() out and give every process equally many batches."
+            )
 
 
-def check_agreement(owner: str, groups: Sequence[dict[str, Any]], process_group: dist.ProcessGroup | None) -> None:
-    """Raise RuntimeError unless all processes hold the same parameter groups, with the same numbers in them."""
+def check_replicas(owner: str, groups: Groups, process_group: dist.ProcessGroup | None, first: bool) -> None:
+    """Raise RuntimeError unless all processes hold the same parameter groups, with nearly the same numbers in them."""
     mine = [[_described(p) for p in group["params"]] for group in groups]
     everyone: list[Any] = [None] * dist.get_world_size(process_group)
     dist.all_gather_object(everyone, mine, group=process_group)
-    if any(other != mine for other in everyone):
+    if first and any(repr(other) != repr(mine) for other in everyone):
         raise RuntimeError(
             f"{owner}: the processes hold different parameters, so none of them knows the norm of the whole gradient: "
-            "build the same groups everywhere, or write step(loss=loss, grad_sq_norm=n) with n = ‖g‖² over all of them."
+            "build the same groups everywhere, write step(loss=loss, grad_sq_norm=n) with n = ‖g‖² over all of them, "
+            "or sync_loss=False for a model per process."
+        )
+    if not first and any(_have_drifted(other, everyone[0]) for other in everyone):
+        raise RuntimeError(
+            f"{owner}: the replicas have drifted apart, so the mean of their losses belongs to none of them: average "
+            "the gradients with DDP or FSDP, or write sync_loss=False if every process trains a model of its own."
         )
 
 
-def _described(p: Tensor) -> tuple[tuple[int, ...], str]:
+def _described(p: Tensor) -> tuple[tuple[int, ...], list[Any]]:
     """Return a parameter's shape and, of a replicated one, three numbers: pieces of equal shape are no replicas."""
-    if is_sharded(p) or p.is_meta or not p.numel():
-        return tuple(p.shape), ""
+    if is_sharded(p) or p.is_meta or not p.numel() or p.layout != torch.strided:
+        return tuple(p.shape), []
     flat = p.detach().reshape(-1)
-    return tuple(p.shape), repr([flat[index].item() for index in (0, len(flat) // 2, -1)])
+    return tuple(p.shape), [flat[index].item() for index in (0, len(flat) // 2, -1)]
+
+
+def _have_drifted(one: Any, other: Any) -> bool:
+    """Return whether the numbers of two processes differ by more than rounding explains."""
+    first, second = ([x for group in side for _, numbers in group for x in numbers] for side in (one, other))
+    return bool(sum(abs(a - b) for a, b in zip(first, second, strict=True)) > DRIFT * sum(map(abs, second)))
+
+
+def _joinables_of(groups: Groups) -> list[Any]:
+    """Return the modules and optimizers on which join() acts and which hold the parameters; nothing leads to them."""
+    from torch.distributed.algorithms.join import Joinable
+
+    mine, living = {id(p) for group in groups for p in group["params"]}, gc.get_objects()
+    kinds = {kind for kind in {*map(type, living)} if Joinable in getattr(kind, "__mro__", ())}
+    found = [each for each in living if type(each) in kinds]
+    return [each for each in found if not mine.isdisjoint(map(id, _parameters_of(each)))]
+
+
+def _parameters_of(joinable: Any) -> Iterable[Tensor]:
+    if isinstance(joinable, torch.nn.Module):
+        return joinable.parameters()
+    return (p for group in getattr(joinable, "param_groups", ()) for p in group["params"])
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _layout(tensor: Tensor) -> Layout:

@@ -156,6 +156,15 @@ def _buffer_fits(gamma: Any, slope: Any, part: Part) -> Any:
     return (gamma * (gamma * both) <= largest) & short
 
 
+def is_unusual(advice: Any, groups: Sequence[Group], parts: Sequence[Part], last: Sequence[Any]) -> bool:
+    """Return whether a step is of a kind on which there may be advice; nothing is read from a device."""
+    advice.steps += 1
+    gamma = last[1].gamma
+    if (gamma.__class__ is float and gamma == 0.0) or not parts[0].params:
+        return True
+    return advice.is_due or sum(map(len, groups)) != advice.keys or advice.steps == advice.MANY
+
+
 class LastStep(NamedTuple):
     """What one step did to one parameter group; every field is a 0-dim tensor on the device."""
 

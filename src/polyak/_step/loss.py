@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -44,7 +44,8 @@ class WatchedLoss:
     def _add(self, part: Tensor, groups: Groups, scaler: Any) -> None:
         if self._landed and not _any_gradient(groups):
             self.take()
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))
+        if not torch.compiler.is_compiling():  # compiled autograd has no callbacks
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))
         if scaler is not None:  # scale() of a one is the current scale, still on the device
             part = part / scaler.scale(torch.ones_like(part))
         if _is_reached(groups):
@@ -78,13 +79,12 @@ def _is_executed(p: Tensor) -> bool:
         return False
 
 
-def refuse_inside_backward(owner: str) -> None:
-    """Raise RuntimeError if a hook of backward calls step()."""
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-        raise RuntimeError(
-            f"{owner}.step() cannot run inside backward: a Polyak step divides the loss by the norm of the whole "
-            "gradient, which is known only after the last parameter's hook. Call step() after backward instead."
-        )
+def refuse_inside_backward(owner: str) -> NoReturn:
+    """Raise RuntimeError where a hook of backward calls step() without the norm of the whole gradient."""
+    raise RuntimeError(
+        f"{owner}.step() cannot run inside backward: a Polyak step divides the loss by the norm of the whole "
+        "gradient, which is known only after the last parameter's hook. Call step() after backward instead."
+    )
 
 
 def _any_gradient(groups: Groups) -> bool:

@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .._backend.distributed import check_agreement, mean
+from .._backend.distributed import Processes
 from .._backend.moves import Form
 from .._backend.scalars import Scalar
 from ..constraints import Constraint
 from ..constraints.balls import measured_ball
 from . import options as _options
 from . import state as _state
-from .decision import LastStep, Line, decide_on_numbers, decide_on_tensors, last_step_of
+from .advice import Advice
+from .decision import LastStep, Line, decide_on_numbers, decide_on_tensors, is_unusual, last_step_of
 from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
@@ -77,7 +78,8 @@ class PolyakOptimizer(Optimizer):
 
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
-        self._watched, self._process_group, self._agreed, self._ready = WatchedLoss(), process_group, False, ready
+        self._watched, self._ready = WatchedLoss(), ready
+        self._processes, self._advice = Processes(type(self).__name__, process_group), Advice(type(self).__name__)
         self._last: list[Any] = []
         self._places: list[Any] = []
 
@@ -137,7 +139,7 @@ class PolyakOptimizer(Optimizer):
             ValueError: the loss has more than one element.
             RuntimeError: there is no loss, or a gradient is sparse.
         """
-        if grad_sq_norm is None:
+        if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
         given = read_loss(self._watched, closure, loss)
         self._init_group()
@@ -150,13 +152,15 @@ class PolyakOptimizer(Optimizer):
         scalar = groups[0]["step_size"] if groups else torch.zeros(())
         value = as_scalar(given, scalar)
         if self._sync_loss and dist.is_available() and dist.is_initialized():
-            value = self._mean_over_processes(value, grad_sq_norm is not None)
+            value = self._processes.mean(value, groups, grad_sq_norm)
         if not parts:
             return value
         bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
         norm = sum_squares(parts, scalar) if grad_sq_norm is None else as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
         self._last[:] = [value]  # in place: torch.compile of 2.11 cannot set an attribute here
         self._move(self.linearize(Line(value, norm), parts), parts, bound)
+        if not torch.compiler.is_compiling() and is_unusual(self._advice, groups, parts, self._last):
+            self._advice.after(self, parts, closure, grad_sq_norm)
         return value
 
     def _move(self, line: Line, parts: list[Part], lower_bound: Tensor | None) -> None:
@@ -216,13 +220,6 @@ class PolyakOptimizer(Optimizer):
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _mean_over_processes(self, value: Tensor, partial: bool) -> Tensor:
-        """Average the loss over the data-parallel processes, as their gradients are."""
-        if not (self._agreed or partial or torch.compiler.is_compiling()):
-            check_agreement(type(self).__name__, self.param_groups, self._process_group)
-            self._agreed = True
-        return mean(value, self._process_group)
-
     def _init_group(self) -> None:
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
         if self._places != (found := _state.places(self.param_groups)):  # a model was moved, or got another type
@@ -259,7 +256,8 @@ class PolyakOptimizer(Optimizer):
             _state.place_scalars(type(self).__name__, self.param_groups, self._scalars)
             if self._ready:
                 project(self.param_groups, self._constraint)
-        self._agreed = False
+            self._advice.on_momentum(self.param_groups[-1])
+        self._processes.compare_again()
 
     def _scalars(self, group: Group) -> dict[str, float]:
         return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group)}
@@ -284,7 +282,7 @@ class PolyakOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Keep what torch's own __getstate__ leaves out; a pickled optimizer has no process group."""
         own = {name: self.__dict__[name] for name in ("_constraint", "_sync_loss")}
-        return {**super().__getstate__(), **own, "_process_group": _state.OfThisProcess(self._process_group)}
+        return {**super().__getstate__(), **own, "_process_group": _state.OfThisProcess(self._processes.group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""

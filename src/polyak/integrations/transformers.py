@@ -29,10 +29,13 @@ class PolyakTrainerMixin:
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Make the scheduler, after a warning about the settings that do not fit the Polyak optimizer."""
-        if polyak_in(getattr(self, "optimizer", None)) is not None:
+        optimizer = polyak_in(getattr(self, "optimizer", None))
+        if optimizer is not None:
             given = getattr(self, "lr_scheduler", None) is not None
             for advice in misfits(self.args, scheduler_given=given):  # type: ignore[attr-defined]
                 warnings.warn(advice, UserWarning, stacklevel=2)
+            if _schedule(self.args) == "constant" and not given:  # type: ignore[attr-defined]
+                optimizer._advice.leave_out("schedule")  # it is one in name only, so lr=inf is fine
         return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -63,10 +66,14 @@ def misfits(args: Any, *, scheduler_given: bool = False) -> list[str]:
             f"max_grad_norm={args.max_grad_norm:g} shrinks the gradient but not the loss, so a Polyak step becomes "
             "longer: write TrainingArguments(max_grad_norm=0.0), since learning_rate already caps the step."
         )
-    schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    schedule = _schedule(args)
     if schedule not in CONSTANT and not scheduler_given:
         found.append(
             f"lr_scheduler_type={schedule!r} lowers the cap of a method that adapts its step to the loss already: "
             "write TrainingArguments(lr_scheduler_type='constant')."
         )
     return found
+
+
+def _schedule(args: Any) -> str:
+    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))

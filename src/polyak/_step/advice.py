@@ -1,0 +1,126 @@
+"""What is probably a mistake, said once: a step that can never move, a schedule or an option without effect.
+
+Nothing is read from a device, and nothing happens in compiled code.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from .decision import Decision
+from .options import INSTEAD, REFUSED, is_off
+from .parts import Part
+
+PATIENCE = 50  # steps without a move
+# Options of single methods; names that other code may use, too, are left out.
+METHODS_OPTIONS = frozenset(
+    {"adjusted_momentum", "c", "eps", "float32_momentum", "gamma", "init_step_size", "steps_per_epoch"}
+)
+Groups = Sequence[Mapping[str, Any]]
+
+
+class Advice:
+    """The warnings of one optimizer, each of which comes once."""
+
+    MANY = 20  # steps after which a scheduler is looked for that leaves no trace in the groups
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._given: set[str] = set()
+        self.keys, self.steps, self.is_due = 0, 0, False  # `is_due`: the next step is to be looked at, too
+        self._idle, self._suspects = 0, False
+
+    def give(self, topic: str, sentence: str) -> None:
+        """Warn, unless there was a warning on this topic before."""
+        if topic not in self._given:
+            self._given.add(topic)
+            warnings.warn(f"{self._owner}: {sentence}", UserWarning, stacklevel=_callers_level())
+
+    def leave_out(self, topic: str) -> None:
+        """Never warn on a topic."""
+        self._given.add(topic)
+
+    def on_momentum(self, group: Mapping[str, Any]) -> None:
+        """Warn of a momentum that makes steps without a cap many times too long."""
+        if group.get("momentum", 0.0) > 0.5 and _is_infinite(group["lr"]):
+            factor = 1 / (1 - group["momentum"])
+            self.give(
+                "momentum",
+                f"momentum={group['momentum']:g} multiplies every step by {factor:.3g} in all and lr=inf does not "
+                "cap it, so the loss will probably grow: give a finite lr.",
+            )
+
+    def after(self, optimizer: Any, parts: Sequence[Part], closure: Any, grad_sq_norm: Any) -> None:
+        """Look at an unusual step; given the norm, another process may hold all the gradients."""
+        groups, decisions = optimizer.param_groups, optimizer._last[1:]
+        if self._suspects or sum(map(len, groups)) != self.keys or self.steps == self.MANY:
+            self._read(groups, optimizer)
+        if not any(part.params for part in parts):
+            if grad_sq_norm is None:
+                self.give("gradient", WITHOUT_GRADIENT[closure is not None])
+        elif any(isinstance(decision.gamma, Tensor) or decision.gamma != 0 for decision in decisions):
+            self._idle = 0
+        elif any(decision.cap > 0 for decision in decisions):
+            self._idle += 1
+            if self._idle == PATIENCE:
+                self.give("idle", _why_idle(decisions[0]))
+        self.is_due = self._idle > 0 or self._suspects
+
+    def _read(self, groups: Groups, optimizer: Any) -> None:
+        """Read the keys of the groups, which rarely change."""
+        others = (METHODS_OPTIONS | REFUSED) - optimizer.defaults.keys()
+        self.keys, self._suspects = sum(map(len, groups)), any(others & group.keys() for group in groups)
+        for group in groups:
+            for name in sorted(others & group.keys()):
+                if name in METHODS_OPTIONS or not is_off(group[name]):
+                    instead = INSTEAD.get(name, "it is an option of another method")
+                    self.give(name, f"{name}={group[name]!r} in a parameter group has no effect: {instead}.")
+        uncapped = any(_is_infinite(group["lr"]) for group in groups)
+        if uncapped and (any("initial_lr" in group for group in groups) or self._has_plateau(optimizer)):
+            self.give(
+                "schedule", "a schedule has no effect while lr=inf, which stays inf times any factor: give a finite lr."
+            )
+
+    def _has_plateau(self, optimizer: Any) -> bool:
+        """Return whether a scheduler that leaves no trace in the groups acts on the optimizer; takes a while."""
+        if self.steps != self.MANY:
+            return False
+        return any(type(found) is ReduceLROnPlateau and found.optimizer is optimizer for found in gc.get_objects())
+
+
+WITHOUT_GRADIENT = (
+    "step(loss=loss) moves nothing, as no parameter has a gradient: call loss.backward() before it.",
+    "step(closure) moves nothing, as no parameter has a gradient: call loss.backward() in the closure.",
+)
+
+
+def _why_idle(decision: Decision) -> str:
+    line = decision.line
+    if decision.skip:
+        why = "the loss, the gradient or the step was not finite or too large: see last_step() for which"
+    elif not line.slope > 0:
+        why = "the gradient was 0"
+    else:
+        why = f"the loss ({line.value:g}) was not above lower_bound={line.lower_bound:g}: give a bound below the loss"
+    return f"nothing has moved for {PATIENCE} steps running, since {why}."
+
+
+def _is_infinite(lr: Any) -> bool:
+    """Return whether a cap is known to be none; a device is not asked."""
+    return math.isinf(lr) if not isinstance(lr, Tensor) or lr.is_cpu else False
+
+
+def _callers_level() -> int:
+    """Return the stack level of the first caller outside of torch and this package."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("polyak", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
