@@ -45,8 +45,8 @@ class Progress:
         if done:
             self.say(f"{self.name}: goes on after epoch {done} of {epochs}")
 
-    def step(self, epoch: int, meter: Readable) -> None:
-        """Take note of a step."""
+    def step(self, epoch: int, meter: Readable, count: int = 1) -> None:
+        """Take note of a step, or of so many."""
 
     def epoch_done(self, record: Numbers, timing: Numbers) -> None:
         """Take note of an epoch."""
@@ -58,6 +58,9 @@ class Progress:
         """Take note of a run's end; after a line for every epoch there is nothing left to say."""
         if not self.each_epoch:
             self.say(f"{self.name}: {sentence(record)}, {seconds:.1f} s")
+
+    def run_failed(self) -> None:
+        """Take note that the run came to no end."""
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -82,9 +85,9 @@ class LiveProgress(Progress):
         self.bars.reset(self.task, description=name, numbers="", visible=True, total=epochs * steps)
         self.bars.update(self.task, completed=done * steps)
 
-    def step(self, epoch: int, meter: Readable) -> None:
+    def step(self, epoch: int, meter: Readable, count: int = 1) -> None:
         """Move the bar, and read the numbers if that was long enough ago."""
-        self.bars.advance(self.task)
+        self.bars.advance(self.task, count)
         if (now := monotonic()) - self.read_at < READ_EVERY:
             return
         self.read_at = now
@@ -95,19 +98,30 @@ class LiveProgress(Progress):
         self.bars.update(self.task, visible=False)
         super().run_finished(record, seconds)
 
+    def run_failed(self) -> None:
+        """Remove the bar."""
+        self.bars.update(self.task, visible=False)
+
 
 @contextmanager
 def showing(console: Console, epochs: bool) -> Iterator[Progress]:
     """Show progress in the way that fits the console; `epochs` asks for a line per epoch."""
+    with showing_several(console, epochs) as make_progress:
+        yield make_progress()
+
+
+@contextmanager
+def showing_several(console: Console, epochs: bool) -> Iterator[Callable[[], Progress]]:
+    """Yield a function that makes the progress of one run; on a terminal, every run has a bar of its own."""
     if not console.is_terminal:
-        yield Progress(console, epochs)
+        yield lambda: Progress(console, epochs)
         return
     columns: list[ProgressColumn] = [_text("{task.description}"), _text("{task.percentage:3.0f} %")]
     if console.width >= TAKEN:
         columns.insert(1, BarColumn(bar_width=10))
         columns += [_text("{task.fields[numbers]}"), TimeRemainingColumn(compact=True)]
     with RichProgress(*columns, console=console, transient=True, refresh_per_second=4) as bars:
-        yield LiveProgress(console, epochs, bars)
+        yield lambda: LiveProgress(console, epochs, bars)
 
 
 def _text(content: str) -> TextColumn:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from polyak_lab import console as terminal
 from polyak_lab import progress
+from polyak_lab.cli.jobs import Job, check_jobs, cores_warning, train_side_by_side
 from polyak_lab.config.run import Run, as_json, content_hash
 from polyak_lab.config.strict import shown
 from polyak_lab.console import say, warn
@@ -47,20 +48,41 @@ def run_recipe(
     console: Console,
     *,
     device: str | None,
+    count: int,
     smoke: bool,
     with_report: bool,
 ) -> None:
-    """Train the rows of a recipe that are not finished yet, then show the table."""
+    """Train the rows of a recipe that are not finished yet, so many at a time, then show the table."""
+    check_jobs(count)
     recipe = processes.from_first(lambda: recipes.load(path))
     folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
     jobs = processes.from_first(lambda: _all_jobs(path, recipe, rows, seeds, folder, device, smoke))
     if before := sum(job.finished for _, job in jobs):
         say(console, f"{before} of {len(jobs)} runs were finished before.")
+    failures = _train_all(jobs, count, console)
+    if failures < len(jobs):
+        processes.from_first(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
+    if failures:
+        raise LabError(f"{failures} of {len(jobs)} runs failed: the same command tries them again.")
+
+
+def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console) -> int:
+    """Train runs, so many at a time; return how many failed. One at a time, the first error is raised."""
+    jobs = [
+        Job(f"[{number}/{len(runs)}] {folder.label.row}, seed {run.training.seed}", run, folder)
+        for number, (run, folder) in enumerate(runs, 1)
+    ]
+    if count > 1:
+        left = [job for job in jobs if not job.folder.finished]
+        if warning := cores_warning(left, count):
+            say(console, warning)
+        with progress.showing_several(console, epochs=False) as make_progress:
+            return train_side_by_side(left, count, make_progress)
     with progress.showing(console, epochs=False) as shown:
-        for number, (run, job) in enumerate(jobs, 1):
-            shown.run_named(f"[{number}/{len(jobs)}] {job.label.row}, seed {run.training.seed}")
-            train(run, job, shown)
-    processes.from_first(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
+        for job in jobs:
+            shown.run_named(job.name)
+            train(job.run, job.folder, shown)
+    return 0
 
 
 def show(recipe: Recipe, folder: Path, console: Console, with_report: bool, jobs: Sequence[RunFolder] = ()) -> None:

@@ -49,6 +49,8 @@ class RunRecipe:
     """Where the run folders go. Default: runs/ and the recipe's name."""
     device: str | None = None
     """auto, cpu, cuda, ... Default: what the recipe says."""
+    jobs: int = 1
+    """Runs side by side, each in a process of its own."""
     report: bool = False
     """Also write report.html, one page with the table and the curves."""
     smoke: bool = False
@@ -65,6 +67,7 @@ class RunRecipe:
             self.out,
             console,
             device=self.device,
+            count=self.jobs,
             smoke=self.smoke,
             with_report=self.report,
         )

@@ -16,9 +16,17 @@ def hinted(training: Training) -> Iterator[None]:
     """Turn torch's error into a sentence that says what to write instead."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         kind = LabError if processes.size() == 1 else AloneError
         raise kind(_hint(training)) from error
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether this is an error of an allocator; that of the CPU has no class of its own."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _hint(training: Training) -> str:

@@ -2,11 +2,14 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
-from lab.runs import call
+from lab.runs import call, run
 from polyak_lab import models
+from polyak_lab.errors import LabError
+from polyak_lab.training.memory import hinted
 
 TRAIN = ("train", "--data", "digits", "--model", "mlp", "--optimizer", "alig", "--device", "cpu", "--threads", 1)
 
@@ -58,3 +61,15 @@ def test_what_was_tried_already_is_not_proposed(tmp_path, memory_for, capsys):
     flags = ("--batch-size", 1, "--precision", "bfloat16", "--out", tmp_path / "run")
     assert call(*TRAIN, *flags) == 1
     assert "batch_size = 1: write a smaller model; " in said(capsys)
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(1 << 60), lambda: np.empty(1 << 57), lambda: bytes(1 << 62)])
+def test_the_memory_of_the_cpu_is_said_as_well(allocate):
+    sentence = r"^The device cpu ran out of memory with batch_size = 256: write batch_size = 128"
+    with pytest.raises(LabError, match=sentence), hinted(run().training):
+        allocate()
+
+
+def test_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), hinted(run().training):
+        raise RuntimeError("shapes differ")

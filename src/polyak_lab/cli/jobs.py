@@ -1,0 +1,277 @@
+"""Runs side by side, each in a process of its own: `polyak run --jobs N`.
+
+A worker process trains one run after the other and sends its progress through a pipe; the first process shows it. A run
+that fails is reported and the others go on: the worker ends after any error but a LabError, and a worker that was
+killed is noticed by the end of its pipe. Another one takes its place. Every run has the folder, the threads and so the
+bits that it has without --jobs.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Any, NoReturn, final
+
+import torch
+from rich.console import Console
+
+from polyak_lab.config.run import Run
+from polyak_lab.console import warn
+from polyak_lab.errors import LabError
+from polyak_lab.processes import torchrun
+from polyak_lab.progress import READ_EVERY, Numbers, Progress, Readable
+from polyak_lab.runs.folder import RunFolder
+from polyak_lab.training.loop import train
+from polyak_lab.training.memory import is_out_of_memory
+
+PATIENCE = 10.0  # seconds; a worker that has not ended by then is killed, which loses no more than its epoch
+KILLED = -9  # the exit code of a process that SIGKILL ended
+TERMINATED = 128 + signal.SIGTERM
+FEWER = "Fewer --jobs need less memory."
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """A run, its folder, and its name on the console."""
+
+    name: str
+    run: Run
+    folder: RunFolder
+
+
+def check_jobs(count: int) -> None:
+    """Refuse a number of jobs that cannot be."""
+    if count < 1:
+        raise LabError(f"--jobs is {count}, but must be 1 or more.")
+    if count > 1 and torchrun.size() > 1:
+        raise LabError("torchrun trains one run in many processes, --jobs many runs side by side: choose one of them.")
+
+
+def cores_warning(jobs: Sequence[Job], count: int) -> str | None:
+    """Return a sentence if runs side by side have more threads than this machine has cores for them."""
+    on_cpu = [job.run.training.threads or torch.get_num_threads() for job in jobs if job.run.training.device == "cpu"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = sum(sorted(on_cpu)[-count:])
+    if threads <= cores:
+        return None
+    return (
+        f"{min(count, len(jobs))} runs side by side have up to {threads} threads, but there are {cores} CPU cores: "
+        "each run is slower than alone. Fewer --jobs, or threads = 1 in the recipe's training, avoid that."
+    )
+
+
+def train_side_by_side(jobs: Sequence[Job], count: int, make_progress: Callable[[], Progress]) -> int:
+    """Train runs, so many at a time, and return how many of them failed.
+
+    Args:
+        jobs: What to train; finished runs are left as they are.
+        count: The number of worker processes.
+        make_progress: Makes what shows the progress of one worker.
+    """
+    waiting = deque(jobs)
+    workers = [_Worker(make_progress()) for _ in range(min(count, len(jobs)))]
+    try:
+        while True:
+            for worker in workers:
+                while worker.job is None and waiting:
+                    worker.start(waiting.popleft())
+            busy = {worker.pipe: worker for worker in workers if worker.job is not None}
+            if not busy:
+                return sum(worker.failures for worker in workers)
+            for pipe in wait(list(busy)):
+                busy[pipe].receive()  # type: ignore[index]
+    finally:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join()
+
+
+@final
+class _Worker:
+    """A process that trains, as the first process sees it."""
+
+    def __init__(self, shown: Progress) -> None:
+        self.shown = shown
+        self.job: Job | None = None
+        self.failures = 0
+        self.process: Any = None
+        self.pipe: Connection[Any, Any]
+
+    def start(self, job: Job) -> None:
+        """Hand out a run; report it as failed if there is no process to train it."""
+        self.job = job
+        self.shown.run_named(job.name)
+        try:
+            if self.process is not None and not self.process.is_alive():
+                self._end()
+            if self.process is None:
+                self._start_process()
+            self.pipe.send((job.run, job.folder.path, job.folder.label))
+        except OSError as error:
+            self._fail(self._end() if self.process else f"cannot start a process: {error.strerror or error}.")
+
+    def receive(self) -> None:
+        """Take one message."""
+        try:
+            name, arguments = self.pipe.recv()
+        except (EOFError, OSError):
+            self._fail(self._end())
+            return
+        if name == "done":
+            self.job = None
+        elif name == "failed":
+            self._fail(*arguments)
+        elif name == "broken":
+            self._end()
+            self._fail(*arguments)
+        else:
+            getattr(self.shown, name)(*arguments)
+
+    def stop(self) -> None:
+        """Ask the process to end: an idle one by the end of its pipe."""
+        if self.process is not None:
+            self.pipe.close()
+            if self.job is not None:
+                self.process.terminate()
+
+    def join(self) -> None:
+        """Wait until the process has ended."""
+        if self.process is None:
+            return
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+
+    def _start_process(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, torch.get_num_threads()), daemon=True)
+        with theirs, _no_interrupt():
+            process.start()
+        self.process = process
+
+    def _end(self) -> str:
+        """Wait for the end of a process that trains no more; return how it ended."""
+        self.pipe.close()
+        self.join()
+        status, self.process = self.process.exitcode, None
+        if status == KILLED:
+            return f"its process was killed, as when a machine has no memory left; the checkpoint is kept. {FEWER}"
+        how = f"signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"exit status {status}"
+        return f"its process ended with {how}; the checkpoint is kept."
+
+    def _fail(self, reason: str) -> None:
+        self.failures += 1
+        self.shown.run_failed()
+        warn(LabError(f"{self.shown.name}: {reason}"))
+        self.job = None
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Block Ctrl-C; a process started meanwhile never gets it, so that the first process alone decides what ends."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(pipe: "Connection[Any, Any]", threads: int) -> None:
+    """Train what comes through the pipe, until the first process ends or SIGTERM comes."""
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        torch.set_num_threads(threads)
+        with suppress(EOFError, OSError):  # the first process has ended
+            while True:
+                run, path, label = pipe.recv()
+                if not _attempt(run, RunFolder(path, run, label), pipe):
+                    return
+    except KeyboardInterrupt:
+        sys.exit(TERMINATED)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Stop training at the first SIGTERM; a launcher may send another one."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _attempt(run: Run, folder: RunFolder, pipe: "Connection[Any, Any]") -> bool:
+    """Train a run and say how it ended; return whether this process is fit for another one."""
+    try:
+        train(run, folder, _Relay(pipe))
+    except LabError as error:
+        hint = f" {FEWER}" if is_out_of_memory(error.__cause__) else ""
+        pipe.send(("failed", (f"{error}{hint}",)))
+    except Exception as error:
+        pipe.send(("broken", (_described(error),)))
+        return False
+    else:
+        pipe.send(("done", ()))
+    return True
+
+
+def _described(error: Exception) -> str:
+    """Say what an unexpected error is, and where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = " ".join(str(error).split())
+    what = what if len(what) <= 160 else f"{what[:159]}…"
+    return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {what.rstrip('.')}."
+
+
+@dataclass(frozen=True)
+class _Latest:
+    """The numbers of a step, once they are read."""
+
+    numbers: tuple[float, float | None, float]
+
+    def latest(self) -> tuple[float, float | None, float]:
+        return self.numbers
+
+
+@final
+class _Relay(Progress):
+    """Send the progress of a run through a pipe; of its steps, a few times a second."""
+
+    def __init__(self, pipe: "Connection[Any, Any]") -> None:
+        super().__init__(Console(quiet=True), epochs=False)
+        self.pipe = pipe
+        self.unsent = 0
+        self.sent_at = 0.0
+
+    def run_started(self, epochs: int, steps: int, done: int) -> None:
+        self._send("run_started", epochs, steps, done)
+
+    def step(self, epoch: int, meter: Readable, count: int = 1) -> None:
+        self.unsent += count
+        if (now := monotonic()) - self.sent_at >= READ_EVERY:
+            self.sent_at = now
+            self._send("step", epoch, _Latest(meter.latest()), self.unsent)
+            self.unsent = 0
+
+    def epoch_done(self, record: Numbers, timing: Numbers) -> None:
+        self._send("epoch_done", dict(record), dict(timing))
+
+    def run_finished(self, record: Numbers, seconds: float) -> None:
+        self._send("run_finished", dict(record), seconds)
+
+    def _send(self, name: str, *arguments: Any) -> None:
+        self.pipe.send((name, arguments))

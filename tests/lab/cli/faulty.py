@@ -1,0 +1,51 @@
+"""The command line, in whose runs something breaks after their first epoch: the seed says what."""
+
+import os
+import signal
+
+import torch
+
+from polyak_lab.cli.app import main
+from polyak_lab.errors import LabError
+from polyak_lab.training import loop
+
+
+def out_of_memory():
+    torch.empty(1 << 60)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crashed():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def ended():
+    os._exit(7)
+
+
+def broken():
+    raise ValueError("a fault of ours\nin [two] lines.")
+
+
+def unreadable():
+    raise LabError("The file x cannot be read.")
+
+
+FAULTS = {1: out_of_memory, 2: killed, 3: crashed, 4: ended, 5: broken, 6: unreadable}
+
+steps = loop.steps
+
+
+def faulty_steps(session, make_step, epoch, progress):
+    if epoch == 1:
+        FAULTS.get(session.run.training.seed, int)()
+    return steps(session, make_step, epoch, progress)
+
+
+loop.steps = faulty_steps  # in the workers as well: each of them imports this file
+
+if __name__ == "__main__":
+    main()
