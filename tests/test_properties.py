@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st

@@ -162,7 +162,7 @@ def is_unusual(advice: Any, groups: Sequence[Group], parts: Sequence[Part], last
     gamma = last[1].gamma
     if (gamma.__class__ is float and gamma == 0.0) or not parts[0].params:
         return True
-    return advice.is_due or sum(map(len, groups)) != advice.keys or advice.steps == advice.MANY
+    return bool(advice.is_due or sum(map(len, groups)) != advice.keys or advice.steps == advice.MANY)
 
 
 class LastStep(NamedTuple):

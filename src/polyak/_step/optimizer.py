@@ -23,7 +23,7 @@ from .decision import LastStep, Line, decide_on_numbers, decide_on_tensors, is_u
 from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
-from .parts import Group, Part, decay_momentum, gather, sum_squares
+from .parts import Group, Part, decay_momentum, gather, places, sum_squares
 from .projection import keep_constraints, project
 from .signature import complete, documented, options_of
 from .torch_hooks import hook_step
@@ -222,7 +222,7 @@ class PolyakOptimizer(Optimizer):
 
     def _init_group(self) -> None:
         """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
-        if self._places != (found := _state.places(self.param_groups)):  # a model was moved, or got another type
+        if self._places != (found := places(self.param_groups)):  # a model was moved, or got another type
             _state.follow_parameters(self)
             self._places = found
         for group in self.param_groups:

@@ -112,6 +112,12 @@ def decay_momentum(part: Part, keep: Scalar) -> None:
         part.scale_(part.buffers["momentum_buffer"], keep)
 
 
+def places(groups: Sequence[Group]) -> list[Any]:
+    """Return what scalars and buffers depend on: the type of every parameter, and the first device of every group."""
+    found: list[Any] = [p.dtype for group in groups for p in group["params"]]
+    return found + [group["params"][0].device for group in groups if group["params"]]
+
+
 def _are_pieces(tensors: Vector) -> bool:
     """Return whether all tensors have one type and lie on the CPU, where the host may read them."""
     if chunks.INTERPRETED or torch.compiler.is_compiling():

@@ -98,12 +98,6 @@ def place_scalars(owner: str, groups: list[Group], scalars: Callable[[Group], di
             group["lr"] = group["lr"].reshape(())
 
 
-def places(groups: list[Group]) -> list[Any]:
-    """Return what scalars and buffers depend on: the type of every parameter, and the first device of every group."""
-    found: list[Any] = [p.dtype for group in groups for p in group["params"]]
-    return found + [group["params"][0].device for group in groups if group["params"]]
-
-
 def follow_parameters(optimizer: Any) -> None:
     """Complete the groups, and bring scalars and buffers to the types and devices of the parameters."""
     for group in optimizer.param_groups:
