@@ -148,7 +148,7 @@ def scores_by_lr(rows: Sequence[Group]) -> dict[str, tuple[str, Points]]:
 
 def _lr(group: Group) -> float:
     """Read lr, which is stored as 'inf' where there is no cap; NaN where the method has none."""
-    lr = group.runs[0].config["optimizer"].get("options", {}).get("lr")
+    lr = group.runs[0].config["optimizer"]["options"].get("lr")
     try:
         return float(lr)
     except (TypeError, ValueError):

@@ -81,7 +81,7 @@ def read_config(path: Path) -> Object:
         _require(content, {"hash": is_text, "label": is_object, "run": is_object}, only=True)
         _require(content["label"], LABEL, only=True, where="label.")
         _require(content["run"], {"optimizer": is_object, "training": is_object}, where="run.")
-        _require(content["run"]["optimizer"], {"name": is_text}, where="run.optimizer.")
+        _require(content["run"]["optimizer"], {"name": is_text, "options": is_object}, where="run.optimizer.")
         if content["hash"] != content_hash(content["run"]):
             raise _DamageError("its hash is not that of its run")
     return content

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lab.runs import call, execute, run
+from polyak_lab.config.run import content_hash
 from polyak_lab.errors import LabError
 from polyak_lab.runs import files as run_files
 from polyak_lab.runs import stored
@@ -92,6 +93,25 @@ def test_every_key_missing_or_of_another_type(name, folder):
             with pytest.raises(LabError) as caught:
                 READERS[name](folder / name)
             assert_named(caught.value, folder / name)
+
+
+@pytest.mark.parametrize("keys", [("optimizer",), ("optimizer", "name"), ("optimizer", "options"), ("training",)])
+@pytest.mark.parametrize("value", [None, "", 3, [1], True])
+def test_a_configuration_of_other_types(keys, value, folder):
+    """With the hash that belongs to it, so that only its types tell."""
+    if keys[-1] == "name" and value == "":
+        value = {}
+    table = json.loads((folder / "config.json").read_text())
+    del table["checksum"]
+    *above, last = keys
+    part = table["run"]
+    for key in above:
+        part = part[key]
+    part[last] = value
+    table["hash"] = content_hash(table["run"])
+    (folder / "config.json").write_text(json.dumps(table))
+    with pytest.raises(LabError, match=re.escape(f"run.{'.'.join(keys)} has the wrong type or value")):
+        run_files.read_config(folder / "config.json")
 
 
 @pytest.mark.parametrize("name", [*READERS, "checkpoint.pt"])
