@@ -28,6 +28,7 @@ INK, LINE = "#010203", "#040506"  # placeholders in the SVG for the page's own c
 THEME = {INK: "var(--soft)", LINE: "var(--line)"}
 SMALLEST, LARGEST = 1e-150, 1e150  # what an axis can show, also on a logarithmic scale and with its margin
 FORMATS = (".png", ".svg")
+LEGEND_WIDTH = 120  # characters side by side
 DASHED = ("sgd", "adam", "adamw")  # methods that do not read the loss
 
 Points = dict[float, list[float]]
@@ -264,11 +265,14 @@ def _save(
 
 def _add_legend(figure: Figure, axes: Axes) -> None:
     """Add a legend with literal names: matplotlib reads `$` as mathematics and leaves out a leading `_`."""
-    placeholders = [f"{number}" for number in range(len(axes.lines))]
-    legend = figure.legend(axes.lines, placeholders, loc="outside upper center", fontsize=10, frameon=False, ncols=4)
-    for text, line in zip(legend.get_texts(), axes.lines, strict=True):
+    names = [printable(line.get_gid() or "") for line in axes.lines]
+    columns = LEGEND_WIDTH // (max(map(len, names), default=0) + 8)
+    options: dict[str, Any] = {"loc": "outside upper center", "fontsize": 10, "frameon": False}
+    placeholders = [f"{number}" for number in range(len(names))]
+    legend = figure.legend(axes.lines, placeholders, ncols=min(4, max(1, columns)), **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
-        text.set_text(printable(line.get_gid() or ""))
+        text.set_text(name)
 
 
 def _rendered(figure: Figure, suffix: str) -> bytes:

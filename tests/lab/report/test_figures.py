@@ -37,6 +37,19 @@ def test_a_picture_is_written_and_repeats_itself(form, flag, runs, tmp_path, cap
     assert paths[0].read_bytes()[:4] == {"png": b"\x89PNG", "svg": b"<?xm"}[form]
 
 
+@pytest.mark.parametrize("length", [5, 24, 40, 100])
+def test_the_legend_stays_inside_the_picture(length, runs, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_rendered", lambda figure, suffix: drawn.append(figure) or b"")
+    rows = table.groups(stored.find([runs]))
+    named = [table.Group(f"{number:0{length}}, lr 1", rows[0].runs) for number in range(9)]
+    figures.write_losses(tmp_path / "loss.png", named)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+
+
 def test_what_cannot_be_drawn(runs, tmp_path, capsys):
     assert call("table", runs, "--plot-lr", tmp_path / "lr.pdf") == 1
     assert call("table", runs / "sgd-0.1", "--plot-lr", tmp_path / "lr.png") == 1
