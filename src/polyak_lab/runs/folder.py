@@ -44,7 +44,6 @@ class RunFolder:
         self.config = as_json(run)
         self.records: list[dict[str, Any]] = []
         self.timings: list[dict[str, Any]] = []
-        self._digest = hashlib.sha256()
 
     @cached_property
     def hash(self) -> str:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import random
 import shlex
 import signal
@@ -240,6 +241,11 @@ def stopped_after(epochs, path):
     resolved = resolve(run())
     with pytest.raises(KeyboardInterrupt):
         train(resolved, RunFolder(path, resolved, ROW), Stop(Console(quiet=True), epochs=False))
+
+
+def test_a_folder_can_be_sent_to_another_process(tmp_path):
+    folder = RunFolder(tmp_path, resolve(run()), ROW)
+    assert pickle.loads(pickle.dumps(folder)).hash == folder.hash
 
 
 def test_an_epoch_costs_no_more_after_many(tmp_path, monkeypatch):

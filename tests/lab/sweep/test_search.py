@@ -170,7 +170,7 @@ def test_another_search_in_the_same_folder_is_refused(recipe, tmp_path, capsys):
     [
         ("holdout = 300, ", "", "set data.holdout"),
         ("trials = 6", "trials = 0", "trials must be 1 or more"),
-        ('row = "ALI-G"\ntr', 'row = "ALIG"\ntr', "did you mean 'ALI-G'"),
+        ('row = "ALI-G"\ntr', 'row = "ALIH"\ntr', "did you mean 'ALI-G'"),
         ("low = 1e-3", "least = 1e-3", "'least' is not known"),
     ],
 )
@@ -193,7 +193,7 @@ AXES = {
     "wrong type": ('lr = { low = "a", high = 1.0 }', "must be of type float"),
     "wrong values": ('lr = [0.1, "a"]', "sweep.axes.lr = 'a'"),
     "refused values": ("lr = [0.1, -0.1]", "sweep.axes.lr = -0.1"),
-    "refused ends": ("lr = { low = 0.0, high = 1.0 }", "sweep.axes.lr = 0.0"),
+    "refused ends": ("momentum = { low = 0.0, high = 1.0 }", "sweep.axes.momentum = 1.0"),
     "lists": ("lr = [[0.1]]", "sweep.axes.lr holds [0.1]"),
     "not a number": ("lr = [0.1, nan]", "sweep.axes.lr holds nan"),
     "unknown": ("lrr = [0.1]", "'lrr' is not known; did you mean 'lr'?"),
