@@ -49,6 +49,7 @@ def test_a_ball_holds_for_what_requires_a_gradient_and_for_nothing_else(method, 
         assert {p: bits(p) for p in frozen} == frozen, (roles, cut)
 
 
+@pytest.mark.filterwarnings("ignore:.*moves nothing")  # the last of the parameters that have a gradient is frozen
 def test_a_parameter_may_be_frozen_and_released_between_steps():
     params = cast(("used", "used", "unused"))
     optimizer = polyak.ALIG(params, lr=1.0, momentum=0.9, constraint=polyak.L2Ball(7.0))

@@ -71,6 +71,7 @@ def test_scalars_and_buffers_follow_the_types(method, form, backend, dtypes, par
     check(optimizer, 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*moves nothing")  # a module may replace its parameters as it moves to `meta`
 @each_form
 @pytest.mark.parametrize("foreach", [None, False, True])
 @pytest.mark.parametrize("steps", [0, 2])
