@@ -36,7 +36,7 @@ class Advice:
         self._owner = owner
         self._given: set[str] = set()
         self.keys, self.steps, self.is_due = 0, 0, False  # `is_due`: the next step is to be looked at, too
-        self._idle, self._suspects = 0, False
+        self._idle, self._suspects, self._has_moved = 0, False, False
 
     def give(self, topic: str, sentence: str) -> None:
         """Warn, unless there was a warning on this topic before."""
@@ -67,8 +67,8 @@ class Advice:
             if grad_sq_norm is None:
                 self.give("gradient", WITHOUT_GRADIENT[closure is not None])
         elif any(isinstance(decision.gamma, Tensor) or decision.gamma != 0 for decision in decisions):
-            self._idle = 0
-        elif any(decision.cap > 0 for decision in decisions):
+            self._idle, self._has_moved = 0, True
+        elif any(decision.cap > 0 for decision in decisions) and not (self._has_moved and _is_at_bound(decisions[0])):
             self._idle += 1
             if self._idle == PATIENCE:
                 self.give("idle", _why_idle(decisions[0]))
@@ -100,6 +100,11 @@ WITHOUT_GRADIENT = (
     "step(loss=loss) moves nothing, as no parameter has a gradient: call loss.backward() before it.",
     "step(closure) moves nothing, as no parameter has a gradient: call loss.backward() in the closure.",
 )
+
+
+def _is_at_bound(decision: Decision) -> bool:
+    """Return whether the loss is just its bound, where training has come to its end."""
+    return not decision.skip and decision.line.value == decision.line.lower_bound
 
 
 def _why_idle(decision: Decision) -> str:
