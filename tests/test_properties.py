@@ -28,6 +28,8 @@ shapes = st.sampled_from([(), (1,), (3,), (2, 2), (0,)])
 # What a gradient is made of: nothing, a factor on random numbers, or one entry that is not finite.
 contents = st.sampled_from([None, 0.0, math.nan, math.inf, -math.inf]) | st.floats(-4, 4).map(lambda e: 10.0**e)
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(moves nothing|nothing has moved)")  # histories hold such steps
+
 
 @dataclass(frozen=True)
 class Call:
@@ -125,7 +127,6 @@ def check_skip(optimizer: polyak.PolyakOptimizer, index: int, finite: bool, befo
     assert not last.skipped or float(last.step_size) == 0.0
 
 
-@pytest.mark.filterwarnings("ignore:.*(moves nothing|nothing has moved)")
 @settings(max_examples=400)
 @given(history=histories())
 def test_no_history_poisons_anything(history):
@@ -145,7 +146,6 @@ def test_no_history_poisons_anything(history):
         assert finite or {name for name in moved(before, snapshot(optimizer)) if name in before} == set()
 
 
-@pytest.mark.filterwarnings("ignore:.*(moves nothing|nothing has moved)")
 @settings(max_examples=100)
 @given(history=histories(), scale=st.floats(0.5, 2.0))
 def test_a_ball_holds_after_every_step(history, scale):
