@@ -202,6 +202,8 @@ def test_an_option_of_another_method_is_told_once(method, when):
 @each_method
 @pytest.mark.parametrize("momentum", [0.9, 0.99])
 def test_a_large_momentum_without_a_cap_is_told_once(method, momentum):
+    if method.name == "SmoothSPS":
+        pytest.skip("its own cap grows, so that lr=inf leaves no step without one")
     with warned(method.name, f"momentum={momentum}", "lr=inf", "give a finite lr"):
         optimizer = method.build(fresh(), lr=math.inf, momentum=momentum)
     assert said(lambda: run(optimizer, 3, loss=1e-3)) == []

@@ -50,7 +50,8 @@ class Advice:
 
     def on_momentum(self, group: Mapping[str, Any]) -> None:
         """Warn of a momentum that makes steps without a cap many times too long."""
-        if group.get("momentum", 0.0) > 0.5 and _is_infinite(group["lr"]):
+        capped_otherwise = "steps_per_epoch" in group  # SmoothSPS has a cap that grows
+        if group.get("momentum", 0.0) > 0.5 and _is_infinite(group["lr"]) and not capped_otherwise:
             factor = 1 / (1 - group["momentum"])
             self.give(
                 "momentum",

@@ -94,7 +94,7 @@ def place_scalars(owner: str, groups: list[Group], scalars: Callable[[Group], di
             if kind is dtype and getattr(value, "dtype", None) != dtype:
                 value = away_from_zero(value, dtype)
             group[name] = torch.as_tensor(value, dtype=kind, device=device)
-        if isinstance(group["lr"], Tensor):
+        if isinstance(group["lr"], Tensor) and group["lr"].dim():  # a captured graph reads this very tensor
             group["lr"] = group["lr"].reshape(())
 
 
