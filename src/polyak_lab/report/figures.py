@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from polyak_lab.console import printable
+from polyak_lab.console import printable, shortened
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.report.table import Group, mean, paper_score
@@ -259,8 +259,10 @@ def _save(
             _draw_line(axes, index, points, alpha=0.13, linestyle=style, marker=marker, gid=name)
         axes.grid(axis="y", linewidth=0.5, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-        _add_legend(figure, axes)
-        write_atomic(path, _rendered(figure, path.suffix))
+        with warnings.catch_warnings():  # a glyph that the font does not have is drawn as a box
+            warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
+            _add_legend(figure, axes)
+            write_atomic(path, _rendered(figure, path.suffix))
 
 
 def _add_legend(figure: Figure, axes: Axes) -> None:
@@ -270,15 +272,21 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
     options: dict[str, Any] = {"loc": "outside upper center", "fontsize": 10, "frameon": False}
     placeholders = [f"{number}" for number in range(len(names))]
     legend = figure.legend(axes.lines, placeholders, ncols=min(4, max(1, columns)), **options)
-    for text, name in zip(legend.get_texts(), names, strict=True):
+    for text in legend.get_texts():
         text.set_parse_math(False)
-        text.set_text(name)
+    width = max(map(len, names), default=0)
+    while True:  # letters differ in width, so only the drawn legend tells whether it fits
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(shortened(name, width))
+        figure.draw_without_rendering()
+        excess = legend.get_window_extent().width / figure.bbox.width
+        if excess <= 1 or width <= 1:
+            return
+        width = min(width - 1, int(width / excess))
 
 
 def _rendered(figure: Figure, suffix: str) -> bytes:
     content = io.BytesIO()
     undated = {"Date": None} if suffix == ".svg" else {"Software": None}
-    with warnings.catch_warnings():  # a glyph that the font does not have is drawn as a box
-        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
-        figure.savefig(content, format=suffix[1:], dpi=150, metadata=undated)
+    figure.savefig(content, format=suffix[1:], dpi=150, metadata=undated)
     return content.getvalue()
