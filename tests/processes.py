@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import polyak
@@ -115,6 +116,71 @@ def a_part_each() -> list[float]:
     return flat(params).tolist()
 
 
+def refusal(make: Callable[[], Any]) -> str:
+    """Return what is said, or "no error"."""
+    try:
+        make()
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return "no error"
+
+
+def zero(constraint: polyak.Constraint, *, where: str, alone: bool = False) -> list[float]:
+    """Step under ZeroRedundancyOptimizer, with a constraint given to the optimizer, to a group, or later."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(4)) for _ in range(SIZE)]
+    with torch.no_grad():
+        constraint.project_(params)
+    own = [dist.new_group([rank]) for rank in range(SIZE)][dist.get_rank()] if alone else None
+    options: dict[str, Any] = {"constraint": constraint} if where == "optimizer" else {}
+    groups = [{"params": params, **({"constraint": constraint} if where == "group" else {})}]
+    optimizer = ZeroRedundancyOptimizer(groups, polyak.ALIG, own, lr=0.1, **options)
+    if where == "later":
+        optimizer.param_groups[0]["constraint"] = constraint
+    if where == "another group":
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "constraint": constraint})
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step(loss=1.0, grad_sq_norm=8.0)
+    return torch.cat(params).tolist()
+
+
+def stages(*constraints: polyak.Constraint | None, start: float = 1.0) -> float:
+    """Train a stage per process, each with a constraint of its own or without one, with the norm of all of them."""
+    rank = dist.get_rank()
+    w = nn.Parameter(torch.full((4,), start * (1 + rank)))
+    optimizer = polyak.ALIG([w], lr=0.1, constraint=constraints[rank])
+    for _ in range(3):
+        w.grad = torch.full((4,), 1.0 + rank)
+        optimizer.step(loss=1.0, grad_sq_norm=20.0)
+    return float(w.norm())
+
+
+def clipped_replicas() -> float:
+    """Train replicas in a ball with clipped gradients and the norm from before the clip."""
+    w = nn.Parameter(torch.ones(4))
+    optimizer = polyak.ALIG([w], lr=0.1, constraint=polyak.L2Ball(1.0))
+    for _ in range(11):
+        w.grad = torch.full((4,), -0.1)
+        optimizer.step(loss=1.0, grad_sq_norm=16.0)
+    return float(w.norm())
+
+
+def constraints_on_parts() -> dict[str, Any]:
+    """What becomes of constraints where each process holds a part of the parameters."""
+    ball, box = polyak.L2Ball(1.0), polyak.Box(-0.5, 0.5)
+    places = ("optimizer", "group", "later", "another group")
+    found: dict[str, Any] = {f"ball, {where}": refusal(lambda where=where: zero(ball, where=where)) for where in places}
+    found |= {f"box, {where}": zero(box, where=where) for where in places}
+    found["ball, one process"] = zero(ball, where="optimizer", alone=True)
+    for name, pair in {"ball": (ball, ball), "first": (ball, None), "second": (None, ball)}.items():
+        found[f"stages, {name}"] = refusal(lambda pair=pair: stages(*pair))
+    found["stages, equal at first"] = refusal(lambda: stages(None, polyak.L1Ball(1.0), start=0.0))
+    found["stages, allowed"] = [refusal(lambda: stages(None, None)), refusal(lambda: stages(box, None))]
+    found["clipped replicas"] = clipped_replicas()
+    return found
+
+
 def disagreement() -> str:
     """Processes that hold different parameters and know no common norm."""
     optimizer = polyak.ALIG([nn.Parameter(torch.ones(2 + dist.get_rank()))])
@@ -202,6 +268,7 @@ def main(rank: int, folder: Path) -> None:
     found["disagreement"] = disagreement()
     found["model per process"] = model_per_process(12)
     found["model per process, told so"] = model_per_process(12, sync_loss=False)
+    found["constraints on parts"] = constraints_on_parts()
     for context in ("first epoch", "second epoch", "Join"):
         found[f"join {context}"] = joined(context)
     found["groups of one"] = two_groups_of_one()

@@ -188,6 +188,18 @@ def test_several_tensors_are_one_vector(make, point, seed, pieces):
 
 
 @each_set
+@settings(max_examples=25)
+@given(point=points, seed=seeds)
+def test_a_set_is_coordinatewise_if_every_coordinate_can_be_projected_by_itself(make, point, seed):
+    x = np.array(point)
+    constraint = make(len(x), np.random.default_rng(seed)).constraint
+    assert constraint.coordinatewise == (make in (linf_ball, box, half_open_box, non_negative))
+    if constraint.coordinatewise:
+        alone = np.concatenate([project(constraint, x[i : i + 1]) for i in range(len(x))])
+        np.testing.assert_array_equal(alone, project(constraint, x))
+
+
+@each_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @settings(max_examples=15)
 @given(point=st.lists(st.floats(-2e4, 2e4, width=16), min_size=1, max_size=8), seed=seeds)

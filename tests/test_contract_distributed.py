@@ -86,3 +86,25 @@ def test_unequal_numbers_of_batches_inside_join_are_refused_before_a_step(seen, 
 
 def test_the_loss_is_shared_within_a_process_group_only(seen):
     assert [found["groups of one"] for found in seen] == [[-1.0], [-2.0]]
+
+
+def test_a_constraint_on_the_whole_vector_is_refused_where_each_process_holds_a_part(seen):
+    for found in (each["constraints on parts"] for each in seen):
+        sentences = [value for name, value in found.items() if isinstance(value, str)]
+        assert len(sentences) == 8
+        for sentence in sentences:
+            assert sentence.startswith(
+                ("ALIG: L2Ball holds for all parameters", "ALIG: L1Ball holds for all parameters")
+            )
+            assert sentence.endswith("polyak.Box, or shard the model with FSDP2.")
+            assert len(sentence) < 300
+
+
+def test_constraints_on_coordinates_and_replicas_are_allowed_where_the_norm_is_given(seen):
+    for found in (each["constraints on parts"] for each in seen):
+        assert found["stages, allowed"] == ["no error"] * 2
+        assert found["clipped replicas"] <= 1.0 + 1e-6
+        assert np.linalg.norm(found["ball, one process"]) <= 1.0 + 1e-6
+        for where in ("optimizer", "group", "later"):
+            assert max(map(abs, found[f"box, {where}"])) <= 0.5
+        assert found["box, optimizer"] == seen[0]["constraints on parts"]["box, later"]

@@ -7,6 +7,7 @@ model have to cross processes, and they do so here. Replicated data is counted o
 from __future__ import annotations
 
 import gc
+import traceback
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -101,24 +102,26 @@ class Processes:
 
     def __init__(self, owner: str, group: dist.ProcessGroup | None) -> None:
         self._owner, self.group = owner, group
-        self._steps = 0
+        self._steps = [0, 0]  # without and with the norm of the whole gradient
         self._joinables: list[weakref.ref[Any]] | None = None
 
-    def mean(self, value: Tensor, groups: Groups, grad_sq_norm: Any) -> Tensor:
+    def mean(self, value: Tensor, groups: Groups, constraint: Any, grad_sq_norm: Any) -> Tensor:
         """Return the mean loss; processes that are given the norm of the whole gradient may hold other parameters."""
         if dist.get_world_size(self.group) == 1:
             return value
         if not torch.compiler.is_compiling():
             self._refuse_join(groups)
-            step = self._steps + (grad_sq_norm is None)
-            if step in self.CHECKED and step > self._steps and not _is_capturing():
-                check_replicas(self._owner, groups, self.group, first=step == 1)
-            self._steps = step
+            given = grad_sq_norm is not None
+            step = self._steps[given] + 1
+            if step in self.CHECKED and not _is_capturing():
+                constraints = (constraint, *(group.get("constraint") for group in groups)) if given else None
+                check_replicas(self._owner, groups, self.group, step == 1, constraints)
+            self._steps[given] = step
         return mean(value, self.group)
 
     def compare_again(self) -> None:
         """Compare the parameters before the next step."""
-        self._steps = 0
+        self._steps = [0, 0]
 
     def _refuse_join(self, groups: Groups) -> None:
         """Raise RuntimeError inside ddp.join(): a process without data would not answer when the loss is averaged."""
@@ -131,22 +134,52 @@ class Processes:
             )
 
 
-def check_replicas(owner: str, groups: Groups, process_group: dist.ProcessGroup | None, first: bool) -> None:
-    """Raise RuntimeError unless all processes hold the same parameter groups, with nearly the same numbers in them."""
+def check_replicas(
+    owner: str, groups: Groups, process_group: dist.ProcessGroup | None, first: bool, constraints: Iterable[Any] | None
+) -> None:
+    """Raise RuntimeError unless all processes hold the same parameter groups, with nearly the same numbers in them.
+
+    Processes that are given the norm, and so give their `constraints`, may hold different parameters unless one of
+    the constraints needs them all.
+    """
     mine = [[_described(p) for p in group["params"]] for group in groups]
+    names = [type(each).__name__ for each in constraints or () if needs_whole(each)]
     everyone: list[Any] = [None] * dist.get_world_size(process_group)
-    dist.all_gather_object(everyone, mine, group=process_group)
-    if first and any(repr(other) != repr(mine) for other in everyone):
-        raise RuntimeError(
-            f"{owner}: the processes hold different parameters, so none of them knows the norm of the whole gradient: "
-            "build the same groups everywhere, write step(loss=loss, grad_sq_norm=n) with n = ‖g‖² over all of them, "
-            "or sync_loss=False for a model per process."
-        )
-    if not first and any(_have_drifted(other, everyone[0]) for other in everyone):
-        raise RuntimeError(
-            f"{owner}: the replicas have drifted apart, so the mean of their losses belongs to none of them: average "
-            "the gradients with DDP or FSDP, or write sync_loss=False if every process trains a model of its own."
-        )
+    dist.all_gather_object(everyone, (mine, names), group=process_group)
+    held, named = [params for params, _ in everyone], [name for _, names in everyone for name in names]
+    differ = any(repr(other) != repr(mine) if first else _have_drifted(other, held[0]) for other in held)
+    if differ and constraints is None:
+        raise RuntimeError(f"{owner}: {DIFFERENT if first else DRIFTED}")
+    if differ and named:
+        raise RuntimeError(f"{owner}: {named[0]} {PIECES}")
+
+
+DIFFERENT = (
+    "the processes hold different parameters, so none of them knows the norm of the whole gradient: build the same "
+    "groups everywhere, write step(loss=loss, grad_sq_norm=n) with n = ‖g‖² over all of them, or sync_loss=False for a "
+    "model per process."
+)
+DRIFTED = (
+    "the replicas have drifted apart, so the mean of their losses belongs to none of them: average the gradients with "
+    "DDP or FSDP, or write sync_loss=False if every process trains a model of its own."
+)
+PIECES = (
+    "holds for all parameters together, but each process holds a part of them and would project it by itself: take a "
+    "constraint on single coordinates such as polyak.Box, or shard the model with FSDP2."
+)
+
+
+def needs_whole(constraint: Any) -> bool:
+    """Return whether a constraint must not be applied to pieces of the parameters."""
+    return constraint is not None and not getattr(constraint, "coordinatewise", False)
+
+
+def is_shard_of_zero() -> bool:
+    """Return whether a ZeroRedundancyOptimizer of several processes is building an optimizer for its shard."""
+    for frame, _ in traceback.walk_stack(None):
+        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            return bool(getattr(frame.f_locals.get("self"), "world_size", 1) > 1)
+    return False
 
 
 def _described(p: Tensor) -> tuple[tuple[int, ...], list[Any]]:
@@ -158,8 +191,11 @@ def _described(p: Tensor) -> tuple[tuple[int, ...], list[Any]]:
 
 
 def _have_drifted(one: Any, other: Any) -> bool:
-    """Return whether the numbers of two processes differ by more than rounding explains."""
+    """Return whether the shapes of two processes differ, or the numbers by more than rounding explains."""
+    shapes = [[[shape for shape, _ in group] for group in side] for side in (one, other)]
     first, second = ([x for group in side for _, numbers in group for x in numbers] for side in (one, other))
+    if shapes[0] != shapes[1]:
+        return True
     return bool(sum(abs(a - b) for a, b in zip(first, second, strict=True)) > DRIFT * sum(map(abs, second)))
 
 

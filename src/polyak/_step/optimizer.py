@@ -152,7 +152,7 @@ class PolyakOptimizer(Optimizer):
         scalar = groups[0]["step_size"] if groups else torch.zeros(())
         value = as_scalar(given, scalar)
         if self._sync_loss and dist.is_available() and dist.is_initialized():
-            value = self._processes.mean(value, groups, grad_sq_norm)
+            value = self._processes.mean(value, groups, self._constraint, grad_sq_norm)
         if not parts:
             return value
         bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from .._backend.chunks import INTERPRETED
 from .._backend.cpu_build import REALS, kernels
+from .._backend.distributed import PIECES, is_shard_of_zero, needs_whole
 from ..constraints import Constraint
 
 if TYPE_CHECKING or torch.distributed.is_available():
@@ -194,10 +195,12 @@ def check_dense(grad: Tensor) -> None:
 
 
 def check_constraint(owner: str, constraint: Any) -> Any:
-    """Return the constraint; raise TypeError unless it is one."""
+    """Return the constraint; raise TypeError unless it is one, ValueError if it does not fit a shard."""
     if isinstance(constraint, type) or not (constraint is None or callable(getattr(constraint, "project_", None))):
         given = f"the class {constraint.__name__}" if isinstance(constraint, type) else f"a {type(constraint).__name__}"
         raise TypeError(f"{owner}: constraint is {given}, but must be an object such as polyak.L2Ball(100.0), or None.")
+    if needs_whole(constraint) and is_shard_of_zero():
+        raise ValueError(f"{owner}: {type(constraint).__name__} {PIECES}")
     return constraint
 
 

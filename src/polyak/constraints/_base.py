@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from numbers import Real
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,7 +15,14 @@ from .._backend.vector import real
 
 
 class Constraint(ABC):
-    """A closed convex set Ω of parameter vectors."""
+    """A closed convex set Ω of parameter vectors.
+
+    Attributes:
+        coordinatewise: whether a projection treats every coordinate by itself, so that pieces of the parameters may be
+            projected in different processes. Default False.
+    """
+
+    coordinatewise: ClassVar[bool] = False
 
     @abstractmethod
     def project_(self, params: Sequence[Tensor]) -> None:

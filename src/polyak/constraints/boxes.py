@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -34,6 +34,7 @@ class Box(Constraint):
         tensor([-1.0000,  0.2000])
     """
 
+    coordinatewise: ClassVar[bool] = True
     low: float
     high: float
 
@@ -66,6 +67,7 @@ class LInfBall(Constraint):
         tensor([-0.5000,  0.2000])
     """
 
+    coordinatewise: ClassVar[bool] = True
     radius: float
 
     def __post_init__(self) -> None:
@@ -91,6 +93,8 @@ class NonNegative(Constraint):
         >>> x
         tensor([0.0000, 0.5000])
     """
+
+    coordinatewise: ClassVar[bool] = True
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x₊."""
