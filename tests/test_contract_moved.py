@@ -71,7 +71,16 @@ def test_scalars_and_buffers_follow_the_types(method, form, backend, dtypes, par
     check(optimizer, 1)
 
 
-@pytest.mark.filterwarnings("ignore:.*moves nothing")  # a module may replace its parameters as it moves to `meta`
+@pytest.fixture
+def in_place():
+    """Let modules move to another kind of device without replacing their parameters."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@pytest.mark.usefixtures("in_place")
 @each_form
 @pytest.mark.parametrize("foreach", [None, False, True])
 @pytest.mark.parametrize("steps", [0, 2])
@@ -86,6 +95,23 @@ def test_scalars_and_buffers_follow_to_a_device_and_the_host_reads_nothing_there
     model[part].to("meta")
     for _ in range(2):
         step(model[part], optimizer)
+    assert {p.device.type for p in optimizer.param_groups[0]["params"]} == {"meta"}
+    check(optimizer, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*moves nothing")
+@each_form
+def test_a_module_that_replaces_its_parameters_leaves_the_optimizer_where_it_was(method, form):
+    """As with every torch optimizer: it holds the old parameters until it is built again."""
+    model, optimizer = build(method, form)
+    step(model, optimizer)
+    old = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in old:
+        p.grad = None
+    before = [p.detach().clone() for p in old]
+    model.to("meta")
+    step(model, optimizer)
+    torch.testing.assert_close([p.detach() for p in old], before, rtol=0, atol=0)
     check(optimizer, 0)
 
 

@@ -268,7 +268,7 @@ def test_a_damaged_library_is_replaced(damage, tmp_path, monkeypatch):
     measure()
     [library] = libraries(tmp_path / "cache")
     sound = library.read_bytes()
-    (tmp_path / "cache").rename(tmp_path / "moved")  # the loader takes what it has loaded from a path before
+    shutil.copytree(tmp_path / "cache", tmp_path / "moved")  # a library that is loaded must not change in place
     [damaged] = libraries(tmp_path / "moved")
     damaged.write_bytes(damage(sound))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "moved"))
