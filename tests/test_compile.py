@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -99,6 +99,38 @@ def test_inductor_makes_the_same_step(method):
         train(compiled, torch.compile, lambda: None)
     for name, value in snapshot(eager).items():
         torch.testing.assert_close(snapshot(compiled)[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("accumulate", "scale"), [(1, None), (3, 512.0)])
+def test_a_watched_loss_passes_through_compiled_autograd(accumulate, scale):
+    """Right under accumulation and loss scaling, as without it."""
+
+    def losses(engine: Callable[[], AbstractContextManager[object]]) -> list[float]:
+        torch.manual_seed(0)
+        model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
+        optimizer = polyak.ALIG(model.parameters(), momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
+        seen = []
+        for step in range(4):
+            optimizer.zero_grad()
+            for i in range(accumulate):
+                loss = optimizer.watch((i + 1.0) * (model(x) - y).square().mean(), scaler)
+                with engine():
+                    (scaler.scale(loss / accumulate) if scaler else loss / accumulate).backward()
+            if step == 2:  # as after a batch that the loop leaves out
+                continue
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            seen.append(float(optimizer.last_step().loss))
+        return seen
+
+    expected = losses(nullcontext)
+    with compiling():
+        found = losses(lambda: torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")))
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.gpu

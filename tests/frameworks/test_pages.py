@@ -9,7 +9,7 @@ from test_docs import ROOT, run
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.mark.parametrize(("page", "snippets"), [("docs/loops.md", 8), ("README.md", 3)])
+@pytest.mark.parametrize(("page", "snippets"), [("docs/loops.md", 12), ("README.md", 3)])
 def test_every_snippet_of_every_loop_runs(page, snippets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
