@@ -175,10 +175,9 @@ def test_pcgrad_steps_with_the_mean_of_the_losses():
 
     def step(x: Tensor, y: Tensor) -> None:
         params, objectives = [*twin.parameters()], losses(twin, x, y)
-        flat = [
-            torch.cat([g.flatten() for g in torch.autograd.grad(each, params, retain_graph=True, materialize_grads=True)])
-            for each in objectives
-        ]
+        options = {"retain_graph": True, "materialize_grads": True}
+        grads = [torch.autograd.grad(each, params, **options) for each in objectives]
+        flat = [torch.cat([g.flatten() for g in each]) for each in grads]
         product = torch.dot(*flat).clamp(max=0.0)
         changed = [a - product / b.square().sum() * b for a, b in (flat, flat[::-1])]
         for p, g in zip(params, (sum(changed) / 2).split([p.numel() for p in params]), strict=True):
