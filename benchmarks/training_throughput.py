@@ -30,7 +30,7 @@ from polyak_lab.data import Split
 from polyak_lab.progress import Progress
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import build
-from polyak_lab.training.loop import step_maker, steps
+from polyak_lab.training.loop import choose_step, train_epoch
 
 BATCH = 128
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
@@ -76,9 +76,9 @@ def runner(data: Tensors, model: str, device: str, options: dict[str, Any]) -> C
     training = config.Training(epochs=1, batch_size=BATCH, device=device, channels_last=True, **options)
     optimizer = config.Optimizer("alig", options={"lr": 0.1, "momentum": 0.9})
     run = resolve(config.Run(config.Data("cifar10", augment=True), config.Model(model), optimizer, training))
-    this, quiet = build.start(run, data), Progress(Console(quiet=True), epochs=False)
-    make_step = step_maker(run)
-    return lambda: float(steps(this, make_step, 0, quiet).loss())
+    session, quiet = build.build_session(run, data), Progress(Console(quiet=True), epochs=False)
+    step = choose_step(run)
+    return lambda: float(train_epoch(session, step, 0, quiet).loss())
 
 
 def seconds(epoch: Callable[[], object]) -> float:

@@ -33,7 +33,8 @@ class OutputLostError(LabError):
     """Standard output takes nothing more: the reader of a pipe is gone, or the disk is full."""
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(f"Cannot write to standard output: {error.strerror or error}. The same command goes on.")
+        reason = error.strerror or error
+        super().__init__(f"Cannot write to standard output: {reason}. Run the same command again to resume.")
         self.is_pipe = error.errno == errno.EPIPE
 
 

@@ -16,7 +16,7 @@ class Objective:
     perplexity: bool = False
     """Whether exp(loss) is a score."""
 
-    def right_answers(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def count_correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Count right answers on the device, if this objective has any."""
         return None if self.correct is None else self.correct(outputs, targets)
 

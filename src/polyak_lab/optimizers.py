@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 _NOT_OPTIONS = {"params", "constraint", "sync_loss", "process_group"}  # the model, `l2_ball` and the launcher give them
 
 
-class Observed(NamedTuple):
+class StepInfo(NamedTuple):
     """What one step did: numbers for torch's optimizers, tensors on the device for those that read the loss."""
 
     step_size: float | Tensor
@@ -126,15 +126,15 @@ def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) ->
         group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
 
 
-def advance(optimizer: torch.optim.Optimizer, loss: Tensor, grad_sq_norm: Tensor | None = None) -> Observed:
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_sq_norm: Tensor | None = None) -> StepInfo:
     """Take one step and report it; `grad_sq_norm` is ‖g‖² from before the gradient was clipped."""
     if isinstance(optimizer, polyak.PolyakOptimizer):
         optimizer.step(loss=loss, grad_sq_norm=grad_sq_norm)
         last = optimizer.last_step()
-        return Observed(last.step_size, last.capped, last.skipped)
+        return StepInfo(last.step_size, last.capped, last.skipped)
     step_size = optimizer.param_groups[0]["lr"]
     optimizer.step()
-    return Observed(step_size)
+    return StepInfo(step_size)
 
 
 def build_schedule(

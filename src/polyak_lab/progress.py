@@ -43,7 +43,7 @@ class Progress:
         """Say how long the run is, and how many epochs it has done before."""
         self.total = epochs
         if done:
-            self.say(f"{self.name}: goes on after epoch {done} of {epochs}")
+            self.say(f"{self.name}: resuming after epoch {done} of {epochs}")
 
     def step(self, epoch: int, meter: Readable, count: int = 1) -> None:
         """Take note of a step, or of so many."""

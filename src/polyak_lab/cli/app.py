@@ -12,7 +12,7 @@ from polyak_lab.cli import signals
 from polyak_lab.cli.verbs import RunRecipe, Train, Verb
 from polyak_lab.console import OutputLostError, guarded, make_console, printable, say
 from polyak_lab.errors import LabError, missing_package
-from polyak_lab.processes import torchrun as launched
+from polyak_lab.processes import torchrun
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     signals.install()
     # Threads that wait should sleep: spinning, the default, made a small model 6 times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    launched.leave(_run(argv))
+    torchrun.exit_process(_run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -34,7 +34,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _call(argv: Sequence[str] | None) -> int:
-    speaks = launched.rank() == 0
+    speaks = torchrun.rank() == 0
     errors = make_console(stderr=True, quiet=not speaks)
     try:
         verb: Any = tyro.cli(
@@ -48,7 +48,7 @@ def _call(argv: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         return _say_last(errors, f"polyak: {missing_package(error)}", 1)
     except LabError as error:
-        errors.quiet &= not isinstance(error, launched.AloneError)
+        errors.quiet &= not isinstance(error, torchrun.SingleRankError)
         return _say_last(errors, f"polyak: {error}", 1)
     except KeyboardInterrupt as stop:
         return _say_last(errors, signals.STOPPED, 143 if isinstance(stop, signals.Terminated) else 130)
@@ -66,7 +66,7 @@ def _say_last(errors: Console, text: str, status: int) -> int:
 
 def _check_alone(verb: Any) -> None:
     """Refuse to do the same thing in every process."""
-    if launched.size() > 1 and not isinstance(verb, (Train, RunRecipe)):
+    if torchrun.world_size() > 1 and not isinstance(verb, (Train, RunRecipe)):
         raise LabError("torchrun starts polyak train and polyak run: start everything else without it.")
 
 

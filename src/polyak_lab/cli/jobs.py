@@ -53,7 +53,7 @@ def check_jobs(count: int) -> None:
     """Refuse a number of jobs that cannot be."""
     if count < 1:
         raise LabError(f"--jobs is {count}, but must be 1 or more.")
-    if count > 1 and torchrun.size() > 1:
+    if count > 1 and torchrun.world_size() > 1:
         raise LabError("torchrun trains one run in many processes, --jobs many runs side by side: choose one of them.")
 
 

@@ -5,9 +5,9 @@ import signal
 from time import monotonic
 from types import FrameType
 
-from polyak_lab.processes import torchrun as launched
+from polyak_lab.processes import torchrun
 
-STOPPED = "polyak: stopped; the same command goes on."
+STOPPED = "polyak: stopped; run the same command again to resume."
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 PATIENCE = 2.0  # seconds; launchers and terminals often send two signals where one was meant
 
@@ -30,7 +30,7 @@ class _Stop:
             self.end(STATUS[signal.Signals(number)])
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if monotonic() - self.ends_since > PATIENCE:
-            if not self.has_said and launched.rank() == 0:
+            if not self.has_said and torchrun.rank() == 0:
                 os.write(2, f"{STOPPED}\n".encode())
             os._exit(self.status)
 

@@ -14,7 +14,7 @@ from polyak_lab.config.run import Run, as_json, content_hash
 from polyak_lab.config.strict import shown
 from polyak_lab.console import say, warn
 from polyak_lab.errors import LabError
-from polyak_lab.processes import group as processes
+from polyak_lab.processes import group
 from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.recipe import Recipe, Row
 from polyak_lab.recipes.resolve import resolve
@@ -26,20 +26,20 @@ from polyak_lab.training.fit import check_fit
 from polyak_lab.training.loop import train
 
 
-@processes.joined()
+@group.process_group()
 def train_one(wanted: Run, out: Path | None, console: Console) -> None:
     """Train one run in its own folder."""
-    run = processes.from_first(lambda: resolve(wanted))
+    run = group.on_rank_zero(lambda: resolve(wanted))
     name = f"{run.data.name}-{run.model.name}-{run.optimizer.name}"
     path = out or Path("runs") / f"{name}-{content_hash(as_json(run))[:8]}"
     folder = RunFolder(path, run, Label(name))
     with progress.showing(console, epochs=True) as shown:
         shown.run_named(name)
         train(run, folder, shown)
-    processes.from_first(lambda: say(console, f"{path}: {progress.sentence(stored.load(path).records[-1])}"))
+    group.on_rank_zero(lambda: say(console, f"{path}: {progress.sentence(stored.load(path).records[-1])}"))
 
 
-@processes.joined()
+@group.process_group()
 def run_recipe(
     path: Path,
     rows: Sequence[str],
@@ -54,16 +54,16 @@ def run_recipe(
 ) -> None:
     """Train the rows of a recipe that are not finished yet, so many at a time, then show the table."""
     check_jobs(count)
-    recipe = processes.from_first(lambda: recipes.load(path))
+    recipe = group.on_rank_zero(lambda: recipes.load(path))
     folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
-    jobs = processes.from_first(lambda: _all_jobs(path, recipe, rows, seeds, folder, device, smoke))
+    jobs = group.on_rank_zero(lambda: _all_jobs(path, recipe, rows, seeds, folder, device, smoke))
     if before := sum(job.finished for _, job in jobs):
         say(console, f"{before} of {len(jobs)} runs were finished before.")
     failures = _train_all(jobs, count, console)
     if failures < len(jobs):
-        processes.from_first(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
+        group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
     if failures:
-        raise LabError(f"{failures} of {len(jobs)} runs failed: the same command tries them again.")
+        raise LabError(f"{failures} of {len(jobs)} runs failed: run the same command again to retry them.")
 
 
 def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console) -> int:

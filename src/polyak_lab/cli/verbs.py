@@ -17,7 +17,7 @@ from polyak_lab.console import say
 
 @dataclass(frozen=True)
 class Train:
-    """Train one run. The same command goes on with a run that was stopped."""
+    """Train one run. Run the same command again to resume a run that was stopped."""
 
     data: config.Data
     model: config.Model
@@ -75,7 +75,7 @@ class RunRecipe:
 
 @dataclass(frozen=True)
 class SweepRecipe:
-    """Search the options of a recipe's row as its [sweep] declares; the same command goes on with it."""
+    """Search the options of a recipe's row as its [sweep] declares. Run the same command again to resume."""
 
     recipe: tyro.conf.Positional[Path]
     """A TOML file with a [sweep]."""

@@ -1,1 +1,1 @@
-"""Several processes that train one run together."""
+"""Training one run in several processes."""

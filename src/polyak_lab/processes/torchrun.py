@@ -1,4 +1,4 @@
-"""What torchrun tells a process about itself, read without torch."""
+"""The environment variables that torchrun sets, read without importing torch."""
 
 import os
 import signal
@@ -8,40 +8,44 @@ from typing import NoReturn
 
 from polyak_lab.errors import LabError
 
-PATIENCE = 2.0  # seconds; once a process has failed torchrun ends the others, and the first one is to say why
+EXIT_DELAY = 2.0  # seconds; torchrun stops all processes when one fails, and rank 0 must print first
 
 
-class AloneError(LabError):
-    """What one process ran into alone, and so has to say itself."""
+class SingleRankError(LabError):
+    """An error that only one process has, and which that process prints itself."""
 
 
-def size() -> int:
-    """Count the processes that train together; 1 without torchrun."""
-    return int(os.environ["WORLD_SIZE"]) if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
+def world_size() -> int:
+    """Return the number of processes; 1 without torchrun."""
+    is_launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
+    return int(os.environ["WORLD_SIZE"]) if is_launched else 1
 
 
 def rank() -> int:
-    """Name this process among all of them."""
-    return int(os.environ["RANK"]) if size() > 1 else 0
+    """Return the rank of this process."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def size_here() -> int:
-    """Count the processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+def local_world_size() -> int:
+    """Return the number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def local_rank() -> int:
-    """Name this process among those of its machine: the number of its GPU."""
-    return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+    """Return the rank of this process on its machine, which is the index of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
-def leave(code: int) -> NoReturn:
-    """End this process; among several at once, as gloo's threads outlive their group and can abort a slow end."""
-    if size() == 1:
-        sys.exit(code)
-    if code and rank():
+def exit_process(status: int) -> NoReturn:
+    """End this process.
+
+    With several processes the interpreter is not shut down: gloo's threads outlive the process group and can abort it.
+    """
+    if world_size() == 1:
+        sys.exit(status)
+    if status and rank():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(PATIENCE)
+        time.sleep(EXIT_DELAY)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(status)

@@ -11,7 +11,7 @@ from polyak_lab.config.run import Run, Training
 from polyak_lab.config.strict import check_known
 from polyak_lab.errors import LabError
 from polyak_lab.optimizers import OPTIMIZERS
-from polyak_lab.processes import group as processes
+from polyak_lab.processes import group
 
 
 def resolve(run: Run) -> Run:
@@ -44,7 +44,7 @@ def _resolve_training(training: Training) -> Training:
 def _resolve_device(name: str) -> str:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    processes.check_device(name)
+    group.check_device(name)
     try:
         device = torch.device(name)
         torch.ones(1, device=device).sum().item()
@@ -65,7 +65,7 @@ def _check_graph(run: Run) -> None:
     reads_loss = issubclass(OPTIMIZERS[method], polyak.PolyakOptimizer)
     refusals = {
         f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
-        "torchrun starts several processes": processes.size() > 1,
+        "torchrun starts several processes": group.world_size() > 1,
         "compile makes graphs of its own": run.training.compile,
         f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
         and not run.schedule.is_constant,

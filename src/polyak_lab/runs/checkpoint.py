@@ -10,7 +10,7 @@ import torch
 from polyak_lab.config.run import Training
 from polyak_lab.errors import LabError
 from polyak_lab.files import exists, write_atomic
-from polyak_lab.processes import group as processes
+from polyak_lab.processes import group
 from polyak_lab.runs.files import read_bytes
 
 FORMAT = 1
@@ -45,7 +45,7 @@ def load(path: Path, this: Stateful, config_hash: str, training: Training) -> tu
     Returns:
         The number of epochs it has done, and the SHA-256 of their lines; None where an older version stored it.
     """
-    stored = processes.from_first(lambda: _read(path))
+    stored = group.on_rank_zero(lambda: _read(path))
     if stored is None:
         return 0, None
     try:

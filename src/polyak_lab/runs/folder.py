@@ -24,7 +24,7 @@ from typing import Any
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
 from polyak_lab.files import append_line, exists, remove_unfinished, said_clearly, write_atomic
-from polyak_lab.processes import group as processes
+from polyak_lab.processes import group
 from polyak_lab.runs import checkpoint, environment
 from polyak_lab.runs import files as run_files
 from polyak_lab.runs.checkpoint import Stateful
@@ -76,7 +76,7 @@ class RunFolder:
     def opened(self) -> Iterator[tuple[bool, int | None]]:
         """Claim and prepare the folder; yield whether its run is finished, and the threads it takes."""
         with ExitStack() as claim:
-            yield processes.from_first(lambda: self._open(claim))
+            yield group.on_rank_zero(lambda: self._open(claim))
 
     def _open(self, claim: ExitStack) -> tuple[bool, int | None]:
         self.check()
@@ -107,22 +107,22 @@ class RunFolder:
 
     def resume(self, this: Stateful) -> None:
         """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
-        processes.from_first(self._note_start)
+        group.on_rank_zero(self._note_start)
         epochs, digest = checkpoint.load(self.path / "checkpoint.pt", this, self.hash, self.training)
-        self.records, self.timings = processes.from_first(lambda: self._lines(epochs))
+        self.records, self.timings = group.on_rank_zero(lambda: self._lines(epochs))
         self._digest = hashlib.sha256(as_lines(self.records).encode())
         if digest not in (None, self._digest.hexdigest()):
             raise LabError(
                 f"{self.path / 'metrics.jsonl'} was changed after its checkpoint was stored: "
                 "put the file back as it was, or delete the folder to start this run over."
             )
-        processes.from_first(self._drop_other_lines)
+        group.on_rank_zero(self._drop_other_lines)
 
     def commit(self, this: Stateful, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """Store an epoch: its lines first, the checkpoint that makes them count last."""
         self.records.append(plain(record))
         self.timings.append(plain(timing))
-        processes.from_first(lambda: self._store(this))
+        group.on_rank_zero(lambda: self._store(this))
 
     def _store(self, this: Stateful) -> None:
         line = as_lines(self.records[-1:])
@@ -135,10 +135,10 @@ class RunFolder:
         """Write the file that says the run is finished."""
         digest = hashlib.sha256(as_lines(self.records).encode()).hexdigest()
         summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1], "metrics": digest}
-        processes.from_first(lambda: write_atomic(self.path / "summary.json", self._document(summary)))
+        group.on_rank_zero(lambda: write_atomic(self.path / "summary.json", self._document(summary)))
 
     def _note_start(self) -> None:
-        start = environment.describe(self.training.device) | {"processes": processes.size()}
+        start = environment.describe(self.training.device) | {"processes": group.world_size()}
         write_atomic(self.path / "environment.json", self._document({"starts": [*self._starts(), start]}))
 
     def _document(self, content: dict[str, Any]) -> str:

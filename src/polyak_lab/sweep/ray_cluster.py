@@ -192,7 +192,7 @@ class _Shift:
     def _fail(self, trial: Trial, why: str) -> NoReturn:
         self.search.fail(trial)
         said = f"Trial {trial.number} ({trial.name}) failed{self._where(trial)}: {why}"
-        raise LabError(f"{said} The same command goes on without it.")
+        raise LabError(f"{said} Run the same command again to continue without it.")
 
     def _where(self, trial: Trial) -> str:
         """Name the node a trial was last heard from."""

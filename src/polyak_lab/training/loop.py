@@ -1,4 +1,4 @@
-"""One training run: epochs of steps, a score after each, a checkpoint after each."""
+"""The training loop of one run: steps, evaluation and a checkpoint in every epoch."""
 
 from collections.abc import Callable, Iterable
 from time import perf_counter
@@ -8,56 +8,57 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from polyak_lab.config.run import AUGMENTED_VALIDATION, Run
-from polyak_lab.processes import group as processes
+from polyak_lab.processes import group
 from polyak_lab.progress import Progress
 from polyak_lab.runs.folder import RunFolder
-from polyak_lab.training import build, memory, step
-from polyak_lab.training import cuda_graph as graph
-from polyak_lab.training.batches import Batch, stream_seed
-from polyak_lab.training.determinism import settled
+from polyak_lab.training.batches import Batch, derive_seed
+from polyak_lab.training.build import build_session
+from polyak_lab.training.cuda_graph import GraphedStep
+from polyak_lab.training.determinism import deterministic
+from polyak_lab.training.memory import explain_oom
 from polyak_lab.training.metrics import Meter, Scores
 from polyak_lab.training.session import Session
-from polyak_lab.training.step import Step
+from polyak_lab.training.step import StepResult, train_step
 
 Record = dict[str, Any]
-MakeStep = Callable[[Session, Batch, float], Step]
+StepFunction = Callable[[Session, Batch, float], StepResult]
 
 
 def train(run: Run, folder: RunFolder, progress: Progress) -> None:
-    """Train a resolved run to its end, from its checkpoint if it has one; a finished run is left as it is."""
+    """Train a resolved run to its end, from its checkpoint if there is one; do nothing if it is finished."""
     with folder.opened() as (finished, threads):
         if finished:
             return
-        with settled(run.training.device, threads), memory.hinted(run.training):
-            _train(build.start(run), folder, progress)
+        with deterministic(run.training.device, threads), explain_oom(run.training):
+            _train_epochs(build_session(run), folder, progress)
     progress.run_finished(folder.records[-1], folder.seconds)
 
 
-def _train(this: Session, folder: RunFolder, progress: Progress) -> None:
-    folder.resume(this)
-    done, epochs = len(folder.records), this.run.training.epochs
-    progress.run_started(epochs, this.steps_per_epoch, done)
-    make_step = step_maker(this.run)
+def _train_epochs(session: Session, folder: RunFolder, progress: Progress) -> None:
+    folder.resume(session)
+    done, epochs = len(folder.records), session.run.training.epochs
+    progress.run_started(epochs, session.steps_per_epoch, done)
+    step = choose_step(session.run)
     for epoch in range(done, epochs):
-        record, timing = _epoch(this, make_step, epoch, progress)
-        folder.commit(this, record, timing)
+        record, timing = _run_epoch(session, step, epoch, progress)
+        folder.commit(session, record, timing)
         progress.epoch_done(record, timing)
     folder.finish()
 
 
-def step_maker(run: Run) -> MakeStep:
-    """Choose how a run makes its steps: one by one, or by replaying a CUDA graph."""
-    return graph.Recorder() if run.training.cuda_graph else step.make
+def choose_step(run: Run) -> StepFunction:
+    """Return the function that takes the steps of a run: directly, or by replaying a CUDA graph."""
+    return GraphedStep() if run.training.cuda_graph else train_step
 
 
-def _epoch(this: Session, make_step: MakeStep, epoch: int, progress: Progress) -> tuple[Record, Record]:
+def _run_epoch(session: Session, step: StepFunction, epoch: int, progress: Progress) -> tuple[Record, Record]:
     start = perf_counter()
-    meter = steps(this, make_step, epoch, progress)
+    meter = train_epoch(session, step, epoch, progress)
     record = {"epoch": epoch + 1, "train_loss": meter.loss(), "train_accuracy": meter.accuracy()}
     trained = perf_counter()
-    record |= _evaluate(this, epoch) | meter.means()
-    record["lr"] = float(this.optimizer.param_groups[0]["lr"])
-    record["weight_norm"] = float(get_total_norm(list(this.model.parameters())))
+    record |= _evaluate(session, epoch) | meter.means()
+    record["lr"] = float(session.optimizer.param_groups[0]["lr"])
+    record["weight_norm"] = float(get_total_norm(list(session.model.parameters())))
     timing = {
         "epoch": epoch + 1,
         "seconds": trained - start,
@@ -67,49 +68,52 @@ def _epoch(this: Session, make_step: MakeStep, epoch: int, progress: Progress) -
     return record, timing
 
 
-def steps(this: Session, make_step: MakeStep, epoch: int, progress: Progress) -> Meter:
+def train_epoch(session: Session, step: StepFunction, epoch: int, progress: Progress) -> Meter:
     """Train for one epoch; nothing is read from the device until it ends."""
-    torch.manual_seed(_layers_seed(this.run.training.seed, epoch))
-    this.model.train()
+    torch.manual_seed(_dropout_seed(session.run.training.seed, epoch))
+    session.model.train()
     meter = Meter()
-    for batch, samples in zip(this.training_batches(epoch), this.batch_sizes, strict=True):
-        seen = make_step(this, batch, processes.weight(samples))
-        meter.add_step(seen.observed)
-        meter.add(seen.loss, seen.correct, len(batch[1]))
-        if this.schedule is not None:
-            this.schedule.step()
+    for batch, samples in zip(session.training_batches(epoch), session.batch_sizes, strict=True):
+        result = step(session, batch, group.loss_weight(samples))
+        meter.add_step(result.info)
+        meter.add(result.loss, result.correct, len(batch[1]))
+        if session.schedule is not None:
+            session.schedule.step()
         progress.step(epoch, meter)
-    processes.send_buffers(this.model)
+    group.broadcast_buffers(session.model)
     return meter
 
 
-def _layers_seed(seed: int, epoch: int) -> int:
-    """Seed the layers that draw, as dropout does: in every process for other samples."""
-    own = f" {processes.rank()}" if processes.rank() else ""
-    return stream_seed(f"layers{own}", seed, epoch)
+def _dropout_seed(seed: int, epoch: int) -> int:
+    """Return the seed of random layers such as dropout, which differs between ranks."""
+    own = f" {group.rank()}" if group.rank() else ""
+    return derive_seed(f"layers{own}", seed, epoch)
 
 
-def _evaluate(this: Session, epoch: int) -> Record:
-    record = _named("test", _scores(this, this.test_batches(epoch)), this)
-    if this.dataset.validation is not None:
-        record |= _named("validation", _scores(this, this.validation_batches()), this)
-    if this.run.training.eval_protocol == AUGMENTED_VALIDATION:
-        augmented = _scores(this, this.test_batches(epoch, augmented=True))
+def _evaluate(session: Session, epoch: int) -> Record:
+    record = _scores("test", session, session.test_batches(epoch))
+    if session.dataset.validation is not None:
+        record |= _scores("validation", session, session.validation_batches())
+    if session.run.training.eval_protocol == AUGMENTED_VALIDATION:
+        augmented = _evaluate_batches(session, session.test_batches(epoch, augmented=True))
         record |= {"test_loss_augmented": augmented.loss(), "test_accuracy_augmented": augmented.accuracy()}
     return record
 
 
-def _named(part: str, scores: Scores, this: Session) -> Record:
-    record = {f"{part}_loss": scores.loss(), f"{part}_accuracy": scores.accuracy()}
-    return record | ({f"{part}_perplexity": scores.perplexity()} if this.objective.perplexity else {})
+def _scores(split: str, session: Session, batches: Iterable[Batch]) -> Record:
+    scores = _evaluate_batches(session, batches)
+    record = {f"{split}_loss": scores.loss(), f"{split}_accuracy": scores.accuracy()}
+    if session.objective.perplexity:
+        record[f"{split}_perplexity"] = scores.perplexity()
+    return record
 
 
 @torch.no_grad()
-def _scores(this: Session, batches: Iterable[Batch]) -> Scores:
-    this.model.eval()
+def _evaluate_batches(session: Session, batches: Iterable[Batch]) -> Scores:
+    session.model.eval()
     scores = Scores()
     for inputs, targets in batches:
-        outputs = this.outputs(inputs)
-        loss = this.loss(outputs, targets)
-        scores.add(loss, this.objective.right_answers(outputs, targets), len(targets))
+        outputs = session.outputs(inputs)
+        correct = session.objective.count_correct(outputs, targets)
+        scores.add(session.loss(outputs, targets), correct, len(targets))
     return scores

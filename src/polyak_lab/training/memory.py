@@ -1,4 +1,4 @@
-"""What to do when a device has too little memory for a run."""
+"""Errors of a device whose memory is too small for a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,20 +7,20 @@ import torch
 
 from polyak_lab.config.run import Training
 from polyak_lab.errors import LabError
-from polyak_lab.processes import group as processes
-from polyak_lab.processes.torchrun import AloneError
+from polyak_lab.processes import group
+from polyak_lab.processes.torchrun import SingleRankError
 
 
 @contextmanager
-def hinted(training: Training) -> Iterator[None]:
-    """Turn torch's error into a sentence that says what to write instead."""
+def explain_oom(training: Training) -> Iterator[None]:
+    """Turn torch's OutOfMemoryError into a LabError with the options that reduce the memory of a run."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        kind = LabError if processes.size() == 1 else AloneError
-        raise kind(_hint(training)) from error
+        cls = LabError if group.world_size() == 1 else SingleRankError
+        raise cls(_message(training)) from error
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -29,11 +29,11 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return known or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
-def _hint(training: Training) -> str:
+def _message(training: Training) -> str:
     half = training.batch_size // 2
     smaller = f"batch_size = {half} in the recipe or --batch-size {half}" if half else "a smaller model"
     bfloat16 = "" if training.precision == "bfloat16" else ', or precision = "bfloat16" or --precision bfloat16'
     return (
         f"The device {training.device} ran out of memory with batch_size = {training.batch_size}: write {smaller}"
-        f"{bfloat16}; the checkpoint is kept, and where another program filled the memory the same command goes on."
+        f"{bfloat16}; or free the memory that other programs use, and run the same command again to resume."
     )

@@ -1,4 +1,4 @@
-"""The objects of one run: data, model, optimizer, schedule."""
+"""The objects of one run: data, model, optimizer and schedule."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from polyak_lab.training.batches import Batch
 
 @dataclass(frozen=True)
 class Session:
-    """What a run trains, and with what; a checkpoint is its state."""
+    """The objects that train a run; a checkpoint stores their state."""
 
     run: Run
     dataset: Dataset
@@ -27,55 +27,53 @@ class Session:
     schedule: LRScheduler | None
     objective: Objective
     batch_sizes: Sequence[int]
-    """Samples in every batch of an epoch, over all processes."""
+    """Samples in each batch of an epoch, over all ranks."""
     network: Callable[[Tensor], Tensor]
-    """The model as it is called: itself, or compiled."""
+    """The model, compiled if the run asks for it."""
     replica: Callable[[Tensor], Tensor]
-    """The network as it is called in training: among several processes, one whose backward averages gradients."""
+    """The network used in training; with several processes its backward averages gradients over the ranks."""
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Call the network, in bfloat16 where the run asks for it; losses are always taken in float32."""
-        kind = torch.device(self.run.training.device).type
+        """Call the network, in bfloat16 if the run asks for it; the outputs are float32."""
+        device_type = torch.device(self.run.training.device).type
         network = self.replica if self.model.training else self.network
-        with torch.autocast(kind, torch.bfloat16, enabled=self.run.training.precision == "bfloat16"):
+        use_bfloat16 = self.run.training.precision == "bfloat16"
+        with torch.autocast(device_type, torch.bfloat16, enabled=use_bfloat16):
             outputs = network(inputs)
         return outputs.float()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Average the loss over the samples; where there are none it is 0, and still depends on every weight."""
+        """Return the mean loss; without samples it is 0 and has a gradient for every weight."""
         return self.objective.loss(outputs, targets) if len(targets) else outputs.sum()
 
     @property
     def steps_per_epoch(self) -> int:
-        """Count the batches of an epoch."""
+        """The number of batches in an epoch."""
         return len(self.batch_sizes)
 
     def training_batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        training = self.run.training
-        return islice(
-            batches.training_batches(
-                self.dataset, training.batch_size, training.order_seed, epoch, self.run.data.augment
-            ),
-            self.steps_per_epoch,
-        )
+        """Yield the batches of an epoch."""
+        training, augment = self.run.training, self.run.data.augment
+        all_batches = batches.training_batches(self.dataset, training.batch_size, training.order_seed, epoch, augment)
+        return islice(all_batches, self.steps_per_epoch)
 
     def test_batches(self, epoch: int, augmented: bool = False) -> Iterator[Batch]:
-        """Yield the test split, as it is unless the SPS authors' protocol asks for crops and flips."""
+        """Yield the test split; `augmented` crops and flips it, as the SPS authors' protocol does."""
         training = self.run.training
         device = torch.device(training.device)
-        shifts = batches.generator(device, "validation", training.order_seed, epoch) if augmented else None
-        return islice(batches.evaluation_batches(self.dataset, self.dataset.test, shifts), training.max_batches)
+        crops = batches.generator(device, "validation", training.order_seed, epoch) if augmented else None
+        all_batches = batches.evaluation_batches(self.dataset, self.dataset.test, crops)
+        return islice(all_batches, training.max_batches)
 
     def validation_batches(self) -> Iterator[Batch]:
-        """Yield the training samples that were held out."""
+        """Yield the held-out training samples."""
         if self.dataset.validation is None:
             return iter(())
-        limit = self.run.training.max_batches
-        return islice(batches.evaluation_batches(self.dataset, self.dataset.validation), limit)
+        all_batches = batches.evaluation_batches(self.dataset, self.dataset.validation)
+        return islice(all_batches, self.run.training.max_batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Collect everything that the next epoch depends on."""
+        """Return the state that the next epoch depends on."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -83,7 +81,7 @@ class Session:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a stored state."""
+        """Load a state that `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:

@@ -1,32 +1,32 @@
-"""One training step: forward, backward, and the optimizer's move."""
+"""One training step: forward, backward and optimizer step."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from polyak_lab.optimizers import Observed, advance
+from polyak_lab.optimizers import StepInfo, take_step
 from polyak_lab.training.batches import Batch
 from polyak_lab.training.session import Session
 
 
-class Step(NamedTuple):
-    """What a step saw and did, still on the device."""
+class StepResult(NamedTuple):
+    """The outcome of a training step, still on the device."""
 
     loss: Tensor
     correct: Tensor | None
-    observed: Observed
+    info: StepInfo
 
 
-def make(this: Session, batch: Batch, weight: float) -> Step:
-    """Make one step on this process's share of a batch, whose weight is 1 where the shares are equal."""
+def train_step(session: Session, batch: Batch, weight: float) -> StepResult:
+    """Train on this rank's part of a batch; `weight` is the factor of its loss, 1 if all parts are equal."""
     inputs, targets = batch
-    outputs = this.outputs(inputs)
-    loss = this.loss(outputs, targets)
+    outputs = session.outputs(inputs)
+    loss = session.loss(outputs, targets)
     weighted = loss if weight == 1 else weight * loss
-    this.optimizer.zero_grad()
+    session.optimizer.zero_grad()
     weighted.backward()
-    limit = this.run.training.clip_norm
-    grad_sq_norm = None if limit is None else clip_grad_norm_(this.model.parameters(), limit).square()
-    observed = advance(this.optimizer, weighted, grad_sq_norm)
-    return Step(loss.detach(), this.objective.right_answers(outputs, targets), observed)
+    max_norm = session.run.training.clip_norm
+    norm = None if max_norm is None else clip_grad_norm_(session.model.parameters(), max_norm)
+    info = take_step(session.optimizer, weighted, None if norm is None else norm.square())
+    return StepResult(loss.detach(), session.objective.count_correct(outputs, targets), info)

@@ -36,16 +36,16 @@ def unreadable():
 
 FAULTS = {1: out_of_memory, 2: killed, 3: crashed, 4: ended, 5: broken, 6: unreadable}
 
-steps = loop.steps
+train_epoch = loop.train_epoch
 
 
-def faulty_steps(session, make_step, epoch, progress):
+def faulty_epoch(session, step, epoch, progress):
     if epoch == 1:
         FAULTS.get(session.run.training.seed, int)()
-    return steps(session, make_step, epoch, progress)
+    return train_epoch(session, step, epoch, progress)
 
 
-loop.steps = faulty_steps  # in the workers as well: each of them imports this file
+loop.train_epoch = faulty_epoch  # in the workers as well: each of them imports this file
 
 if __name__ == "__main__":
     main()

@@ -92,7 +92,7 @@ def test_a_run_that_breaks_does_not_stop_the_others(recipe, tmp_path, capsys):
     done = subprocess.run(broken, capture_output=True, text=True)
     said = dict(line.split(": ", 2)[1:] for line in done.stderr.splitlines()[:-1])
     assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1] == "polyak: 6 of 8 runs failed: the same command tries them again."
+    assert done.stderr.splitlines()[-1] == "polyak: 6 of 8 runs failed: run the same command again to retry them."
     for name, part in {
         "[2/8] ALI-G, seed 1": "The device cpu ran out of memory with batch_size = 256",
         "[3/8] ALI-G, seed 2": "its process was killed, as when a machine has no memory left; the checkpoint is kept.",
@@ -106,8 +106,8 @@ def test_a_run_that_breaks_does_not_stop_the_others(recipe, tmp_path, capsys):
     assert "[1/8] ALI-G, seed 0: train loss" in done.stdout
     assert "[8/8] ALI-G, seed 7: train loss" in done.stdout
     assert "Small" in done.stdout  # the table of the others
-    assert call("run", recipe, "--out", tmp_path / "runs", *seeds) == 0  # nothing was lost: they go on
-    assert capsys.readouterr().out.count("goes on after epoch 1 of 2") == 6
+    assert call("run", recipe, "--out", tmp_path / "runs", *seeds) == 0  # nothing was lost: they resume
+    assert capsys.readouterr().out.count("resuming after epoch 1 of 2") == 6
     assert results(tmp_path / "runs") == in_sequence(recipe, tmp_path / "expected", *seeds)
 
 
@@ -132,7 +132,7 @@ def test_bad_places_are_said_for_each_run(tmp_path, capsys, monkeypatch):
     assert len(failed) == 2
     assert any(re.match(r"polyak: \[2/3\] SGD, seed 0: Another process is at work in .*\.$", line) for line in failed)
     assert any(re.match(r"polyak: \[3/3\] lost, seed 0: .*text\.txt.*\.$", line) for line in failed)
-    assert last == "polyak: 2 of 3 runs failed: the same command tries them again."
+    assert last == "polyak: 2 of 3 runs failed: run the same command again to retry them."
     assert "[1/3] ALI-G, seed 0: train loss" in said
     assert len(finished(tmp_path)) == 1
 
@@ -145,7 +145,7 @@ SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("terminate", "kill
 
 
 @pytest.mark.parametrize("how", ["interrupt", *SLOW])
-def test_a_stop_ends_all_runs_and_the_same_command_goes_on(how, tmp_path, capsys):
+def test_a_stop_ends_all_runs_and_the_same_command_resumes(how, tmp_path, capsys):
     recipe = written(tmp_path, epochs=100)
     row = ("--row", "SGD")
     arguments = command(["-m", "polyak_lab"], recipe, tmp_path / "runs", *row, "--jobs", 2)
@@ -159,12 +159,12 @@ def test_a_stop_ends_all_runs_and_the_same_command_goes_on(how, tmp_path, capsys
             os.killpg(child.pid, {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[how])
         _, errors = child.communicate(timeout=120)
     assert child.returncode == {"interrupt": 130, "terminate": 143, "kill": -9}[how]
-    assert errors == ("" if how == "kill" else "polyak: stopped; the same command goes on.\n")
+    assert errors == ("" if how == "kill" else "polyak: stopped; run the same command again to resume.\n")
     assert len(workers) >= 2
     wait_for(lambda: not any(map(is_alive, workers)))
     assert len(finished(tmp_path)) < 2
     resumed = in_sequence(recipe, tmp_path / "runs", *row)
-    assert "goes on after epoch " in capsys.readouterr().out
+    assert "resuming after epoch " in capsys.readouterr().out
     assert resumed == in_sequence(recipe, tmp_path / "expected", *row)
 
 
@@ -229,5 +229,5 @@ def test_a_process_that_cannot_start_is_said_for_each_run(recipe, tmp_path, caps
     assert capsys.readouterr().err.splitlines() == [
         "polyak: [1/2] ALI-G, seed 0: cannot start a process: Resource temporarily unavailable.",
         "polyak: [2/2] SGD, seed 0: cannot start a process: Resource temporarily unavailable.",
-        "polyak: 2 of 2 runs failed: the same command tries them again.",
+        "polyak: 2 of 2 runs failed: run the same command again to retry them.",
     ]

@@ -40,7 +40,10 @@ def runs(tmp_path):
 def test_a_full_standard_output(command, runs, tmp_path):
     code, _, errors = polyak(command, tmp_path, after="> /dev/full")
     assert code == 1
-    assert errors == "polyak: Cannot write to standard output: No space left on device. The same command goes on.\n"
+    assert (
+        errors
+        == "polyak: Cannot write to standard output: No space left on device. Run the same command again to resume.\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["table runs", "--help"])

@@ -6,9 +6,9 @@ import sys
 import torch
 
 from polyak_lab.cli.app import main
-from polyak_lab.processes import torchrun as launched
+from polyak_lab.processes import torchrun
 from polyak_lab.runs import checkpoint
-from polyak_lab.training import loop as train
+from polyak_lab.training import loop
 
 EPOCHS = 2
 
@@ -16,23 +16,23 @@ EPOCHS = 2
 def stop() -> None:
     save = checkpoint.save
 
-    def save_two(path, this, epochs, *hashes):
+    def save_two(path, session, epochs, *hashes):
         if epochs > EPOCHS:
             raise KeyboardInterrupt
-        save(path, this, epochs, *hashes)
+        save(path, session, epochs, *hashes)
 
     checkpoint.save = save_two
 
 
 def memory() -> None:
-    steps = train.steps
+    train_epoch = loop.train_epoch
 
-    def steps_that_fit(this, make_step, epoch, progress):
-        if epoch == EPOCHS and launched.rank() == 1:
+    def run_out_of_memory(session, step, epoch, progress):
+        if epoch == EPOCHS and torchrun.rank() == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return steps(this, make_step, epoch, progress)
+        return train_epoch(session, step, epoch, progress)
 
-    train.steps = steps_that_fit
+    loop.train_epoch = run_out_of_memory
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lab.processes.torchrun import HERE, POLYAK, end, kill, start, torchrun
+from lab.processes.torchrun import HERE, POLYAK, end, kill, run, start
 from lab.runs import call
 from polyak_lab import data, models
 from polyak_lab.data.augment import normalise
-from polyak_lab.processes import group as processes
-from polyak_lab.processes import torchrun as launched
+from polyak_lab.processes import group, torchrun
 from polyak_lab.runs import files as run_files
 from polyak_lab.runs import stored
 
@@ -71,7 +70,7 @@ def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "small.toml").write_text(RECIPE)
     assert call("run", folder / "small.toml", "--out", folder / "one") == 0
-    code, printed, said = torchrun(*POLYAK, "run", folder / "small.toml", "--out", folder / "two")
+    code, printed, said = run(*POLYAK, "run", folder / "small.toml", "--out", folder / "two")
     assert (code, said) == (0, "")
     return folder, printed
 
@@ -98,12 +97,12 @@ def test_the_first_process_alone_speaks(recipe):
 def test_one_process_goes_on_with_the_checkpoint_of_two(tmp_path, capsys):
     flags = (*ALIG, "--epochs", "5")
     assert call(*flags, "--out", tmp_path / "whole") == 0
-    code, _, said = torchrun(HERE / "interrupted.py", "stop", *flags, "--out", tmp_path / "run")
-    assert (code, said) == (1, "polyak: stopped; the same command goes on.\n")
+    code, _, said = run(HERE / "interrupted.py", "stop", *flags, "--out", tmp_path / "run")
+    assert (code, said) == (1, "polyak: stopped; run the same command again to resume.\n")
     assert len(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]["model"]) == 6
     before = metrics(tmp_path / "run")[:2]
     assert call(*flags, "--out", tmp_path / "run") == 0
-    assert "goes on after epoch 2 of 5" in capsys.readouterr().out
+    assert "resuming after epoch 2 of 5" in capsys.readouterr().out
     assert metrics(tmp_path / "run")[:2] == before
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     starts = run_files.read_object(tmp_path / "run" / "environment.json")["starts"]
@@ -113,8 +112,8 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(tmp_path, capsys):
 @pytest.mark.distributed
 def test_three_processes_go_on_with_the_checkpoint_of_two(tmp_path):
     flags = (*ALIG, "--epochs", "5", "--out")
-    torchrun(HERE / "interrupted.py", "stop", *flags, tmp_path / "run")
-    assert torchrun("-m", "polyak_lab", *flags, tmp_path / "run", processes=3)[0] == 0
+    run(HERE / "interrupted.py", "stop", *flags, tmp_path / "run")
+    assert run("-m", "polyak_lab", *flags, tmp_path / "run", processes=3)[0] == 0
     assert call(*flags, tmp_path / "whole") == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -122,7 +121,7 @@ def test_three_processes_go_on_with_the_checkpoint_of_two(tmp_path):
 @pytest.mark.distributed
 def test_every_process_scores_with_the_running_statistics_that_are_stored(tmp_path):
     flags = (*TRAIN, "--model", "resnet8", "--epochs", "1", "--out", tmp_path / "run")
-    assert torchrun("-m", "polyak_lab", *flags)[0] == 0
+    assert run("-m", "polyak_lab", *flags)[0] == 0
     digits = data.load("digits")
     model = models.build("resnet8", digits.shape, digits.outputs).eval()
     model.load_state_dict(weights(tmp_path / "run"))
@@ -149,7 +148,7 @@ def test_bad_input_is_one_sentence_said_once(case, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYAK_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     flags, sentence = WRONG[case]
-    code, printed, said = torchrun("-m", "polyak_lab", *flags)
+    code, printed, said = run("-m", "polyak_lab", *flags)
     assert (code, printed) == (1, "")
     assert sentence in said
     assert said.count("\n") == 1
@@ -157,11 +156,11 @@ def test_bad_input_is_one_sentence_said_once(case, tmp_path, monkeypatch):
 
 @pytest.mark.distributed
 def test_a_process_that_runs_out_of_memory_says_so_and_stops_the_others(tmp_path):
-    code, _, said = torchrun(HERE / "interrupted.py", "memory", *ALIG, "--out", tmp_path / "run")
+    code, _, said = run(HERE / "interrupted.py", "memory", *ALIG, "--out", tmp_path / "run")
     assert code == 1
     assert said.count("batch_size = 74") == 1
     assert said.count("\n") == 2
-    assert said.count("the same command goes on") == 2  # torchrun may be faster to stop the first than it is to notice
+    assert said.count("run the same command again to resume") == 2  # torchrun may stop the first before it notices
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epochs"] == 2
 
 
@@ -176,7 +175,7 @@ def test_a_signal_stops_all_processes_and_is_said_once(sent, tmp_path):
     finally:
         kill(child)
     assert code != 0
-    assert said == "polyak: stopped; the same command goes on.\n"
+    assert said == "polyak: stopped; run the same command again to resume.\n"
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epochs"] >= 1
 
 
@@ -185,11 +184,11 @@ def test_a_signal_stops_all_processes_and_is_said_once(sent, tmp_path):
 def test_shares_are_the_whole_batch_and_their_weighted_means_its_mean(samples, size, monkeypatch):
     values = torch.arange(samples, dtype=torch.float64) ** 2
     parts, means = [], []
-    monkeypatch.setattr(processes, "size", lambda: size)
+    monkeypatch.setattr(group, "world_size", lambda: size)
     for rank in range(size):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        parts.append(values[processes.share(samples)])
-        means.append(processes.weight(samples) * float(parts[-1].mean() if len(parts[-1]) else 0))
+        monkeypatch.setattr(group, "rank", lambda rank=rank: rank)
+        parts.append(values[group.local_slice(samples)])
+        means.append(group.loss_weight(samples) * float(parts[-1].mean() if len(parts[-1]) else 0))
     assert torch.equal(torch.cat(parts), values)
     assert sum(means) / size == pytest.approx(float(values.mean()))
     assert len(parts[0])  # its running statistics are those that are kept
@@ -197,4 +196,4 @@ def test_shares_are_the_whole_batch_and_their_weighted_means_its_mean(samples, s
 
 def test_a_cluster_that_names_ranks_without_torchrun_changes_nothing(monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert (launched.rank(), launched.size()) == (0, 1)
+    assert (torchrun.rank(), torchrun.world_size()) == (0, 1)

@@ -43,5 +43,5 @@ def kill(child: subprocess.Popen) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def torchrun(*command: object, processes: int = 2) -> tuple[int, str, str]:
+def run(*command: object, processes: int = 2) -> tuple[int, str, str]:
     return end(start(*command, processes=processes))

@@ -252,9 +252,9 @@ def tiny(run):
 @pytest.mark.parametrize(("recipe", "row"), ROWS, ids=[f"{recipe}-{row.slug}" for recipe, row in ROWS])
 def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYAK_DATA", str(small_data))
-    monkeypatch.setitem(batches.EVALUATION_BATCH, "cpu", 2)
+    monkeypatch.setitem(batches.EVALUATION_BATCH_SIZE, "cpu", 2)
     for number, run in enumerate(tiny(run) for run in (row.run, row.small) if run is not None):
-        build.dataset.cache_clear()
+        build.load_dataset.cache_clear()
         (record,) = execute(tmp_path / str(number), run).records
         assert record["step_size"] > 0
         assert record["train_loss"] > 0

@@ -101,10 +101,10 @@ def test_stopped_between_metrics_and_checkpoint(tmp_path, monkeypatch):
     expected = execute(tmp_path / "whole", run())
     save = checkpoint.save
 
-    def stop_in_second_epoch(path, this, epochs, *hashes):
+    def stop_in_second_epoch(path, session, epochs, *hashes):
         if epochs == 2:
             raise KeyboardInterrupt
-        save(path, this, epochs, *hashes)
+        save(path, session, epochs, *hashes)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", stop_in_second_epoch)
@@ -145,7 +145,7 @@ def test_stopped_by_a_signal(sent, code, tmp_path):
         assert child.stdout.readline().startswith("epoch 1/200: ")
         child.send_signal(sent)
         _, errors = child.communicate(timeout=60)
-    assert (child.returncode, errors) == (code, "polyak: stopped; the same command goes on.\n")
+    assert (child.returncode, errors) == (code, "polyak: stopped; run the same command again to resume.\n")
     assert 1 <= len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) < 200
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epochs"] >= 1
 

@@ -162,7 +162,7 @@ def test_a_driver_that_was_stopped_or_killed_goes_on(nodes, search, tmp_path):
         driver.process.send_signal(sent)
         driver.process.send_signal(signal.SIGTERM)
         assert driver.finish() == status
-        assert driver.errors == "polyak: stopped; the same command goes on.\n"
+        assert driver.errors == "polyak: stopped; run the same command again to resume.\n"
         driver = Driver(recipe, out, nodes)
         driver.read_until("4 of 5 trials left")
     driver.read_until("trial .*, on one")

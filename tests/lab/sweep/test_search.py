@@ -101,7 +101,7 @@ def test_a_stopped_search_tries_the_trial_again_from_its_checkpoint(moment, reci
         with monkeypatch.context() as patch:
             stopped_at(moment, patch, number)
             assert call("sweep", recipe, "--out", out) == status
-        assert capsys.readouterr().err == "polyak: stopped; the same command goes on.\n"
+        assert capsys.readouterr().err == "polyak: stopped; run the same command again to resume.\n"
     assert call("sweep", recipe, "--out", out) == 0
     assert result(out)["trials"] == 3
     runs = stored.find([out / "trials"])
@@ -146,7 +146,7 @@ def test_a_second_signal_ends_a_process_that_does_not_end(tmp_path):
                 continue
     os.close(write)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
-    assert os.read(read, 1000) == b"polyak: stopped; the same command goes on.\n"
+    assert os.read(read, 1000) == b"polyak: stopped; run the same command again to resume.\n"
     os.close(read)
 
 

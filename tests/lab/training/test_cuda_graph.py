@@ -12,7 +12,7 @@ from polyak_lab.errors import LabError
 from polyak_lab.progress import Progress
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import build
-from polyak_lab.training.loop import step_maker, steps
+from polyak_lab.training.loop import choose_step, train_epoch
 
 SGD = config.Optimizer("sgd", options={"lr": 0.1, "momentum": 0.9})
 KINDS = {
@@ -31,9 +31,9 @@ def measured(kind, cuda_graph, model="mlp", epochs=3):
     optimizer, schedule = KINDS[kind]
     wanted = resolve(run(optimizer, schedule, model=model, epochs=epochs, batch_size=200))
     training = replace(wanted.training, cuda_graph=cuda_graph)
-    this = build.start(replace(wanted, training=training))
-    make_step = step_maker(this.run)
-    return [_numbers(steps(this, make_step, epoch, QUIET)) for epoch in range(epochs)], this.state_dict()
+    session = build.build_session(replace(wanted, training=training))
+    step = choose_step(session.run)
+    return [_numbers(train_epoch(session, step, epoch, QUIET)) for epoch in range(epochs)], session.state_dict()
 
 
 def _numbers(meter):
@@ -67,10 +67,10 @@ def test_steps_on_tensors_that_stay_are_the_steps_of_a_run(kind, model):
 
 def test_a_schedule_writes_into_the_lr_that_a_replayed_step_reads():
     wanted = resolve(run(ALIG, "cosine", epochs=1))
-    this = build.start(replace(wanted, training=replace(wanted.training, cuda_graph=True)))
-    lr = this.optimizer.param_groups[0]["lr"]
-    steps(this, step_maker(this.run), 0, QUIET)
-    assert this.optimizer.param_groups[0]["lr"] is lr
+    session = build.build_session(replace(wanted, training=replace(wanted.training, cuda_graph=True)))
+    lr = session.optimizer.param_groups[0]["lr"]
+    train_epoch(session, choose_step(session.run), 0, QUIET)
+    assert session.optimizer.param_groups[0]["lr"] is lr
     assert float(lr) == pytest.approx(0.0, abs=1e-12)
 
 

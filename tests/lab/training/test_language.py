@@ -222,7 +222,7 @@ def test_text_has_no_pixels(augment, fable):
     wanted = language(fable)
     chosen = config.Data("text", root=str(fable), context=16, **augment)
     with pytest.raises(LabError, match="holds text"):
-        build.start(resolve(config.Run(chosen, wanted.model, wanted.optimizer, wanted.training)))
+        build.build_session(resolve(config.Run(chosen, wanted.model, wanted.optimizer, wanted.training)))
 
 
 # Warm-up and clipping
@@ -258,11 +258,11 @@ def test_a_clipped_step_is_divided_by_the_norm_from_before(method):
     taken = {}
     for limit in (None, 0.01, 1e9):
         wanted = run(config.Optimizer(method, options={"lr": 1e6}), max_batches=1, clip_norm=limit)
-        this = build.start(resolve(wanted))
-        before = torch.nn.utils.parameters_to_vector(this.model.parameters()).detach().clone()
-        batch = next(this.training_batches(0))
-        size = step.make(this, batch, 1.0).observed.step_size
-        moved = before - torch.nn.utils.parameters_to_vector(this.model.parameters()).detach()
+        session = build.build_session(resolve(wanted))
+        before = torch.nn.utils.parameters_to_vector(session.model.parameters()).detach().clone()
+        batch = next(session.training_batches(0))
+        size = step.train_step(session, batch, 1.0).info.step_size
+        moved = before - torch.nn.utils.parameters_to_vector(session.model.parameters()).detach()
         taken[limit] = float(size), moved
     plain, clipped, loose = taken.values()
     assert clipped[0] == pytest.approx(plain[0], rel=1e-4) == pytest.approx(loose[0], rel=1e-4)

@@ -1,4 +1,4 @@
-"""A device with too little memory: a sentence that helps, and a run that can go on."""
+"""A device with too little memory: a sentence that helps, and a run that can be resumed."""
 
 import re
 
@@ -9,7 +9,7 @@ import torch
 from lab.runs import call, run
 from polyak_lab import models
 from polyak_lab.errors import LabError
-from polyak_lab.training.memory import hinted
+from polyak_lab.training.memory import explain_oom
 
 TRAIN = ("train", "--data", "digits", "--model", "mlp", "--optimizer", "alig", "--device", "cpu", "--threads", 1)
 
@@ -50,7 +50,7 @@ def test_the_sentence_says_what_to_write_and_the_checkpoint_is_kept(tmp_path, me
     sentence = said(capsys)
     assert "cpu ran out of memory with batch_size = 128" in sentence
     assert "batch_size = 64 in the recipe or --batch-size 64, or precision = " in sentence
-    assert "--precision bfloat16; the checkpoint is kept" in sentence
+    assert "--precision bfloat16; or free the memory that other programs use" in sentence
     monkeypatch.undo()
     assert call(*flags, tmp_path / "run") == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
@@ -66,10 +66,10 @@ def test_what_was_tried_already_is_not_proposed(tmp_path, memory_for, capsys):
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(1 << 60), lambda: np.empty(1 << 57), lambda: bytes(1 << 62)])
 def test_the_memory_of_the_cpu_is_said_as_well(allocate):
     sentence = r"^The device cpu ran out of memory with batch_size = 256: write batch_size = 128"
-    with pytest.raises(LabError, match=sentence), hinted(run().training):
+    with pytest.raises(LabError, match=sentence), explain_oom(run().training):
         allocate()
 
 
 def test_other_errors_are_not_taken_for_it():
-    with pytest.raises(RuntimeError, match=r"^shapes differ$"), hinted(run().training):
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), explain_oom(run().training):
         raise RuntimeError("shapes differ")

@@ -12,7 +12,7 @@ from polyak_lab.errors import LabError
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs import stored
 from polyak_lab.runs.stored import Label
-from polyak_lab.training import batches, build
+from polyak_lab.training import batches, build, loop
 
 SGD = config.Optimizer("sgd", options={"lr": 0.1})
 SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
@@ -82,7 +82,7 @@ def test_a_run_leaves_torch_as_it_was(tmp_path):
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     execute(tmp_path, run(epochs=1))
     before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
-    monkeypatch.setattr(build, "start", None)
+    monkeypatch.setattr(loop, "build_session", None)
     execute(tmp_path, run(epochs=1))
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
@@ -218,9 +218,9 @@ def test_step_schedule(tmp_path):
 
 
 def test_smooth_sps_learns_the_length_of_an_epoch():
-    assert build.start(resolve(run(config.Optimizer("smooth-sps")))).optimizer.defaults["steps_per_epoch"] == 6
+    assert build.build_session(resolve(run(config.Optimizer("smooth-sps")))).optimizer.defaults["steps_per_epoch"] == 6
     given = config.Optimizer("smooth-sps", options={"steps_per_epoch": 9})
-    assert build.start(resolve(run(given))).optimizer.defaults["steps_per_epoch"] == 9
+    assert build.build_session(resolve(run(given))).optimizer.defaults["steps_per_epoch"] == 9
 
 
 def test_augmented_validation_is_named_and_keeps_the_clean_score(tmp_path):
@@ -247,22 +247,23 @@ def test_vectors_cannot_be_cropped(tmp_path):
 
 
 def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own():
-    this = build.start(resolve(run(batch_size=100)))
-    sizes = [len(targets) for _, targets in this.training_batches(0)]
+    session = build.build_session(resolve(run(batch_size=100)))
+    sizes = [len(targets) for _, targets in session.training_batches(0)]
     assert sizes == [100] * 14 + [37]
-    first, again, second = (torch.cat([targets for _, targets in this.training_batches(epoch)]) for epoch in (0, 0, 1))
+    epochs = [[targets for _, targets in session.training_batches(epoch)] for epoch in (0, 0, 1)]
+    first, again, second = map(torch.cat, epochs)
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
-    assert torch.equal(first.sort().values, this.dataset.train.targets.sort().values)
+    assert torch.equal(first.sort().values, session.dataset.train.targets.sort().values)
 
 
 def test_the_order_does_not_depend_on_the_weights():
-    one, other = (build.start(resolve(run(seed=seed, shuffle_seed=5))) for seed in (0, 1))
+    one, other = (build.build_session(resolve(run(seed=seed, shuffle_seed=5))) for seed in (0, 1))
     assert all(
         torch.equal(a, b) for (_, a), (_, b) in zip(one.training_batches(0), other.training_batches(0), strict=True)
     )
-    assert not torch.equal(*(next(this.model.parameters()) for this in (one, other)))
-    assert batches.stream_seed("shuffle", 0, 1) != batches.stream_seed("shuffle", 1, 0)
+    assert not torch.equal(*(next(each.model.parameters()) for each in (one, other)))
+    assert batches.derive_seed("shuffle", 0, 1) != batches.derive_seed("shuffle", 1, 0)
 
 
 WRONG = {

@@ -18,7 +18,7 @@ def losses(path, **options):
 
 def test_channels_last_changes_the_layout_alone(tmp_path):
     assert losses(tmp_path / "fast", channels_last=True) == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
-    weight = build.start(resolve(run(**SMALL, channels_last=True))).model.stages[1][0].conv1.weight
+    weight = build.build_session(resolve(run(**SMALL, channels_last=True))).model.stages[1][0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
 
@@ -27,9 +27,9 @@ def test_bfloat16_is_near_and_keeps_weights_and_losses_in_float32(tmp_path):
     fast, plain = losses(tmp_path / "fast", precision="bfloat16"), losses(tmp_path / "plain")
     assert fast == pytest.approx(plain, rel=0.05)
     assert fast != plain
-    this = build.start(resolve(run(**SMALL, precision="bfloat16")))
-    assert {p.dtype for p in this.model.parameters()} == {torch.float32}
-    assert this.outputs(next(this.training_batches(0))[0]).dtype == torch.float32
+    session = build.build_session(resolve(run(**SMALL, precision="bfloat16")))
+    assert {p.dtype for p in session.model.parameters()} == {torch.float32}
+    assert session.outputs(next(session.training_batches(0))[0]).dtype == torch.float32
 
 
 def test_an_unknown_precision():
