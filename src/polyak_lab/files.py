@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a half."""
+"""Atomic writes: a reader sees the old content of a file or the new, never a part of it."""
 
 import os
 import stat
@@ -11,44 +11,44 @@ from pathlib import Path
 from polyak_lab.errors import LabError
 
 PREFIX, SUFFIX = ".polyak-", ".tmp"
-"""How the name of a file begins and ends while it is written; between them are 8 random letters and its name."""
+"""The start and the end of temporary file names, with 8 random letters and the final name in between."""
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace the file at `path` by `content` in one step.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk and renamed over `path`, so that
-    neither a killed process nor a full disk leaves half a file. The new file has the mode and the owner of the old one.
-    A symbolic link is followed. Only regular files are replaced: pipes, devices and the standard streams, such as
-    /dev/stdout, are written to as they are.
+    The content is written to a temporary file in the same folder, flushed to the disk and renamed to `path`, so that a
+    killed process or a full disk never leaves part of a file. The new file keeps the mode and the owner of the old one.
+    Symbolic links are followed. Only regular files are replaced: pipes, devices and the standard streams, such as
+    /dev/stdout, are written to in place.
 
     Args:
-        path: The file to write; its folder is made when missing.
-        content: Bytes, or text that is stored as UTF-8.
+        path: The file to write; its folder is created if missing.
+        content: Bytes, or text that is encoded as UTF-8.
 
     Raises:
-        LabError: The file cannot be written; the old content is still there and the temporary file is not.
+        LabError: The file cannot be written; it keeps its old content.
     """
     data = content.encode() if isinstance(content, str) else content
     path = Path(path)
-    with said_clearly("write", path):
+    with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = _status(path)
-        if stream := _standard_stream(there):
-            _write_through(os.dup(stream), data)
-        elif there is not None and not _is_replaceable(path, there):
-            _write_through(os.open(path, os.O_WRONLY | os.O_APPEND), data)
+        status = _status(path)
+        if stream := _standard_stream(status):
+            _write_in_place(os.dup(stream), data)
+        elif status is not None and not _is_replaceable(path, status):
+            _write_in_place(os.open(path, os.O_WRONLY | os.O_APPEND), data)
         else:
-            _write_beside(Path(os.path.realpath(path)), data, there)
+            _replace(Path(os.path.realpath(path)), data, status)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a regular file and flush it to the disk; after an error the file is as long as before.
+    """Append a line to a regular file and flush it to the disk; an error leaves the file unchanged.
 
     Raises:
         LabError: The line cannot be written.
     """
-    with said_clearly("write", path), path.open("ab") as file:
+    with explain_os_errors("write", path), path.open("ab") as file:
         length = file.tell()
         try:
             file.write(line.encode())
@@ -61,21 +61,21 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left of files that they were writing in a folder, and nothing else."""
+    """Remove the temporary files that killed processes left in a folder."""
     for leftover in folder.glob(f"{PREFIX}????????.*{SUFFIX}"):
-        with said_clearly("remove", leftover):
+        with explain_os_errors("remove", leftover):
             leftover.unlink(missing_ok=True)
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is anything at a path; a folder above it that may not be entered is an error."""
-    with said_clearly("read", path):
+    """Return whether a path exists; a parent folder without permission is an error."""
+    with explain_os_errors("read", path):
         return path.exists()
 
 
 @contextmanager
-def said_clearly(verb: str, path: Path) -> Iterator[None]:
-    """Turn an OSError (disk full, no permission, ...) into a LabError that names the file."""
+def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
+    """Turn an OSError, such as a full disk, into a LabError that names the file."""
     try:
         yield
     except OSError as error:
@@ -89,33 +89,33 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _standard_stream(there: os.stat_result | None) -> int | None:
-    """Return the descriptor of standard output or error if it is this file: both must share one position in it."""
+def _standard_stream(status: os.stat_result | None) -> int | None:
+    """Return the descriptor of standard output or error if it is this file; they must share its write position."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by something without a file
+        with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by an object without a file
             stream.flush()
-            if there is not None and os.path.samestat(there, os.fstat(stream.fileno())):
+            if status is not None and os.path.samestat(status, os.fstat(stream.fileno())):
                 return stream.fileno()
     return None
 
 
-def _is_replaceable(path: Path, there: os.stat_result) -> bool:
-    """Tell whether a path leads to a regular file by its name, not by a descriptor such as /dev/fd/3."""
+def _is_replaceable(path: Path, status: os.stat_result) -> bool:
+    """Return whether a path names a regular file directly, not through a descriptor such as /dev/fd/3."""
     while path.is_symlink() and not _is_descriptor(path):
         path = path.parent / path.readlink()
-    return not _is_descriptor(path) and (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode))
+    return not _is_descriptor(path) and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
 
 
 def _is_descriptor(path: Path) -> bool:
     return os.path.realpath(path.parent).startswith(("/proc/", "/dev/fd"))
 
 
-def _write_through(handle: int, data: bytes) -> None:
+def _write_in_place(handle: int, data: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(data)
 
 
-def _write_beside(path: Path, data: bytes, replaced: os.stat_result | None) -> None:
+def _replace(path: Path, data: bytes, old: os.stat_result | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     short = path.name.encode()[:100].decode(errors="ignore")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=PREFIX, suffix=f".{short}{SUFFIX}")
@@ -123,22 +123,22 @@ def _write_beside(path: Path, data: bytes, replaced: os.stat_result | None) -> N
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            _keep_access(file.fileno(), replaced)
+            _copy_permissions(file.fileno(), old)
             os.fsync(file.fileno())
         Path(name).replace(path)
-    except BaseException:  # Ctrl-C as well: nothing half-written stays behind
+    except BaseException:  # also on Ctrl-C: leave no temporary file
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def _keep_access(handle: int, replaced: os.stat_result | None) -> None:
-    """Give a new file the owner and the mode of the one it replaces; mkstemp's only its owner can read."""
-    if replaced is None:
+def _copy_permissions(handle: int, old: os.stat_result | None) -> None:
+    """Copy the owner and the mode of the old file; mkstemp creates files that only their owner can read."""
+    if old is None:
         os.fchmod(handle, 0o666 & ~_umask())
         return
-    with suppress(OSError):  # only root may give files away
-        os.fchown(handle, replaced.st_uid, replaced.st_gid)
-    os.fchmod(handle, stat.S_IMODE(replaced.st_mode))
+    with suppress(OSError):  # only root may change the owner
+        os.fchown(handle, old.st_uid, old.st_gid)
+    os.fchmod(handle, stat.S_IMODE(old.st_mode))
 
 
 def _umask() -> int:

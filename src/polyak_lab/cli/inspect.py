@@ -14,7 +14,7 @@ from polyak_lab.runs import stored
 
 def read_rows(runs: Sequence[Path]) -> list[Group]:
     """Read the rows of a table from run folders; a damaged folder is skipped with a message."""
-    return table.groups(stored.find(runs, on_problem=warn))
+    return table.groups(stored.find_runs(runs, on_problem=warn))
 
 
 def print_table(console: Console, rows: Sequence[Group], form: str) -> None:

@@ -36,7 +36,7 @@ def train_one(wanted: Run, out: Path | None, console: Console) -> None:
     with progress.showing(console, epochs=True) as shown:
         shown.run_named(name)
         train(run, folder, shown)
-    group.on_rank_zero(lambda: say(console, f"{path}: {progress.sentence(stored.load(path).records[-1])}"))
+    group.on_rank_zero(lambda: say(console, f"{path}: {progress.sentence(stored.load_run(path).records[-1])}"))
 
 
 @group.process_group()
@@ -87,7 +87,7 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
 
 def show(recipe: Recipe, folder: Path, console: Console, with_report: bool, jobs: Sequence[RunFolder] = ()) -> None:
     """Print the table of a recipe's rows in a folder, and write its page if asked to."""
-    own, others = _of_recipe(stored.find([folder], on_problem=warn), recipe, jobs)
+    own, others = _of_recipe(stored.find_runs([folder], on_problem=warn), recipe, jobs)
     rows = table.groups(own)
     terminal.show(console, table.as_rich(rows, recipe.title))
     if others:
@@ -105,7 +105,7 @@ def _of_recipe(
     runs: Sequence[StoredRun], recipe: Recipe, jobs: Sequence[RunFolder]
 ) -> tuple[list[StoredRun], list[StoredRun]]:
     """Split runs into those of a recipe's rows, as its jobs ran them, and those of other recipes or older rows."""
-    ran = {job.label.row: stored.group(job.label.row, job.config) for job in jobs}
+    ran = {job.label.row: stored.group_key(job.label.row, job.config) for job in jobs}
     names = {row.name for row in recipe.rows}
 
     def is_own(run: StoredRun) -> bool:

@@ -17,7 +17,7 @@ from polyak_lab.data.source import Source, sha256_of
 from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
 from polyak_lab.data.text import PYTHON_DOCS, TEXT
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly
+from polyak_lab.files import explain_os_errors
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -154,7 +154,7 @@ def _place(source: Source, root: Path | None) -> Path:
 
 
 def _found(source: Source, root: Path) -> Path | None:
-    with said_clearly("read", root):
+    with explain_os_errors("read", root):
         return source.find(root)
 
 

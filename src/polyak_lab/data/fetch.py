@@ -12,7 +12,7 @@ from typing import Any, final
 from urllib.error import HTTPError, URLError
 
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly
+from polyak_lab.files import explain_os_errors
 
 OnProgress = Callable[[int, int | None], None]
 """Called with the bytes so far and in all (None when the server does not say)."""
@@ -47,7 +47,7 @@ def download(item: Download, folder: Path, on_progress: OnProgress = lambda done
         LabError: No network, the server refuses, the checksum differs, or the disk is full.
     """
     target, part = folder / item.name, folder / f"{item.name}.part"
-    with said_clearly("write", part):
+    with explain_os_errors("write", part):
         if target.exists():
             return _accepted(target, item, "delete it to download it anew")
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from polyak_lab.data.dataset import Dataset
 from polyak_lab.data.fetch import Download
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly
+from polyak_lab.files import explain_os_errors
 
 LARGEST = 1 << 30
 """Bytes of a file, unpacked: five times the largest official one."""
@@ -73,13 +73,13 @@ def first_existing(places: Iterable[Path]) -> Path | None:
 
 
 def _holds_something(place: Path) -> bool:
-    with said_clearly("read", place):
+    with explain_os_errors("read", place):
         return place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
 def read_file(path: Path) -> bytes:
     """Read a file whole, decompressing it when it is gzip; no more than fits the memory."""
-    with said_clearly("read", path):
+    with explain_os_errors("read", path):
         if path.stat().st_size > LARGEST:
             raise damaged(path, f"it has more than {LARGEST:,} bytes")
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""A run's state in one file, written atomically and read without unpickling arbitrary objects."""
+"""Checkpoints, written atomically and loaded with weights_only=True."""
 
 import io
 import zipfile
@@ -11,7 +11,7 @@ from polyak_lab.config.run import Training
 from polyak_lab.errors import LabError
 from polyak_lab.files import exists, write_atomic
 from polyak_lab.processes import group
-from polyak_lab.runs.files import read_bytes
+from polyak_lab.runs.documents import read_bytes
 
 FORMAT = 1
 LATER_KEYS = {"polyak_method"}
@@ -19,74 +19,76 @@ LATER_KEYS = {"polyak_method"}
 
 
 class Stateful(Protocol):
-    """What can be stored and put back: anything with a state."""
+    """Any object whose state can be stored in a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Collect the state."""
+        """Return the state."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a stored state."""
+        """Load a state."""
         ...
 
 
-def save(path: Path, this: Stateful, epochs: int, config_hash: str, metrics: str) -> None:
-    """Store the state after so many epochs, with the SHA-256 of their lines in metrics.jsonl."""
+def save(path: Path, session: Stateful, epochs: int, config_hash: str, metrics: str) -> None:
+    """Store the state after a number of epochs, with the SHA-256 of their lines in metrics.jsonl."""
     content = {"format": FORMAT, "config": config_hash, "epochs": epochs, "metrics": metrics}
-    content["state"] = this.state_dict()
+    content["state"] = session.state_dict()
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: Path, this: Stateful, config_hash: str, training: Training) -> tuple[int, str | None]:
-    """Put a session into the stored state, if there is one.
+def load(path: Path, session: Stateful, config_hash: str, training: Training) -> tuple[int, str | None]:
+    """Load the checkpoint into a session, if there is one.
 
     Returns:
-        The number of epochs it has done, and the SHA-256 of their lines; None where an older version stored it.
+        The number of its epochs, and the SHA-256 of their lines, which is None in checkpoints of older versions.
+
+    Raises:
+        LabError: The checkpoint is damaged or belongs to another run.
     """
     stored = group.on_rank_zero(lambda: _read(path))
     if stored is None:
         return 0, None
     try:
-        _check_sums(stored)
+        _check_crc(stored)
         content = torch.load(io.BytesIO(stored), map_location=training.device, weights_only=True)
         if content["format"] != FORMAT or content["config"] != config_hash:
-            raise LabError(_refusal(path, "belongs to another run"))
+            raise LabError(_message(path, "belongs to another run"))
         epochs = content["epochs"]
         if type(epochs) is not int or not 1 <= epochs <= training.epochs:
             raise ValueError(epochs)
-        _check_kinds(this.state_dict(), content["state"])
-        this.load_state_dict(content["state"])
+        _check_state(session.state_dict(), content["state"])
+        session.load_state_dict(content["state"])
         return epochs, content.get("metrics")
     except LabError:
         raise
-    except Exception as error:  # zip, pickle, key, shape and type errors: all say that this is not what we wrote
-        raise LabError(_refusal(path, f"is damaged ({type(error).__name__})")) from error
+    except Exception as error:  # zip, pickle, key, shape and type errors: the file is damaged
+        raise LabError(_message(path, f"is damaged ({type(error).__name__})")) from error
 
 
 def _read(path: Path) -> bytes | None:
     return read_bytes(path) if exists(path) else None
 
 
-def _check_sums(stored: bytes) -> None:
-    """Compare every record with its CRC-32, which torch writes but does not check when it reads."""
+def _check_crc(stored: bytes) -> None:
+    """Compare each record with its CRC-32, which torch.load does not check."""
     with zipfile.ZipFile(io.BytesIO(stored)) as archive:
         if (record := archive.testzip()) is not None:
             raise zipfile.BadZipFile(record)
 
 
-def _check_kinds(fresh: Any, stored: Any) -> None:
-    """Compare a stored state with that of a new session: the same keys, and values of the same kind.
+def _check_state(expected: Any, stored: Any) -> None:
+    """Check that a stored state has the keys and types of a new session's state.
 
-    What an optimizer keeps per parameter is not there yet in a new session; its tensors must have the parameter's
-    shape, or hold one number.
+    A new session has no optimizer state per parameter yet, so its tensors are compared with the shapes of the model.
     """
-    shapes = [value.shape for value in fresh["model"].values()]
-    if not isinstance(stored, dict) or stored.keys() != fresh.keys():
+    shapes = [value.shape for value in expected["model"].values()]
+    if not isinstance(stored, dict) or stored.keys() != expected.keys():
         raise KeyError("state")
-    _same_kind(fresh["schedule"], stored["schedule"])
-    _same_kind(fresh["optimizer"]["param_groups"], stored["optimizer"]["param_groups"])
+    _check_same_type(expected["schedule"], stored["schedule"])
+    _check_same_type(expected["optimizer"]["param_groups"], stored["optimizer"]["param_groups"])
     for slots in stored["optimizer"]["state"].values():
         for value in slots.values():
             if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape not in shapes:
@@ -95,18 +97,18 @@ def _check_kinds(fresh: Any, stored: Any) -> None:
                 raise TypeError("state")
 
 
-def _same_kind(fresh: Any, stored: Any) -> None:
-    if isinstance(fresh, dict):
-        if not isinstance(stored, dict) or fresh.keys() - LATER_KEYS != stored.keys() - LATER_KEYS:
+def _check_same_type(expected: Any, stored: Any) -> None:
+    if isinstance(expected, dict):
+        if not isinstance(stored, dict) or expected.keys() - LATER_KEYS != stored.keys() - LATER_KEYS:
             raise KeyError("state")
-        for key in fresh.keys() & stored.keys():
-            _same_kind(fresh[key], stored[key])
-    elif isinstance(fresh, list):
-        if not isinstance(stored, list) or len(fresh) != len(stored):
+        for key in expected.keys() & stored.keys():
+            _check_same_type(expected[key], stored[key])
+    elif isinstance(expected, list):
+        if not isinstance(stored, list) or len(expected) != len(stored):
             raise ValueError("state")
-        for one, other in zip(fresh, stored, strict=True):
-            _same_kind(one, other)
-    elif fresh is not None and type(fresh) is not type(stored) and not _are_numbers(fresh, stored):
+        for one, other in zip(expected, stored, strict=True):
+            _check_same_type(one, other)
+    elif expected is not None and type(expected) is not type(stored) and not _are_numbers(expected, stored):
         raise TypeError("state")
 
 
@@ -115,5 +117,5 @@ def _are_numbers(one: Any, other: Any) -> bool:
     return isinstance(one, kinds) and isinstance(other, kinds)
 
 
-def _refusal(path: Path, what: str) -> str:
-    return f"The checkpoint {path} {what}: delete it to start this run over, or put a good copy back."
+def _message(path: Path, what: str) -> str:
+    return f"The checkpoint {path} {what}: delete it to train the run again, or restore a good copy."

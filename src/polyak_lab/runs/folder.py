@@ -1,17 +1,17 @@
 """The folder of a run.
 
-    config.json        what ran, spelled out, with its content hash and its place in a table
-    environment.json   where it ran, once for every time it was started
-    metrics.jsonl      one line per epoch: the same bytes whenever the run is repeated or resumed
-    timings.jsonl      one line per epoch: what the clock said
+    config.json        the resolved configuration, its hash, and its place in a table
+    environment.json   versions and hardware of each start of the run
+    metrics.jsonl      one line per epoch; bit for bit the same if the run is repeated or resumed
+    timings.jsonl      one line per epoch with its time
     checkpoint.pt      the state after the last epoch
-    summary.json       written last: a folder that has it is finished
+    summary.json       written last: the run is finished if it exists
 
-The first process alone reads and writes; what it finds, all processes know.
+Only rank 0 reads and writes these files, and broadcasts what it read.
 
-The lines of an epoch are appended, and every other file is replaced as a whole. The checkpoint is written after the
-lines, so that a killed run leaves at most one line, or a part of one, more than its checkpoint has epochs; resuming
-drops it. The checkpoint and the summary hold the SHA-256 of metrics.jsonl: a line that changed since is noticed.
+The lines of an epoch are appended; all other files are replaced atomically. The checkpoint is written after the lines,
+so that a killed run has at most one line more than its checkpoint has epochs, which resuming removes. The checkpoint
+and the summary store the SHA-256 of metrics.jsonl, so that a changed line is detected.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ from typing import Any
 
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
-from polyak_lab.files import append_line, exists, remove_unfinished, said_clearly, write_atomic
+from polyak_lab.files import append_line, exists, explain_os_errors, remove_unfinished, write_atomic
 from polyak_lab.processes import group
-from polyak_lab.runs import checkpoint, environment
-from polyak_lab.runs import files as run_files
+from polyak_lab.runs import checkpoint, documents, environment
 from polyak_lab.runs.checkpoint import Stateful
+from polyak_lab.runs.documents import dump, dump_lines
 from polyak_lab.runs.lock import locked
-from polyak_lab.runs.stored import Label, as_lines, pretty
+from polyak_lab.runs.stored import Label
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json")
 
 
 class RunFolder:
-    """One run on the disk: what it has done so far, and how it goes on."""
+    """The folder of one run: checks, locks, resumes and extends it."""
 
     def __init__(self, path: Path, run: Run, label: Label) -> None:
         self.path = path
@@ -47,146 +47,146 @@ class RunFolder:
 
     @cached_property
     def hash(self) -> str:
-        """The content hash of the configuration."""
+        """The hash of the configuration."""
         return content_hash(self.config)
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is finished."""
         return exists(self.path / "summary.json")
 
     @property
     def seconds(self) -> float:
-        """How long the epochs took, over all starts."""
+        """The time of all epochs, over all starts."""
         return float(sum(timing["seconds"] + timing["evaluation_seconds"] for timing in self.timings))
 
     @property
     def threads(self) -> int | None:
-        """The threads asked for, else those of the first start: sums on a CPU depend on them."""
+        """The requested threads, else those of the first start, since sums on a CPU depend on them."""
         if self.training.threads or self.finished:
             return self.training.threads
         path = self.path / "environment.json"
         try:
-            starts = run_files.read_starts(path) if exists(path) else []
+            starts = documents.read_starts(path) if exists(path) else []
         except LabError as error:
-            raise LabError(f"{error} Or delete this file alone, to go on with the threads of this machine.") from error
+            raise LabError(f"{error} Or delete only this file, to resume with the threads of this machine.") from error
         return int(starts[0]["threads"]) if starts else None
 
     @contextmanager
     def opened(self) -> Iterator[tuple[bool, int | None]]:
-        """Claim and prepare the folder; yield whether its run is finished, and the threads it takes."""
+        """Lock and prepare the folder; yield whether its run is finished, and its number of threads."""
         with ExitStack() as claim:
-            yield group.on_rank_zero(lambda: self._open(claim))
+            yield group.on_rank_zero(lambda: self._lock_and_prepare(claim))
 
-    def _open(self, claim: ExitStack) -> tuple[bool, int | None]:
+    def _lock_and_prepare(self, claim: ExitStack) -> tuple[bool, int | None]:
         self.check()
         claim.enter_context(locked(self.path))
         self.prepare()
         return self.finished, self.threads
 
     def check(self) -> None:
-        """Refuse a folder that holds something else than this very run."""
+        """Refuse a folder that holds anything other than this run."""
         stored = self.path / "config.json"
         if exists(self.path) and not self.path.is_dir():
-            raise LabError(f"{self.path} is a file: name a folder with --out.")
+            raise LabError(f"{self.path} is a file: choose a folder with --out.")
         if exists(stored):
-            self._refuse_other(run_files.read_config(stored))
+            self._refuse_other(documents.read_config(stored))
             return
-        with said_clearly("read", self.path):
+        with explain_os_errors("read", self.path):
             if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-                raise LabError(f"{self.path} is not empty and not a run folder: name a new one with --out.")
+                raise LabError(f"{self.path} is not empty and not a run folder: choose a new one with --out.")
 
     def prepare(self) -> None:
-        """Store the configuration, unless it is there."""
+        """Store the configuration, and remove what a killed process left."""
         self.check()
         stored = self.path / "config.json"
         remove_unfinished(self.path)
         text = self._document({"hash": self.hash, "label": vars(self.label), "run": self.config})
-        if not exists(stored) or run_files.read_bytes(stored) != text.encode():
+        if not exists(stored) or documents.read_bytes(stored) != text.encode():
             write_atomic(stored, text)
 
-    def resume(self, this: Stateful) -> None:
-        """Bring a session to where the checkpoint was taken, with the lines of its epochs."""
-        group.on_rank_zero(self._note_start)
-        epochs, digest = checkpoint.load(self.path / "checkpoint.pt", this, self.hash, self.training)
-        self.records, self.timings = group.on_rank_zero(lambda: self._lines(epochs))
-        self._digest = hashlib.sha256(as_lines(self.records).encode())
+    def resume(self, session: Stateful) -> None:
+        """Load the checkpoint into a session, and the metrics of its epochs."""
+        group.on_rank_zero(self._record_start)
+        epochs, digest = checkpoint.load(self.path / "checkpoint.pt", session, self.hash, self.training)
+        self.records, self.timings = group.on_rank_zero(lambda: self._read_lines(epochs))
+        self._digest = hashlib.sha256(dump_lines(self.records).encode())
         if digest not in (None, self._digest.hexdigest()):
             raise LabError(
                 f"{self.path / 'metrics.jsonl'} was changed after its checkpoint was stored: "
-                "put the file back as it was, or delete the folder to start this run over."
+                "restore the file, or delete the folder to train the run again."
             )
-        group.on_rank_zero(self._drop_other_lines)
+        group.on_rank_zero(self._truncate_lines)
 
-    def commit(self, this: Stateful, record: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Store an epoch: its lines first, the checkpoint that makes them count last."""
+    def commit(self, session: Stateful, record: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Store an epoch: first its lines, then the checkpoint that makes them count."""
         self.records.append(plain(record))
         self.timings.append(plain(timing))
-        group.on_rank_zero(lambda: self._store(this))
+        group.on_rank_zero(lambda: self._write_epoch(session))
 
-    def _store(self, this: Stateful) -> None:
-        line = as_lines(self.records[-1:])
+    def _write_epoch(self, session: Stateful) -> None:
+        line = dump_lines(self.records[-1:])
         self._digest.update(line.encode())
         append_line(self.path / "metrics.jsonl", line)
-        append_line(self.path / "timings.jsonl", as_lines(self.timings[-1:]))
-        checkpoint.save(self.path / "checkpoint.pt", this, len(self.records), self.hash, self._digest.hexdigest())
+        append_line(self.path / "timings.jsonl", dump_lines(self.timings[-1:]))
+        checkpoint.save(self.path / "checkpoint.pt", session, len(self.records), self.hash, self._digest.hexdigest())
 
     def finish(self) -> None:
-        """Write the file that says the run is finished."""
-        digest = hashlib.sha256(as_lines(self.records).encode()).hexdigest()
+        """Mark the run as finished."""
+        digest = hashlib.sha256(dump_lines(self.records).encode()).hexdigest()
         summary = {"hash": self.hash, "seconds": self.seconds, "final": self.records[-1], "metrics": digest}
         group.on_rank_zero(lambda: write_atomic(self.path / "summary.json", self._document(summary)))
 
-    def _note_start(self) -> None:
+    def _record_start(self) -> None:
         start = environment.describe(self.training.device) | {"processes": group.world_size()}
-        write_atomic(self.path / "environment.json", self._document({"starts": [*self._starts(), start]}))
+        write_atomic(self.path / "environment.json", self._document({"starts": [*self._read_starts(), start]}))
 
     def _document(self, content: dict[str, Any]) -> str:
-        return pretty(run_files.with_checksum(plain(content)))
+        return dump(documents.with_checksum(plain(content)))
 
     def _refuse_other(self, stored: Any) -> None:
         difference = first_difference(stored["run"], self.config)
         if difference is None:
             return
-        key, here, asked = difference
+        key, stored_value, requested = difference
         raise LabError(
-            f"{self.path} holds another run: {key} is {here!r} there and {asked!r} here. "
+            f"{self.path} holds another run: its {key} is {stored_value!r}, but {requested!r} was requested. "
             "Choose another folder with --out, or delete this one."
         )
 
-    def _lines(self, epochs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Read the lines of the checkpoint's epochs; without a checkpoint the run starts over, whatever is there."""
+    def _read_lines(self, epochs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Read the lines of the checkpoint's epochs; without a checkpoint there are none."""
         if not epochs:
             return [], []
         path = self.path / "metrics.jsonl"
-        records = run_files.read_metrics(path, epochs)
+        records = documents.read_metrics(path, epochs)
         if len(records) < epochs:
             raise LabError(
                 f"{path} has {len(records)} lines, but the checkpoint has {epochs} epochs: "
-                "delete the folder to start this run over."
+                "delete the folder to train the run again."
             )
-        return [plain(line) for line in records], self._earlier_timings(epochs)
+        return [plain(line) for line in records], self._read_timings(epochs)
 
-    def _earlier_timings(self, epochs: int) -> list[dict[str, Any]]:
-        """Read what the clock said; epochs of which nothing is known any more count no time."""
+    def _read_timings(self, epochs: int) -> list[dict[str, Any]]:
+        """Read the times of the epochs; those of missing or damaged lines are 0."""
         try:
-            timings = run_files.read_timings(self.path / "timings.jsonl", epochs)
+            timings = documents.read_timings(self.path / "timings.jsonl", epochs)
         except LabError:
             timings = []
         unknown = {"seconds": 0.0, "evaluation_seconds": 0.0, "images_per_second": 0.0}
         return timings + [{"epoch": epoch + 1, **unknown} for epoch in range(len(timings), epochs)]
 
-    def _drop_other_lines(self) -> None:
-        """Cut the files of lines to those that the checkpoint counts."""
+    def _truncate_lines(self) -> None:
+        """Remove the lines of epochs that the checkpoint does not include."""
         for name, lines in (("metrics.jsonl", self.records), ("timings.jsonl", self.timings)):
-            path, text = self.path / name, as_lines(lines)
-            found = run_files.read_bytes(path) if exists(path) else b""
+            path, text = self.path / name, dump_lines(lines)
+            found = documents.read_bytes(path) if exists(path) else b""
             if found != text.encode():
                 write_atomic(path, text)
 
-    def _starts(self) -> list[dict[str, Any]]:
-        """Read the earlier starts; a log that is damaged is begun anew."""
+    def _read_starts(self) -> list[dict[str, Any]]:
+        """Read the earlier starts; a missing or damaged file has none."""
         try:
-            return run_files.read_starts(self.path / "environment.json")
+            return documents.read_starts(self.path / "environment.json")
         except LabError:
             return []

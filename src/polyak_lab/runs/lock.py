@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly
+from polyak_lab.files import explain_os_errors
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 """The errors of file systems without locks."""
@@ -25,12 +25,12 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         LabError: Another process holds the lock, or the folder cannot be created or opened.
     """
-    with said_clearly("make the run folder", folder):
+    with explain_os_errors("make the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     if os.name != "posix":  # Windows opens no folders
         yield
         return
-    with said_clearly("open", folder):
+    with explain_os_errors("open", folder):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from polyak_lab.config.run import Run
 from polyak_lab.console import say
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly
+from polyak_lab.files import explain_os_errors
 from polyak_lab.recipes.recipe import on_device
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.sweep.trial import Outcome, Trial, bring_home, outcome
@@ -134,7 +134,7 @@ class _Shift:
             if place.finished:
                 self._count(trial, outcome(place), ", done before")
                 continue
-            with said_clearly("make the run folder", trial.folder):
+            with explain_os_errors("make the run folder", trial.folder):
                 trial.folder.mkdir(parents=True, exist_ok=True)
             self.flying[self.task.remote(trial, self.mailbox)] = trial
 

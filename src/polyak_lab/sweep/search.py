@@ -28,8 +28,7 @@ from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.resolve import resolve
-from polyak_lab.runs import files as run_files
-from polyak_lab.runs import stored
+from polyak_lab.runs import documents, stored
 from polyak_lab.runs.lock import locked
 from polyak_lab.sweep.axes import Axis, Interval, check_values, read_axes, with_values
 from polyak_lab.sweep.study import TrialState, counted, open_study, optuna, reported
@@ -106,7 +105,7 @@ class Search:
     def _report_earlier(self, trial: Trial) -> None:
         """Report the epochs that an interrupted trial of these values did before."""
         if (trial.folder / "metrics.jsonl").exists():
-            for record in stored.load(trial.folder).records:
+            for record in stored.load_run(trial.folder).records:
                 self.heard[trial.number] = record["epoch"]
                 self.drawn[trial.number].report(score(record), record["epoch"])
 
@@ -187,12 +186,12 @@ def _keep(path: Path, declared: Sweep, run: Run) -> None:
         if difference is not None:
             raise LabError(f"{path} belongs to another sweep ({difference[0]} differs): choose another --out.")
     else:
-        write_atomic(path, stored.pretty(run_files.with_checksum({"asked": asked})))
+        write_atomic(path, documents.dump(documents.with_checksum({"asked": asked})))
 
 
 def _asked(path: Path) -> dict[str, Any]:
     """Read what a folder's sweep was asked for."""
-    asked = run_files.read_object(path).get("asked")
+    asked = documents.read_object(path).get("asked")
     if not isinstance(asked, dict):
         raise LabError(f"{path} is damaged (asked is missing): delete its folder to start that sweep over.")
     return asked
@@ -208,8 +207,8 @@ def _conclude(study: optuna.Study, folder: Path, console: Console) -> dict[str, 
     """Name the winner and what it cost; the test score is read here and nowhere else."""
     done = counted(study)
     best = study.best_trial
-    final = stored.load(folder / "trials" / best.user_attrs["folder"]).records[-1]
-    spent = [run_files.read_timings(path) for path in sorted(folder.glob("trials/*/timings.jsonl"))]
+    final = stored.load_run(folder / "trials" / best.user_attrs["folder"]).records[-1]
+    spent = [documents.read_timings(path) for path in sorted(folder.glob("trials/*/timings.jsonl"))]
     result = {
         "trials": len(done),
         "pruned": sum(trial.state == TrialState.PRUNED for trial in done),
@@ -218,7 +217,7 @@ def _conclude(study: optuna.Study, folder: Path, console: Console) -> dict[str, 
         "best": {"values": best.params, "score": best.value, "folder": best.user_attrs["folder"], "final": final},
     }
     path = folder / "sweep.json"
-    write_atomic(path, stored.pretty(run_files.with_checksum(plain({"asked": _asked(path), "result": result}))))
+    write_atomic(path, documents.dump(documents.with_checksum(plain({"asked": _asked(path), "result": result}))))
     say(console, _sentence(result))
     return result
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from polyak_lab.config.run import Run
 from polyak_lab.errors import LabError
-from polyak_lab.files import said_clearly, write_atomic
+from polyak_lab.files import explain_os_errors, write_atomic
 from polyak_lab.progress import Numbers, Progress
 from polyak_lab.runs import stored
 from polyak_lab.runs.folder import FILES, RunFolder
@@ -86,7 +86,7 @@ def attempt(trial: Trial, behind: Behind, folder: Path | None = None) -> Outcome
 
 def outcome(place: RunFolder, pruned: bool = False) -> Outcome:
     """Read what a trial came to."""
-    return Outcome(score(stored.load(place.path).records[-1]), pruned)
+    return Outcome(score(stored.load_run(place.path).records[-1]), pruned)
 
 
 def attempt_away(trial: Trial, behind: Behind) -> tuple[Outcome, dict[str, bytes]]:
@@ -103,7 +103,7 @@ def bring_home(trial: Trial, files: Mapping[str, bytes]) -> None:
     A checkpoint that other lines were written beside belongs to an earlier attempt.
     """
     other = {name: content for name, content in files.items() if _content(trial.folder / name) != content}
-    with said_clearly("write", trial.folder):
+    with explain_os_errors("write", trial.folder):
         if other:
             (trial.folder / CHECKPOINT).unlink(missing_ok=True)
     for name, content in other.items():
@@ -111,7 +111,7 @@ def bring_home(trial: Trial, files: Mapping[str, bytes]) -> None:
 
 
 def _content(path: Path) -> bytes | None:
-    with said_clearly("read", path):
+    with explain_os_errors("read", path):
         return path.read_bytes() if path.exists() else None
 
 

@@ -103,7 +103,7 @@ def test_a_changed_recipe_is_refused_before_anything_trains(recipe, tmp_path, ca
     recipe.write_text(RECIPE.replace("lr = 0.1", "lr = 0.2"))
     capsys.readouterr()
     assert call("run", recipe, "--out", tmp_path / "runs") == 1
-    assert "optimizer.options.lr is 0.1 there and 0.2 here" in capsys.readouterr().err
+    assert "optimizer.options.lr is 0.1, but 0.2 was requested" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "ali-g").exists()
 
 

@@ -12,8 +12,7 @@ from lab.runs import call
 from polyak_lab import data, models
 from polyak_lab.data.augment import normalise
 from polyak_lab.processes import group, torchrun
-from polyak_lab.runs import files as run_files
-from polyak_lab.runs import stored
+from polyak_lab.runs import documents, stored
 
 RECIPE = """
 [defaults]
@@ -52,7 +51,7 @@ def weights(path):
 
 def metrics(path):
     """Read what was measured; torch's own optimizers leave some of it out."""
-    return [{key: value for key, value in line.items() if value is not None} for line in stored.load(path).records]
+    return [{key: value for key, value in line.items() if value is not None} for line in stored.load_run(path).records]
 
 
 def assert_same_run(one, other):
@@ -81,8 +80,8 @@ def test_two_processes_train_what_one_trains(row, recipe):
     one, two = (recipe[0] / name / row / "seed-0" for name in ("one", "two"))
     assert sum(record["epoch"] > 0 for record in metrics(two)) * 10 == 50
     assert_same_run(two, one)
-    assert run_files.read_object(two / "config.json") == run_files.read_object(one / "config.json")
-    assert [start["processes"] for start in run_files.read_object(two / "environment.json")["starts"]] == [2]
+    assert documents.read_object(two / "config.json") == documents.read_object(one / "config.json")
+    assert [start["processes"] for start in documents.read_object(two / "environment.json")["starts"]] == [2]
 
 
 @pytest.mark.distributed
@@ -105,7 +104,7 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(tmp_path, capsys):
     assert "resuming after epoch 2 of 5" in capsys.readouterr().out
     assert metrics(tmp_path / "run")[:2] == before
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-    starts = run_files.read_object(tmp_path / "run" / "environment.json")["starts"]
+    starts = documents.read_object(tmp_path / "run" / "environment.json")["starts"]
     assert [start["processes"] for start in starts] == [2, 1]
 
 

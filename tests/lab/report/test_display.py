@@ -38,7 +38,7 @@ CONTROLS = ["a\x1b[31mb", "a\x07b", "a\rb", "a\nb", "a\x00b", "a\x9bb", "a\u202e
 def runs_of(folder, name, **numbers):
     for seed in (0, 1):
         store(folder / f"seed-{seed}", name, "alig", None, seed, 0.9, 0.5, **numbers)
-    return table.groups(stored.find([folder]))
+    return table.groups(stored.find_runs([folder]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,7 +95,7 @@ def with_losses(folder, losses):
         first = json.loads(path.read_text().splitlines()[0])
         lines = [first | {"epoch": n, "train_loss": x, "test_loss": x, "step_size": x} for n, x in enumerate(losses, 1)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return table.groups(stored.find([folder]))
+    return table.groups(stored.find_runs([folder]))
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -117,7 +117,7 @@ def test_pictures_of_any_loss(kind, tmp_path):
 def test_tables_of_any_loss(kind, tmp_path):
     for seed, loss in enumerate([*LOSSES[kind], 1.0][:3]):
         store(tmp_path / f"seed-{seed}", "ALI-G", "alig", 50.0, seed, None, 0.5, test_loss=loss)
-    ((_, loss, *_),) = table.cells(table.groups(stored.find([tmp_path])))[1]
+    ((_, loss, *_),) = table.cells(table.groups(stored.find_runs([tmp_path])))[1]
     assert ("not finite" in loss) == (kind == "never finite")
 
 
@@ -128,7 +128,7 @@ def test_pictures_over_any_lr(lr, tmp_path):
         store(folder, f"SGD, lr {value}", "sgd", None, 0, 0.9, None, options={"lr": value})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.write_sensitivity(tmp_path / "lr.png", table.groups(stored.find([tmp_path / "runs"])))
+        figures.write_sensitivity(tmp_path / "lr.png", table.groups(stored.find_runs([tmp_path / "runs"])))
 
 
 def test_a_run_without_an_epoch_is_not_counted(tmp_path):
@@ -136,9 +136,9 @@ def test_a_run_without_an_epoch_is_not_counted(tmp_path):
     for path in tmp_path.glob("*/metrics.jsonl"):
         path.write_text("")
     with pytest.raises(LabError, match="None of the 2 runs"):  # a finished one has epochs: it lost them
-        stored.find([tmp_path], lambda error: None)
+        stored.find_runs([tmp_path], lambda error: None)
     for path in tmp_path.glob("*/summary.json"):
         path.unlink()
-    rows = table.groups(stored.find([tmp_path]))
+    rows = table.groups(stored.find_runs([tmp_path]))
     assert table.cells(rows)[1][0][-1] == "0 of 2"
     report.write(tmp_path / "report.html", rows, "t", "n")

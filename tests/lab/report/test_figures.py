@@ -22,7 +22,7 @@ def runs(tmp_path_factory):
 
 
 def test_rows_that_differ_in_lr_alone_are_one_method(runs):
-    lines = figures.scores_by_lr(table.groups(stored.find([runs])))
+    lines = figures.scores_by_lr(table.groups(stored.find_runs([runs])))
     assert {name: (optimizer, sorted(points)) for name, (optimizer, points) in lines.items()} == {
         "ALI-G": ("alig", [0.01, 0.1]),
         "SGD": ("sgd", [0.01, 0.1]),
@@ -44,7 +44,7 @@ def test_a_picture_is_written_and_repeats_itself(form, flag, runs, tmp_path, cap
 def test_the_legend_stays_inside_the_picture(length, letter, runs, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "_rendered", lambda figure, suffix: drawn.append(figure) or b"")
-    rows = table.groups(stored.find([runs]))
+    rows = table.groups(stored.find_runs([runs]))
     named = [table.Group(f"{number}{length * letter}, lr 1", rows[0].runs) for number in range(9)]
     figures.write_losses(tmp_path / "loss.png", named)
     (figure,) = drawn

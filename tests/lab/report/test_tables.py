@@ -55,7 +55,7 @@ def runs(tmp_path):
 
 def test_mean_deviation_count_paper_difference(runs):
     store(runs / "sgd" / "seed-2", "SGD <b>& cosine", "sgd", None, 2, 0.1, None, finished=False)
-    head, lines = table.cells(table.groups(stored.find([runs])))
+    head, lines = table.cells(table.groups(stored.find_runs([runs])))
     assert head == ["row", "test accuracy, %", "train loss", "capped steps", "n", "paper", "difference"]
     assert lines == [
         ["ALI-G", "93.00 ± 3.61", "1.0e-03 ± 0.0e+00", "50.0 %", "3", "94.5", "-1.50"],
@@ -80,7 +80,7 @@ def test_a_table_keeps_its_borders_and_its_numbers_in_a_narrow_terminal(tmp_path
 
 
 def test_columns_nobody_fills_are_left_out(runs):
-    head, (line,) = table.cells(table.groups(stored.find([runs / "sgd"])))
+    head, (line,) = table.cells(table.groups(stored.find_runs([runs / "sgd"])))
     assert head == ["row", "test accuracy, %", "train loss", "n"]
     assert line[-1] == "2"
 
@@ -102,7 +102,7 @@ def test_the_share_of_capped_steps_is_that_of_the_whole_run(shares, written, tmp
     told = [json.dumps(line | {"capped": share}) for line, share in zip(lines, shares, strict=True)]
     metrics.write_text("\n".join(told) + "\n")
     finish(tmp_path / "run")
-    rows = table.groups(stored.find([tmp_path]))
+    rows = table.groups(stored.find_runs([tmp_path]))
     head, (line,) = table.cells(rows)
     assert dict(zip(head, line, strict=True))["capped steps"] == written
     report.write(tmp_path / "report.html", rows, "t", "n")
@@ -111,13 +111,13 @@ def test_the_share_of_capped_steps_is_that_of_the_whole_run(shares, written, tmp
 
 def test_the_weight_norm_stands_beside_a_ball(tmp_path):
     store(tmp_path / "a", "ALI-G", "alig", None, 0, 0.9, 0.1, weight_norm=19.96)
-    assert "weight norm" not in table.cells(table.groups(stored.find([tmp_path])))[0]
+    assert "weight norm" not in table.cells(table.groups(stored.find_runs([tmp_path])))[0]
     stored_config = json.loads((tmp_path / "a" / "config.json").read_text())
     stored_config["run"]["optimizer"]["l2_ball"] = 20.0
     stored_config["hash"] = content_hash(stored_config["run"])
     (tmp_path / "a" / "config.json").write_text(json.dumps(stored_config))
     finish(tmp_path / "a")
-    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    head, (line,) = table.cells(table.groups(stored.find_runs([tmp_path])))
     assert dict(zip(head, line, strict=True))["weight norm"] == "20.0"
 
 
@@ -139,10 +139,10 @@ COPIES = {
 @pytest.mark.parametrize("case", COPIES)
 def test_a_run_counts_once(case, runs, monkeypatch, capsys):
     monkeypatch.chdir(runs.parent)
-    expected = table.cells(table.groups(stored.find([runs])))
+    expected = table.cells(table.groups(stored.find_runs([runs])))
     paths = COPIES[case](runs)
     said = []
-    assert table.cells(table.groups(stored.find(map(Path, paths), said.append))) == expected
+    assert table.cells(table.groups(stored.find_runs(map(Path, paths), said.append))) == expected
     assert call("table", *paths, "--format", "csv") == 0
     printed = capsys.readouterr()
     assert next(csv.DictReader(printed.out.splitlines()))["n"] == "3"
@@ -154,14 +154,14 @@ def test_a_run_counts_once(case, runs, monkeypatch, capsys):
 def test_of_two_copies_the_one_that_came_furthest_counts(runs):
     shutil.copytree(runs / "alig", runs / "a copy")
     (runs / "a copy" / "seed-0" / "summary.json").unlink()
-    head, lines = table.cells(table.groups(stored.find([runs])))
+    head, lines = table.cells(table.groups(stored.find_runs([runs])))
     assert dict(zip(head, lines[0], strict=True))["n"] == "3"
 
 
 def test_a_linked_run_folder_is_found(runs, tmp_path):
     (tmp_path / "chosen").mkdir()
     (tmp_path / "chosen" / "one").symlink_to(runs / "alig" / "seed-1")
-    assert [run.path.name for run in stored.find([tmp_path / "chosen"])] == ["one"]
+    assert [run.path.name for run in stored.find_runs([tmp_path / "chosen"])] == ["one"]
 
 
 def test_a_folder_that_cannot_be_read_is_said(runs, monkeypatch, capsys):
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_read_is_said(runs, monkeypatch, capsys):
     assert call("table", runs) == 0
     assert capsys.readouterr().err == f"polyak: Cannot read {runs / 'sgd'}: Permission denied.\n"
     with pytest.raises(LabError, match="Cannot read"):
-        stored.find([runs])
+        stored.find_runs([runs])
 
 
 def test_a_table_without_runs_says_what_it_looked_for(tmp_path, monkeypatch, capsys):
@@ -195,7 +195,7 @@ def test_runs_of_different_settings_are_not_averaged(runs):
     config["hash"] = content_hash(config["run"])
     (runs / "other" / "config.json").write_text(json.dumps(config))
     finish(runs / "other")
-    _, lines = table.cells(table.groups(stored.find([runs])))
+    _, lines = table.cells(table.groups(stored.find_runs([runs])))
     names = [line[0] for line in lines]
     assert len(set(names)) == 3
     assert sum(re.fullmatch(r"ALI-G \[[0-9a-f]{6}\]", name) is not None for name in names) == 2
@@ -203,7 +203,7 @@ def test_runs_of_different_settings_are_not_averaged(runs):
 
 def test_the_papers_number_is_compared_with_its_own_protocol(tmp_path):
     store(tmp_path / "run", "ALI-G", "alig", 90.0, 0, 0.95, 0.0, test_accuracy_augmented=0.91)
-    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    head, (line,) = table.cells(table.groups(stored.find_runs([tmp_path])))
     assert head[1:3] == ["test accuracy, %", "accuracy on augmented test images, %"]
     assert line[1:3] == ["95.00", "91.00"]
     assert line[-1] == "+1.00"
@@ -211,7 +211,7 @@ def test_the_papers_number_is_compared_with_its_own_protocol(tmp_path):
 
 def test_losses_stand_in_for_accuracies(tmp_path):
     store(tmp_path / "run", "ALI-G", "alig", None, 0, None, 0.0)
-    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    head, (line,) = table.cells(table.groups(stored.find_runs([tmp_path])))
     assert (head[1], line[1]) == ("test loss", "2.00e-01")
 
 
@@ -223,7 +223,7 @@ def test_seeds_that_diverged_have_no_mean(tmp_path):
         last = json.loads(lines[-1]) | {"train_loss": loss}
         (folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
         finish(folder)
-    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    head, (line,) = table.cells(table.groups(stored.find_runs([tmp_path])))
     assert dict(zip(head, line, strict=True)) == {
         "row": "SGD",
         "test accuracy, %": "10.00 ± 0.00",
@@ -234,7 +234,7 @@ def test_seeds_that_diverged_have_no_mean(tmp_path):
 
 def test_a_run_that_diverged(tmp_path):
     store(tmp_path / "run", "ALI-G", "alig", None, 0, 0.1, 0.0, step_size="nan", weight_norm="inf")
-    rows = table.groups(stored.find([tmp_path]))
+    rows = table.groups(stored.find_runs([tmp_path]))
     assert table.cells(rows)[1][0][1] == "10.00"
     report.write(tmp_path / "report.html", rows, "t", "n")
 
@@ -264,8 +264,8 @@ def test_folders_without_runs(name, tmp_path, capsys):
 
 def test_a_folder_that_only_looks_like_a_run(tmp_path):
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(LabError, match=r"config\.json is damaged \(not a JSON object\)"):
-        stored.find([tmp_path])
+    with pytest.raises(LabError, match=r"config\.json is damaged \(it is not a JSON object\)"):
+        stored.find_runs([tmp_path])
 
 
 class Page(HTMLParser):
@@ -286,7 +286,7 @@ class Page(HTMLParser):
 
 def test_the_page(runs, tmp_path):
     path = tmp_path / "report.html"
-    report.write(path, table.groups(stored.find([runs])), "Table <1>", "A note & more")
+    report.write(path, table.groups(stored.find_runs([runs])), "Table <1>", "A note & more")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert {"Table <1>", "A note & more", "ALI-G", "SGD <b>& cosine", "93.00 ± 3.61", "cap 0.1"} <= set(page.text)
@@ -296,7 +296,7 @@ def test_the_page(runs, tmp_path):
 
 def test_the_page_asks_nobody_for_anything(runs, tmp_path):
     path = tmp_path / "report.html"
-    report.write(path, table.groups(stored.find([runs])), "t", "n")
+    report.write(path, table.groups(stored.find_runs([runs])), "t", "n")
     text = path.read_text(encoding="utf-8")
     links = [value for name, value in Page(text).attributes if name in ("href", "src", "xlink:href")]
     assert links
@@ -306,7 +306,7 @@ def test_the_page_asks_nobody_for_anything(runs, tmp_path):
 
 def test_ids_are_unique_and_found(runs, tmp_path):
     path = tmp_path / "report.html"
-    report.write(path, table.groups(stored.find([runs])), "t", "n")
+    report.write(path, table.groups(stored.find_runs([runs])), "t", "n")
     attributes = Page(path.read_text(encoding="utf-8")).attributes
     ids = [value for name, value in attributes if name == "id"]
     assert len(ids) == len(set(ids))

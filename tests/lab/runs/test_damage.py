@@ -11,18 +11,17 @@ import torch
 from lab.runs import call, execute, run
 from polyak_lab.config.run import content_hash
 from polyak_lab.errors import LabError
-from polyak_lab.runs import files as run_files
-from polyak_lab.runs import stored
+from polyak_lab.runs import documents, stored
 from polyak_lab.runs.stored import Label
 
 DOCUMENTS = ("config.json", "summary.json", "environment.json")
 LINES = ("metrics.jsonl", "timings.jsonl")
 READERS = {
-    "config.json": run_files.read_config,
-    "summary.json": run_files.read_summary,
-    "environment.json": run_files.read_starts,
-    "metrics.jsonl": run_files.read_metrics,
-    "timings.jsonl": run_files.read_timings,
+    "config.json": documents.read_config,
+    "summary.json": documents.read_summary,
+    "environment.json": documents.read_starts,
+    "metrics.jsonl": documents.read_metrics,
+    "timings.jsonl": documents.read_timings,
 }
 CONTENTS = {
     "empty document": b"",
@@ -111,7 +110,7 @@ def test_a_configuration_of_other_types(keys, value, folder):
     table["hash"] = content_hash(table["run"])
     (folder / "config.json").write_text(json.dumps(table))
     with pytest.raises(LabError, match=re.escape(f"run.{'.'.join(keys)} has the wrong type or value")):
-        run_files.read_config(folder / "config.json")
+        documents.read_config(folder / "config.json")
 
 
 @pytest.mark.parametrize("name", [*READERS, "checkpoint.pt"])
@@ -126,7 +125,7 @@ def test_something_else_in_the_place_of_a_file(name, kind, folder):
     else:
         path.symlink_to("/dev/zero" if kind == "device" else name)
     with pytest.raises(LabError) as caught:
-        READERS.get(name, run_files.read_bytes)(path)
+        READERS.get(name, documents.read_bytes)(path)
     assert_named(caught.value, path)
 
 
@@ -134,7 +133,7 @@ def test_a_file_too_large_to_be_of_a_run(folder):
     with (folder / "metrics.jsonl").open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(LabError, match=r"metrics\.jsonl: it has 1,099,511,627,776 bytes"):
-        stored.load(folder)
+        stored.load_run(folder)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -143,7 +142,7 @@ def test_a_digit_of_a_document(name, folder):
     text = (folder / name).read_text()
     at = next(match.start() for match in re.finditer(r"(?<=: )[1-8]", text))
     (folder / name).write_text(f"{text[:at]}{int(text[at]) + 1}{text[at + 1 :]}")
-    with pytest.raises(LabError, match=r"its (checksum|hash) is not that of its"):
+    with pytest.raises(LabError, match=r"its (checksum|hash) does not match its"):
         READERS[name](folder / name)
 
 
@@ -152,19 +151,19 @@ def test_a_document_of_an_older_version_has_no_checksum(folder):
         table = json.loads((folder / name).read_text())
         del table["checksum"]
         (folder / name).write_text(json.dumps(table))
-    assert stored.load(folder).finished
+    assert stored.load_run(folder).finished
 
 
 def test_what_is_no_finite_number_comes_back_as_one(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text(json.dumps(json.loads(lines[0]) | {"train_loss": "inf"}) + "\n")
-    assert run_files.read_metrics(folder / "metrics.jsonl")[0]["train_loss"] == math.inf
+    assert documents.read_metrics(folder / "metrics.jsonl")[0]["train_loss"] == math.inf
 
 
 def test_a_line_that_is_being_written_does_not_count_yet(folder):
     content = (folder / "metrics.jsonl").read_bytes()
     (folder / "metrics.jsonl").write_bytes(content[:-10])
-    assert len(run_files.read_metrics(folder / "metrics.jsonl")) == 1
+    assert len(documents.read_metrics(folder / "metrics.jsonl")) == 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])

@@ -47,10 +47,10 @@ def test_an_interrupted_run_resumes_from_its_checkpoint(folder, capsys):
     assert "after epoch 2 of 3" in capsys.readouterr().out
     assert lines(run)[:2] == old[:2]
     assert lines(run)[2] == pytest.approx(old[2], rel=1e-4)
-    assert stored.load(run).finished
+    assert stored.load_run(run).finished
     assert len(json.loads((run / "environment.json").read_text())["starts"]) == 2
 
 
 def test_another_run_is_refused(folder, capsys):
     assert call(*TRAIN, *OPTIONS, "--seed", 1, "--out", folder / "interrupted") == 1
-    assert "holds another run: training.seed is 0 there and 1 here" in capsys.readouterr().err
+    assert "holds another run: its training.seed is 0, but 1 was requested" in capsys.readouterr().err

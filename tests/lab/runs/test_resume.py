@@ -21,8 +21,7 @@ from polyak_lab import progress
 from polyak_lab.config import run as config
 from polyak_lab.errors import LabError
 from polyak_lab.recipes.resolve import resolve
-from polyak_lab.runs import checkpoint, stored
-from polyak_lab.runs import files as run_files
+from polyak_lab.runs import checkpoint, documents, stored
 from polyak_lab.runs import folder as record
 from polyak_lab.runs.folder import RunFolder
 from polyak_lab.training.loop import train
@@ -163,7 +162,7 @@ def test_a_flipped_byte_is_refused_or_does_not_matter(tmp_path):
         stored.write_bytes(flipped)
         said = attempt(tmp_path, folder.records)
         refused += said is not None
-        assert said is None or ("checkpoint.pt is damaged" in said and "delete it to start this run over" in said)
+        assert said is None or ("checkpoint.pt is damaged" in said and "delete it to train the run again" in said)
     assert refused >= 15
 
 
@@ -213,7 +212,7 @@ def test_killed_while_a_line_was_appended(name, part, tmp_path, monkeypatch):
         patch.setattr(record, "append_line", stop_in_a_line)
         with pytest.raises(KeyboardInterrupt):
             execute(tmp_path / "cut", run())
-    assert len(stored.load(tmp_path / "cut").records) == (1 if name == "metrics.jsonl" else 2)
+    assert len(stored.load_run(tmp_path / "cut").records) == (1 if name == "metrics.jsonl" else 2)
     execute(tmp_path / "cut", run())
     assert_same_end(tmp_path / "cut", expected.path)
     assert len((tmp_path / "cut" / "timings.jsonl").read_text().splitlines()) == 3
@@ -256,7 +255,7 @@ def test_an_epoch_costs_no_more_after_many(tmp_path, monkeypatch):
     folder = execute(tmp_path, run(epochs=12))
     size = sum((tmp_path / name).stat().st_size for name in ("metrics.jsonl", "timings.jsonl"))
     assert (len(written), sum(written)) == (24, size)
-    assert (tmp_path / "metrics.jsonl").read_text() == stored.as_lines(folder.records)
+    assert (tmp_path / "metrics.jsonl").read_text() == documents.dump_lines(folder.records)
 
 
 def test_a_changed_line_of_a_stopped_run_is_refused(tmp_path):
@@ -275,9 +274,9 @@ def test_a_damaged_clock_or_log_file_costs_no_run(name, damage, tmp_path):
     for path in (tmp_path / "cut", tmp_path / "whole"):
         (path / name).write_text(damage)
         execute(path, run())
-        assert stored.load(path).finished
+        assert stored.load_run(path).finished
     assert_same_end(tmp_path / "cut", expected.path)
-    assert len(run_files.read_timings(tmp_path / "cut" / "timings.jsonl")) == 3 or name == "environment.json"
+    assert len(documents.read_timings(tmp_path / "cut" / "timings.jsonl")) == 3 or name == "environment.json"
 
 
 def test_a_damaged_log_of_a_stopped_run_that_takes_its_threads_from_it(tmp_path):
@@ -285,7 +284,7 @@ def test_a_damaged_log_of_a_stopped_run_that_takes_its_threads_from_it(tmp_path)
     folder = RunFolder(tmp_path, resolved, ROW)
     folder.prepare()
     (tmp_path / "environment.json").write_text("{")
-    with pytest.raises(LabError, match=r"environment\.json is damaged .* delete this file alone"):
+    with pytest.raises(LabError, match=r"environment\.json is damaged .* delete only this file"):
         train(resolved, folder, progress.Progress(Console(quiet=True), epochs=False))
 
 

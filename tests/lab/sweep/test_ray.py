@@ -14,8 +14,7 @@ import torch
 
 from lab.runs import call
 from lab.sweep.ray_nodes import Nodes, free_port
-from polyak_lab.runs import files as run_files
-from polyak_lab.runs import stored
+from polyak_lab.runs import documents, stored
 
 pytestmark = pytest.mark.sweep
 
@@ -125,7 +124,7 @@ def check_each_trial_counts_once(out, trials, epochs):
     assert len(counted) == trials == result(out)["trials"]
     folders = {trial.user_attrs["folder"]: trial for trial in counted}
     assert len(folders) == trials
-    runs = {run.path.name: run for run in stored.find([out / "trials"])}
+    runs = {run.path.name: run for run in stored.find_runs([out / "trials"])}
     assert runs.keys() == folders.keys()
     for name, trial in folders.items():
         records = runs[name].records
@@ -149,7 +148,7 @@ def test_a_node_is_killed_and_no_trial_is_lost_or_counted_twice(nodes, second, s
     assert sorted(int(number) for number, _ in finished) == [*range(12)]
     assert dict(finished)[again] == "one"
     folder = out / "trials" / study(out).trials[int(again)].user_attrs["folder"]
-    assert len(run_files.read_object(folder / "environment.json")["starts"]) == 2  # it went on from its checkpoint
+    assert len(documents.read_object(folder / "environment.json")["starts"]) == 2  # it went on from its checkpoint
     assert "Warning" not in driver.errors
 
 

@@ -45,7 +45,7 @@ def test_the_winner_is_chosen_on_held_out_samples(recipe, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("sweep", recipe, "--out", out) == 0
     assert "6 of 6 trials left, 3 epochs each at most" in capsys.readouterr().out
-    found, runs = result(out), stored.find([out / "trials"])
+    found, runs = result(out), stored.find_runs([out / "trials"])
     finals = {run.path.name: run.records[-1]["validation_accuracy"] for run in runs if run.finished}
     assert found["best"]["score"] == finals[found["best"]["folder"]] == max(finals.values())
     assert found["trials"] == len(runs) == 6
@@ -104,7 +104,7 @@ def test_a_stopped_search_tries_the_trial_again_from_its_checkpoint(moment, reci
         assert capsys.readouterr().err == "polyak: stopped; run the same command again to resume.\n"
     assert call("sweep", recipe, "--out", out) == 0
     assert result(out)["trials"] == 3
-    runs = stored.find([out / "trials"])
+    runs = stored.find_runs([out / "trials"])
     assert [(run.finished, len(run.records)) for run in runs] == [(True, 3)] * 3  # none was left half done
     assert result(out)["epochs"] == 9
     starts = [json.loads((run.path / "environment.json").read_text())["starts"] for run in runs]
@@ -153,7 +153,7 @@ def test_a_second_signal_ends_a_process_that_does_not_end(tmp_path):
 def test_a_finished_search_counts_nothing_twice(recipe, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("sweep", recipe, "--out", out) == 0
-    assert len(stored.find([out / "trials"])) == 6
+    assert len(stored.find_runs([out / "trials"])) == 6
     assert call("sweep", recipe, "--out", out) == 0
     assert "0 of 6 trials left" in capsys.readouterr().out
 

@@ -43,7 +43,7 @@ def test_where_the_folder_is_seen_the_work_is_done_in_it(tried):
     before = {path: path.stat().st_mtime_ns for path in tried.folder.iterdir()}
     bring_home(tried, files)
     assert {path: path.stat().st_mtime_ns for path in tried.folder.iterdir()} == before
-    assert outcome == trial.Outcome(-stored.load(tried.folder).records[-1]["test_loss"], pruned=False)
+    assert outcome == trial.Outcome(-stored.load_run(tried.folder).records[-1]["test_loss"], pruned=False)
 
 
 def test_where_it_is_not_seen_its_files_come_back_without_the_checkpoint(tried):
@@ -51,7 +51,7 @@ def test_where_it_is_not_seen_its_files_come_back_without_the_checkpoint(tried):
     assert not tried.folder.exists()
     bring_home(tried, files)
     assert names(tried.folder) == SMALL
-    assert stored.load(tried.folder).finished
+    assert stored.load_run(tried.folder).finished
     assert attempt(tried, never) == outcome  # a finished run, which is not trained again
 
 
@@ -69,9 +69,9 @@ def test_a_checkpoint_of_another_attempt_does_not_stay_beside_the_lines_that_cam
     outcome, files = attempt_away(Trial(4, "lr 1", tried.run, tried.folder / "elsewhere", "search"), lambda *_: True)
     assert outcome.pruned
     bring_home(tried, files)
-    assert [record["epoch"] for record in stored.load(tried.folder).records] == [1]
+    assert [record["epoch"] for record in stored.load_run(tried.folder).records] == [1]
     assert not attempt(tried, never).pruned
-    assert [record["epoch"] for record in stored.load(tried.folder).records] == [1, 2, 3]
+    assert [record["epoch"] for record in stored.load_run(tried.folder).records] == [1, 2, 3]
 
 
 def test_a_diverged_trial_is_the_worst(monkeypatch):

@@ -135,7 +135,7 @@ def test_the_context_is_spelled_out_and_others_keep_their_hashes(fable):
 def test_a_run_does_not_go_on_with_another_text(fable, tmp_path):
     execute(tmp_path / "run", language(fable))
     fable.write_text(FABLE.replace("fox", "cat"), encoding="utf-8")
-    with pytest.raises(LabError, match=r"holds another run: data\.sha256 is"):
+    with pytest.raises(LabError, match=r"holds another run: its data\.sha256 is"):
         execute(tmp_path / "run", language(fable))
 
 
@@ -212,7 +212,7 @@ def test_perplexity_in_table_and_terminal(fable, tmp_path, capsys):
     assert "perplexity" in capsys.readouterr().out
     stored_config = json.loads((tmp_path / "run" / "config.json").read_text())["run"]
     assert (stored_config["schedule"]["warmup_steps"], stored_config["training"]["clip_norm"]) == (3, 1.0)
-    head, (line,) = table.cells(table.groups(stored.find([tmp_path])))
+    head, (line,) = table.cells(table.groups(stored.find_runs([tmp_path])))
     assert head[:3] == ["row", "test perplexity", "test loss, nats"]
     assert float(line[1]) == pytest.approx(math.exp(float(line[2])), rel=0.01)
 

@@ -95,9 +95,9 @@ def test_a_finished_run_takes_a_new_label(tmp_path):
 
 def test_a_folder_of_another_run(tmp_path):
     execute(tmp_path, run(epochs=1))
-    with pytest.raises(LabError, match=r"holds another run: optimizer.options.lr is 1.0 there and 0.5 here"):
+    with pytest.raises(LabError, match=r"holds another run: its optimizer.options.lr is 1.0, but 0.5 was"):
         execute(tmp_path, run(config.Optimizer("alig", 20.0, {"lr": 0.5, "momentum": 0.9}), epochs=1))
-    with pytest.raises(LabError, match=r"optimizer.name is 'alig' there and 'sgd' here\. Choose another folder"):
+    with pytest.raises(LabError, match=r"optimizer.name is 'alig', but 'sgd' was requested\. Choose another folder"):
         execute(tmp_path, run(SGD, epochs=1))
 
 
@@ -105,7 +105,7 @@ def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(LabError, match="not empty and not a run folder"):
         execute(tmp_path, run())
-    with pytest.raises(LabError, match="is a file: name a folder"):
+    with pytest.raises(LabError, match="is a file: choose a folder"):
         execute(tmp_path / "thesis.tex", run())
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -142,7 +142,7 @@ def bit_flips(path):
 
 def loaded(folder, name):
     try:
-        return stored.load(folder)
+        return stored.load_run(folder)
     except LabError as error:
         if name not in str(error):
             raise
@@ -152,7 +152,7 @@ def loaded(folder, name):
 def test_a_flipped_bit_of_a_finished_run_is_noticed(name, tmp_path):
     execute(tmp_path, run(epochs=2))
     path = tmp_path / name
-    content, before = path.read_bytes(), stored.load(tmp_path)
+    content, before = path.read_bytes(), stored.load_run(tmp_path)
     flips = 0
     for flipped, _ in bit_flips(path):
         path.write_bytes(flipped)
@@ -168,8 +168,8 @@ def test_a_finished_run_without_one_of_its_lines(lines, tmp_path):
     execute(tmp_path, run(epochs=3))
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[lines]))
-    with pytest.raises(LabError, match=r"metrics\.jsonl is (not what .* says|damaged)"):
-        stored.load(tmp_path)
+    with pytest.raises(LabError, match=r"metrics\.jsonl (does not match .*summary\.json|is damaged)"):
+        stored.load_run(tmp_path)
 
 
 def test_an_older_folder_without_a_digest(tmp_path):
@@ -178,10 +178,10 @@ def test_an_older_folder_without_a_digest(tmp_path):
     summary, metrics = tmp_path / "summary.json", tmp_path / "metrics.jsonl"
     old = {key: value for key, value in json.loads(summary.read_text()).items() if key not in ("metrics", "checksum")}
     summary.write_text(json.dumps(old, indent=2) + "\n")
-    assert stored.load(tmp_path).finished
+    assert stored.load_run(tmp_path).finished
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(LabError, match=r"metrics\.jsonl is not what .*summary\.json says"):
-        stored.load(tmp_path)
+    with pytest.raises(LabError, match=r"metrics\.jsonl does not match .*summary\.json"):
+        stored.load_run(tmp_path)
 
 
 def test_alig_reports_its_cap_and_sgd_has_none(tmp_path):
