@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere."""
+"""The progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from rich.table import Column
 from polyak_lab.console import capped_share, printable, say, shortened
 
 TAKEN = 68  # columns of the live line that are not the name of the run
-READ_EVERY = 0.25  # seconds; a number read from a GPU makes it wait
+READ_EVERY = 0.25  # seconds; reading a number synchronises with a GPU
 
 Numbers = Mapping[str, Any]
 
 
 class Readable(Protocol):
-    """Something that can tell loss, accuracy and step size of the last step."""
+    """Provides loss, accuracy and step size of the last step."""
 
     def latest(self) -> tuple[float, float | None, float]:
         """Read the three from the device."""
@@ -36,31 +36,31 @@ class Progress:
         self.total = 0
 
     def run_named(self, name: str) -> None:
-        """Say which run comes next."""
+        """Set the name of the next run."""
         self.name = name
 
     def run_started(self, epochs: int, steps: int, done: int) -> None:
-        """Say how long the run is, and how many epochs it has done before."""
+        """Set the length of the run, and the number of epochs done before."""
         self.total = epochs
         if done:
             self.say(f"{self.name}: resuming after epoch {done} of {epochs}")
 
     def step(self, epoch: int, meter: Readable, count: int = 1) -> None:
-        """Take note of a step, or of so many."""
+        """Count `count` steps."""
 
     def epoch_done(self, record: Numbers, timing: Numbers) -> None:
-        """Take note of an epoch."""
+        """Print a line per epoch, if requested."""
         if self.each_epoch:
             speed = f"{timing['images_per_second']:,.0f} samples/s"
             self.say(f"epoch {record['epoch']}/{self.total}: {sentence(record)}, {speed}")
 
     def run_finished(self, record: Numbers, seconds: float) -> None:
-        """Take note of a run's end; after a line for every epoch there is nothing left to say."""
+        """Print a line per run, unless every epoch has a line."""
         if not self.each_epoch:
             self.say(f"{self.name}: {sentence(record)}, {seconds:.1f} s")
 
     def run_failed(self) -> None:
-        """Take note that the run came to no end."""
+        """Record that the run failed."""
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -86,7 +86,7 @@ class LiveProgress(Progress):
         self.bars.update(self.task, completed=done * steps)
 
     def step(self, epoch: int, meter: Readable, count: int = 1) -> None:
-        """Move the bar, and read the numbers if that was long enough ago."""
+        """Advance the bar, and update its numbers a few times a second."""
         self.bars.advance(self.task, count)
         if (now := monotonic()) - self.read_at < READ_EVERY:
             return
@@ -144,7 +144,7 @@ def numbers(loss: float, accuracy: float | None, step_size: float) -> str:
 
 
 def sentence(record: Numbers) -> str:
-    """Say what an epoch came to."""
+    """Describe the metrics of an epoch."""
     parts = [f"train loss {float(record['train_loss']):.2e}"]
     if record["test_accuracy"] is None:
         parts.append(f"test loss {float(record['test_loss']):.2e}")

@@ -1,4 +1,4 @@
-"""The command line: it parses, calls what the verb does, and turns errors and signals into an exit status."""
+"""The command line: parses the arguments, executes the verb, and turns errors and signals into an exit status."""
 
 import os
 import signal
@@ -28,20 +28,20 @@ def _run(argv: Sequence[str] | None) -> int:
         with guarded():
             return _call(argv)
     except OutputLostError as error:
-        if error.is_pipe:  # its reader, such as `head`, has seen enough
+        if error.is_pipe:  # closed by its reader, such as `head`
             return 128 + signal.SIGPIPE
         return _say_last(make_console(stderr=True), f"polyak: {error}", 1)
 
 
 def _call(argv: Sequence[str] | None) -> int:
-    speaks = torchrun.rank() == 0
-    errors = make_console(stderr=True, quiet=not speaks)
+    is_rank_zero = torchrun.rank() == 0
+    errors = make_console(stderr=True, quiet=not is_rank_zero)
     try:
         verb: Any = tyro.cli(
-            Verb, args=argv, prog="polyak", description=DESCRIPTION, config=CONFIG, console_outputs=speaks
+            Verb, args=argv, prog="polyak", description=DESCRIPTION, config=CONFIG, console_outputs=is_rank_zero
         )
-        _check_alone(verb)
-        verb.execute(make_console(quiet=not speaks))
+        _check_processes(verb)
+        verb.execute(make_console(quiet=not is_rank_zero))
         signals.ends(0)
     except OutputLostError:
         raise
@@ -58,14 +58,14 @@ def _call(argv: Sequence[str] | None) -> int:
 
 
 def _say_last(errors: Console, text: str, status: int) -> int:
-    """Say why this process ends, and return its status; a signal has nothing left to stop."""
+    """Print why this process ends, and return its status; later signals are ignored."""
     signals.ends(status)
     say(errors, printable(text))
     return status
 
 
-def _check_alone(verb: Any) -> None:
-    """Refuse to do the same thing in every process."""
+def _check_processes(verb: Any) -> None:
+    """Refuse verbs that would do the same work in every process."""
     if torchrun.world_size() > 1 and not isinstance(verb, (Train, RunRecipe)):
         raise LabError("torchrun starts polyak train and polyak run: start everything else without it.")
 

@@ -1,9 +1,9 @@
 """Runs side by side, each in a process of its own: `polyak run --jobs N`.
 
-A worker process trains one run after the other and sends its progress through a pipe; the first process shows it. A run
-that fails is reported and the others go on: the worker ends after any error but a LabError, and a worker that was
-killed is noticed by the end of its pipe. Another one takes its place. Every run has the folder, the threads and so the
-bits that it has without --jobs.
+Each worker process trains one run after the other and sends its progress through a pipe to the main process, which
+prints it. A run that fails is reported, and the others continue. A worker exits after any error except a LabError; the
+main process detects the end of its pipe and starts another worker. Every run has the same folder and the same number of
+threads as without --jobs, so the results are identical.
 """
 
 import multiprocessing
@@ -33,10 +33,10 @@ from polyak_lab.runs.folder import RunFolder
 from polyak_lab.training.loop import train
 from polyak_lab.training.memory import is_out_of_memory
 
-PATIENCE = 10.0  # seconds; a worker that has not ended by then is killed, which loses no more than its epoch
+PATIENCE = 10.0  # seconds; a worker that has not ended by then is killed, which loses at most the current epoch
 KILLED = -9  # the exit code of a process that SIGKILL ended
 TERMINATED = 128 + signal.SIGTERM
-FEWER = "Fewer --jobs need less memory."
+FEWER_JOBS = "Fewer --jobs need less memory."
 
 
 @final
@@ -50,7 +50,7 @@ class Job:
 
 
 def check_jobs(count: int) -> None:
-    """Refuse a number of jobs that cannot be."""
+    """Refuse a number below 1, and torchrun with more than one job."""
     if count < 1:
         raise LabError(f"--jobs is {count}, but must be 1 or more.")
     if count > 1 and torchrun.world_size() > 1:
@@ -58,7 +58,7 @@ def check_jobs(count: int) -> None:
 
 
 def cores_warning(jobs: Sequence[Job], count: int) -> str | None:
-    """Return a sentence if runs side by side have more threads than this machine has cores for them."""
+    """Return a warning if the runs side by side have more threads than this machine has cores."""
     on_cpu = [job.run.training.threads or torch.get_num_threads() for job in jobs if job.run.training.device == "cpu"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = sum(sorted(on_cpu)[-count:])
@@ -71,12 +71,12 @@ def cores_warning(jobs: Sequence[Job], count: int) -> str | None:
 
 
 def train_side_by_side(jobs: Sequence[Job], count: int, make_progress: Callable[[], Progress]) -> int:
-    """Train runs, so many at a time, and return how many of them failed.
+    """Train runs, `count` at a time, and return how many of them failed.
 
     Args:
-        jobs: What to train; finished runs are left as they are.
+        jobs: The unfinished runs.
         count: The number of worker processes.
-        make_progress: Makes what shows the progress of one worker.
+        make_progress: Makes the progress display of one worker.
     """
     waiting = deque(jobs)
     workers = [_Worker(make_progress()) for _ in range(min(count, len(jobs)))]
@@ -99,7 +99,7 @@ def train_side_by_side(jobs: Sequence[Job], count: int, make_progress: Callable[
 
 @final
 class _Worker:
-    """A process that trains, as the first process sees it."""
+    """A worker process, as seen by the main process."""
 
     def __init__(self, shown: Progress) -> None:
         self.shown = shown
@@ -109,7 +109,7 @@ class _Worker:
         self.pipe: Connection[Any, Any]
 
     def start(self, job: Job) -> None:
-        """Hand out a run; report it as failed if there is no process to train it."""
+        """Send a run to the process; report it as failed if no process can be started."""
         self.job = job
         self.shown.run_named(job.name)
         try:
@@ -122,7 +122,7 @@ class _Worker:
             self._fail(self._end() if self.process else f"cannot start a process: {error.strerror or error}.")
 
     def receive(self) -> None:
-        """Take one message."""
+        """Handle one message."""
         try:
             name, arguments = self.pipe.recv()
         except (EOFError, OSError):
@@ -139,7 +139,7 @@ class _Worker:
             getattr(self.shown, name)(*arguments)
 
     def stop(self) -> None:
-        """Ask the process to end: an idle one by the end of its pipe."""
+        """Request the process to end; closing the pipe ends an idle one."""
         if self.process is not None:
             self.pipe.close()
             if self.job is not None:
@@ -156,19 +156,19 @@ class _Worker:
 
     def _start_process(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, torch.get_num_threads()), daemon=True)
-        with theirs, _no_interrupt():
+        self.pipe, worker_end = context.Pipe()
+        process = context.Process(target=_work, args=(worker_end, torch.get_num_threads()), daemon=True)
+        with worker_end, _no_interrupt():
             process.start()
         self.process = process
 
     def _end(self) -> str:
-        """Wait for the end of a process that trains no more; return how it ended."""
+        """Wait until a process that closed its pipe has ended; return how it ended."""
         self.pipe.close()
         self.join()
         status, self.process = self.process.exitcode, None
         if status == KILLED:
-            return f"its process was killed, as when a machine has no memory left; the checkpoint is kept. {FEWER}"
+            return f"its process was killed, as when a machine has no memory left; the checkpoint is kept. {FEWER_JOBS}"
         how = f"signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"exit status {status}"
         return f"its process ended with {how}; the checkpoint is kept."
 
@@ -181,7 +181,7 @@ class _Worker:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Block Ctrl-C; a process started meanwhile never gets it, so that the first process alone decides what ends."""
+    """Block Ctrl-C, also for processes started meanwhile, so that only the main process handles it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -193,11 +193,11 @@ def _no_interrupt() -> Iterator[None]:
 
 
 def _work(pipe: "Connection[Any, Any]", threads: int) -> None:
-    """Train what comes through the pipe, until the first process ends or SIGTERM comes."""
+    """Train the runs received through the pipe, until the main process ends or SIGTERM arrives."""
     try:
         signal.signal(signal.SIGTERM, _terminate)
         torch.set_num_threads(threads)
-        with suppress(EOFError, OSError):  # the first process has ended
+        with suppress(EOFError, OSError):  # the main process has ended
             while True:
                 run, path, label = pipe.recv()
                 if not _attempt(run, RunFolder(path, run, label), pipe):
@@ -215,22 +215,22 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _attempt(run: Run, folder: RunFolder, pipe: "Connection[Any, Any]") -> bool:
-    """Train a run and say how it ended; return whether this process is fit for another one."""
+    """Train a run and send how it ended; return whether this process can train another one."""
     try:
         train(run, folder, _Relay(pipe))
     except LabError as error:
-        hint = f" {FEWER}" if is_out_of_memory(error.__cause__) else ""
+        hint = f" {FEWER_JOBS}" if is_out_of_memory(error.__cause__) else ""
         pipe.send(("failed", (f"{error}{hint}",)))
     except Exception as error:
-        pipe.send(("broken", (_described(error),)))
+        pipe.send(("broken", (_describe(error),)))
         return False
     else:
         pipe.send(("done", ()))
     return True
 
 
-def _described(error: Exception) -> str:
-    """Say what an unexpected error is, and where it was raised."""
+def _describe(error: Exception) -> str:
+    """Describe an unexpected error and where it was raised, in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = " ".join(str(error).split())
     what = what if len(what) <= 160 else f"{what[:159]}…"
@@ -239,7 +239,7 @@ def _described(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class _Latest:
-    """The numbers of a step, once they are read."""
+    """The numbers of a step, already read from the device."""
 
     numbers: tuple[float, float | None, float]
 
@@ -249,7 +249,7 @@ class _Latest:
 
 @final
 class _Relay(Progress):
-    """Send the progress of a run through a pipe; of its steps, a few times a second."""
+    """Sends the progress of a run through a pipe; that of its steps a few times a second."""
 
     def __init__(self, pipe: "Connection[Any, Any]") -> None:
         super().__init__(Console(quiet=True), epochs=False)

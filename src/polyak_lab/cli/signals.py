@@ -17,25 +17,25 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Stop:
-    """What a process does about signals."""
+    """The signal handler of a process."""
 
     def __init__(self) -> None:
         self.ends_since: float | None = None
         self.status = 0
-        self.has_said = False
+        self.is_reported = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise at the first signal; end the process if it is still here some time after it."""
+        """Raise at the first signal; a second one ends the process if the first did not within PATIENCE."""
         if self.ends_since is None:
             self.end(STATUS[signal.Signals(number)])
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if monotonic() - self.ends_since > PATIENCE:
-            if not self.has_said and torchrun.rank() == 0:
+            if not self.is_reported and torchrun.rank() == 0:
                 os.write(2, f"{STOPPED}\n".encode())
             os._exit(self.status)
 
     def end(self, status: int) -> None:
-        """Take note of the status that the process ends with."""
+        """Record the status that the process ends with."""
         self.ends_since, self.status = monotonic(), status
 
 
@@ -52,6 +52,6 @@ def install() -> None:
 
 
 def ends(status: int) -> None:
-    """Take note that the process ends by itself; a signal has nothing left to stop."""
+    """Record that the process is ending; a later signal prints no message."""
     _stop.end(status)
-    _stop.has_said = True
+    _stop.is_reported = True

@@ -1,4 +1,4 @@
-"""What the verbs do, once their arguments are read."""
+"""The verbs `train` and `run`, after their arguments are parsed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ def run_recipe(
     smoke: bool,
     with_report: bool,
 ) -> None:
-    """Train the rows of a recipe that are not finished yet, so many at a time, then show the table."""
+    """Train the unfinished runs of a recipe, `count` at a time, then print the table."""
     check_jobs(count)
     recipe = group.on_rank_zero(lambda: recipes.load(path))
     folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
@@ -67,7 +67,7 @@ def run_recipe(
 
 
 def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console) -> int:
-    """Train runs, so many at a time; return how many failed. One at a time, the first error is raised."""
+    """Train runs, `count` at a time, and return how many failed; with `count` = 1 the first error is raised."""
     jobs = [
         Job(f"[{number}/{len(runs)}] {folder.label.row}, seed {run.training.seed}", run, folder)
         for number, (run, folder) in enumerate(runs, 1)
@@ -86,7 +86,7 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
 
 
 def show(recipe: Recipe, folder: Path, console: Console, with_report: bool, jobs: Sequence[RunFolder] = ()) -> None:
-    """Print the table of a recipe's rows in a folder, and write its page if asked to."""
+    """Print the table of a recipe's rows in a folder, and write the report if requested."""
     own, others = _of_recipe(stored.find_runs([folder], on_problem=warn), recipe, jobs)
     rows = table.groups(own)
     terminal.show(console, table.as_rich(rows, recipe.title))
@@ -104,7 +104,7 @@ def show(recipe: Recipe, folder: Path, console: Console, with_report: bool, jobs
 def _of_recipe(
     runs: Sequence[StoredRun], recipe: Recipe, jobs: Sequence[RunFolder]
 ) -> tuple[list[StoredRun], list[StoredRun]]:
-    """Split runs into those of a recipe's rows, as its jobs ran them, and those of other recipes or older rows."""
+    """Split runs into those of this recipe, and those of other recipes or of rows that have changed."""
     ran = {job.label.row: stored.group_key(job.label.row, job.config) for job in jobs}
     names = {row.name for row in recipe.rows}
 
@@ -123,29 +123,29 @@ def _all_jobs(
 
 
 def _cut(row: Row, device: str | None, smoke: bool) -> Row:
-    """Choose the run; the paper's number has no place beside a smoke run."""
+    """Choose the full or the smoke run of a row; a smoke run is not compared with the paper."""
     run = recipes.smoke(row) if smoke else row.run
     paper = None if smoke else row.paper
     return replace(row, run=run if device is None else recipes.on_device(run, device), paper=paper)
 
 
 def _jobs(path: Path, recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:
-    """Resolve a row for every seed; refuse another run's folder and a model that does not fit, before any training."""
+    """Yield the runs of a row; refuse the folder of another run, and a model that does not fit the data."""
     position = [known.name for known in recipe.rows].index(row.name)
     label = Label(row.name, recipe.name, position, row.paper)
     for seed in seeds:
-        with _told_where(path, row):
+        with _name_row_in_errors(path, row):
             run = resolve(recipes.with_seed(row.run, seed))
         folder = RunFolder(out / row.slug / f"seed-{seed}", run, label)
         folder.check()
         if not folder.finished:
-            with _told_where(path, row):
+            with _name_row_in_errors(path, row):
                 check_fit(run)
         yield run, folder
 
 
 @contextmanager
-def _told_where(path: Path, row: Row) -> Iterator[None]:
+def _name_row_in_errors(path: Path, row: Row) -> Iterator[None]:
     try:
         yield
     except LabError as error:

@@ -88,9 +88,9 @@ class SweepRecipe:
         """Search."""
         from polyak_lab.sweep.search import run_sweep
 
-        run_sweep(self.recipe, self.out, console, self._workers())
+        run_sweep(self.recipe, self.out, console, self._executor())
 
-    def _workers(self) -> Any:
+    def _executor(self) -> Any:
         if self.ray is None:
             return None
         from polyak_lab.sweep.ray_cluster import cluster

@@ -184,7 +184,7 @@ class Run:
 
 
 def as_json(run: Run) -> dict[str, Any]:
-    """Turn a run into what config.json holds; a key that came later stands there if it is used."""
+    """Return the content of config.json; keys of later versions are included only if they are used."""
     table = asdict(run)
     table["schedule"]["factor"] = run.schedule.multiplier
     for section, key in LATER_KEYS:
@@ -194,7 +194,7 @@ def as_json(run: Run) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Make a value fit for strict JSON: infinities and NaN become the strings 'inf', '-inf' and 'nan'."""
+    """Make a value valid in strict JSON: infinities and NaN become the strings 'inf', '-inf' and 'nan'."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -203,17 +203,17 @@ def plain(value: Any) -> Any:
 
 
 def content_hash(config: Mapping[str, Any]) -> str:
-    """Name a stored configuration by its content."""
+    """Return the hash of a stored configuration."""
     canonical = json.dumps(config, sort_keys=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def first_difference(here: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Find the first key, in dotted form, whose values differ."""
-    flat_here, flat_asked = dict(_flatten(here)), dict(_flatten(asked))
-    for key in dict.fromkeys([*flat_asked, *flat_here]):
-        if flat_here.get(key, MISSING) != flat_asked.get(key, MISSING):
-            return key, flat_here.get(key, "not set"), flat_asked.get(key, "not set")
+def first_difference(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first key, in dotted form, whose values differ, and both values."""
+    old, new = dict(_flatten(stored)), dict(_flatten(requested))
+    for key in dict.fromkeys([*new, *old]):
+        if old.get(key, MISSING) != new.get(key, MISSING):
+            return key, old.get(key, "not set"), new.get(key, "not set")
     return None
 
 

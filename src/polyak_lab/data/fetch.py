@@ -38,10 +38,10 @@ class Download:
 
 
 def download(item: Download, folder: Path, on_progress: OnProgress = lambda done, total: None) -> Path:
-    """Download a file into a folder, going on where an interrupted download stopped.
+    """Download a file into a folder, resuming an interrupted download.
 
     The bytes are collected in NAME.part, which becomes NAME once its checksum is right, or its number of lines where no
-    checksum is published. A file that is there already is kept when it is the official one and never overwritten.
+    checksum is published. An existing file is never overwritten: it is kept if it is the official one.
 
     Raises:
         LabError: No network, the server refuses, the checksum differs, or the disk is full.
@@ -61,7 +61,7 @@ def download(item: Download, folder: Path, on_progress: OnProgress = lambda done
 def _unreachable(item: Download, target: Path, error: Exception) -> LabError:
     reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())[:120]
     return LabError(
-        f"Cannot download {item.url} ({reason}): try again to go on, or save that file as {target} yourself."
+        f"Cannot download {item.url} ({reason}): try again to resume, or save that file as {target} yourself."
     )
 
 
@@ -117,7 +117,7 @@ def _accepted(path: Path, item: Download, advice: str, delete: bool = False) -> 
 
 
 def _difference(path: Path, item: Download) -> str | None:
-    """Say by what a file differs from the official one; None if it does not, as far as is known."""
+    """Return how a file differs from the official one; None if no difference is known."""
     with path.open("rb") as file:
         if item.md5 is not None:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

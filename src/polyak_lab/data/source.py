@@ -60,7 +60,7 @@ def md5_of(content: bytes) -> str:
 
 
 def sha256_of(contents: Contents) -> str:
-    """Name contents by their bytes, so that a run does not go on with others."""
+    """Return the SHA-256 of contents, so that a run is never resumed with others."""
     digest = hashlib.sha256()
     for content in contents.values():
         digest.update(content)
@@ -96,11 +96,11 @@ def read_file(path: Path) -> bytes:
 
 
 def missing(place: Path, wanted: str) -> LabError:
-    """Return the error for a folder or archive that lacks a file, saying what is there instead."""
-    there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    found = f" but {', '.join(there[:5])}{' ...' if len(there) > 5 else ''}" if there else ""
+    """Return the error for a folder or archive that lacks a file, with what it holds instead."""
+    names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    content = f" but {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else ""
     return LabError(
-        f"{place} does not hold {wanted}{found}: empty it and fetch the data again, or name another folder."
+        f"{place} does not hold {wanted}{content}: empty it and fetch the data again, or name another folder."
     )
 
 

@@ -1,7 +1,7 @@
-"""What a Ray cluster runs of a sweep: the trials, on any node, and a mailbox beside the driver.
+"""The tasks of a sweep on a Ray cluster: the trials, on any node, and a mailbox on the node of the driver.
 
-Every epoch of a trial is a question, whether to stop there, that waits in the mailbox for the driver's answer. So the
-study stays in the driver's hands, and its database on the driver's disk; a node needs no Optuna.
+After every epoch a trial sends a report to the mailbox, and waits for the driver's answer whether to prune it. So only
+the driver needs the study, its database and Optuna.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ import ray
 
 from polyak_lab.errors import LabError
 from polyak_lab.recipes.resolve import resolve
-from polyak_lab.sweep.trial import Outcome, Trial, attempt_away
+from polyak_lab.sweep.trial import Outcome, Trial, run_remotely
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What a worker says after every epoch; epoch 0 says where the trial is."""
+class Report:
+    """The report of a worker after an epoch; that of epoch 0 names the node of the trial."""
 
     number: int
     node: str
@@ -26,52 +26,52 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A trial that ended: what came out, or the sentence that says why nothing did."""
+class TaskResult:
+    """The result of a trial: its outcome and files, or the message of its error."""
 
     node: str
     outcome: Outcome | None = None
     files: dict[str, bytes] | None = None
-    refusal: str = ""
+    error_text: str = ""
 
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Questions of workers, which wait here for the answers of the driver."""
+    """The reports of the workers, and the answers of the driver."""
 
     def __init__(self) -> None:
-        self.questions: asyncio.Queue[tuple[int, Epoch]] = asyncio.Queue()
+        self.reports: asyncio.Queue[tuple[int, Report]] = asyncio.Queue()
         self.answers: dict[int, asyncio.Future[bool]] = {}
-        self.asked = 0
+        self.count = 0
 
-    async def ask(self, epoch: Epoch) -> bool:
-        """Leave a question and wait for its answer."""
-        self.asked += 1
+    async def send(self, report: Report) -> bool:
+        """Send a report and wait for its answer."""
+        self.count += 1
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.answers[self.asked] = answer
-        await self.questions.put((self.asked, epoch))
+        self.answers[self.count] = answer
+        await self.reports.put((self.count, report))
         return await answer
 
-    async def next(self) -> tuple[int, Epoch]:
-        """Wait for the next question."""
-        return await self.questions.get()
+    async def next(self) -> tuple[int, Report]:
+        """Wait for the next report."""
+        return await self.reports.get()
 
-    async def answer(self, question: int, stop: bool) -> None:
-        """Answer a question."""
-        self.answers.pop(question).set_result(stop)
+    async def answer(self, number: int, prune: bool) -> None:
+        """Answer a report."""
+        self.answers.pop(number).set_result(prune)
 
 
 @ray.remote(max_retries=0)
-def try_out(trial: Trial, mailbox: Any) -> Arrival:
+def run_task(trial: Trial, mailbox: Any) -> TaskResult:
     """Train a trial on this node."""
     node = ray.get_runtime_context().get_node_id()
 
-    def behind(epoch: int, score: float) -> bool:
-        return bool(ray.get(mailbox.ask.remote(Epoch(trial.number, node, epoch, score))))
+    def should_prune(epoch: int, score: float) -> bool:
+        return bool(ray.get(mailbox.send.remote(Report(trial.number, node, epoch, score))))
 
-    behind(0, 0.0)
+    should_prune(0, 0.0)
     try:
-        resolve(trial.run)  # whether this node has the device
-        return Arrival(node, *attempt_away(trial, behind))
+        resolve(trial.run)  # raises if this node does not have the device
+        return TaskResult(node, *run_remotely(trial, should_prune))
     except LabError as error:
-        return Arrival(node, refusal=str(error))
+        return TaskResult(node, error_text=str(error))

@@ -1,4 +1,4 @@
-"""`polyak sweep`: try values of a row's options, choose by held-out samples, read the test score of the winner alone.
+"""`polyak sweep`: search the options of a row on held-out samples; only the best trial is scored on the test set.
 
 A recipe declares the search under [sweep]:
 
@@ -7,9 +7,9 @@ A recipe declares the search under [sweep]:
     trials = 20
     axes = { lr = { low = 0.01, high = 10.0, log = true }, momentum = [0.0, 0.9] }
 
-The study is an Optuna study in `study.db` in the sweep's folder, and every trial is a run folder named by its content.
-So the same command goes on with a sweep that was stopped: finished trials count, and one that was cut short, by Ctrl-C,
-a signal or an error, is tried again with the same values, from its checkpoint.
+The Optuna study is stored as `study.db` in the sweep's folder, and every trial has a run folder named by its hash. So
+running the same command again resumes a sweep: finished trials count, and a trial that was interrupted by Ctrl-C, a
+signal or an error is repeated with the same values, from its checkpoint.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,13 +32,13 @@ from polyak_lab.runs import documents, stored
 from polyak_lab.runs.lock import locked
 from polyak_lab.sweep.axes import Axis, Interval, check_values, read_axes, with_values
 from polyak_lab.sweep.study import TrialState, counted, open_study, optuna, reported
-from polyak_lab.sweep.trial import Outcome, Trial, attempt, score
+from polyak_lab.sweep.trial import Outcome, Trial, run_trial, score
 from polyak_lab.training.fit import check_fit
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What [sweep] declares: the row, the number of trials, and the values of each option."""
+    """The table [sweep] of a recipe: the row, the number of trials, and the values of each option."""
 
     row: str
     trials: int
@@ -47,21 +47,21 @@ class Sweep:
     seed: int = 0
 
 
-class Workers(Protocol):
-    """Who tries the trials: this process, or a cluster."""
+class Executor(Protocol):
+    """Runs trials: in this process, or on a cluster."""
 
     def resolve(self, run: Run) -> Run:
-        """Spell a run out for where it will run."""
+        """Resolve a run for the machine that trains it."""
         ...
 
-    def work(self, search: "Search", left: int) -> None:
-        """Ask for trials, try them and tell what came out, until so many more count."""
+    def run(self, search: "Search", trials: int) -> None:
+        """Ask for trials, run them and tell their outcomes, until so many more are finished."""
         ...
 
 
 @dataclass(frozen=True)
 class Search:
-    """An open study: it draws the values of trials, hears of every epoch, and is told once what a trial came to."""
+    """An open study: it draws the values of trials, and records their epochs and outcomes."""
 
     study: optuna.Study
     declared: Sweep
@@ -70,12 +70,13 @@ class Search:
     folder: Path
     console: Console
     resolve: Callable[[Run], Run]
-    drawn: dict[int, optuna.Trial] = field(default_factory=dict)
-    heard: dict[int, int] = field(default_factory=dict)
-    """The last epoch of a trial that the study knows."""
+    optuna_trials: dict[int, optuna.Trial] = field(default_factory=dict)
+    last_epoch: dict[int, int] = field(default_factory=dict)
+    """The last epoch of each trial that was reported to the study."""
 
-    def trial(self, drawn: optuna.Trial) -> Trial:
-        """Draw the values of a trial."""
+    def ask(self) -> Trial:
+        """Draw the values of the next trial."""
+        drawn = self.study.ask()
         values = {name: _suggest(drawn, name, axis) for name, axis in self.axes.items()}
         try:
             run = self.resolve(with_values(self.base, values))
@@ -85,82 +86,78 @@ class Search:
         name = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         folder = (self.folder / "trials" / content_hash(as_json(run))[:12]).resolve()
         drawn.set_user_attr("folder", folder.name)
-        self.drawn[drawn.number] = drawn
+        self.optuna_trials[drawn.number] = drawn
         trial = Trial(drawn.number, name, run, folder, self.folder.name)
         self._report_earlier(trial)
         return trial
 
-    def ask(self) -> Trial:
-        """Open the next trial."""
-        return self.trial(self.study.ask())
-
-    def behind(self, number: int, epoch: int, found: float) -> bool:
-        """Take note of an epoch, unless it is one that had to be repeated; say whether to stop there."""
-        if epoch <= self.heard.get(number, 0):
+    def should_prune(self, number: int, epoch: int, score: float) -> bool:
+        """Report an epoch to the study, unless it was reported before; return whether to prune the trial."""
+        if epoch <= self.last_epoch.get(number, 0):
             return False
-        self.heard[number] = epoch
-        self.drawn[number].report(found, epoch)
-        return self.declared.prune and self.drawn[number].should_prune()
+        self.last_epoch[number] = epoch
+        self.optuna_trials[number].report(score, epoch)
+        return self.declared.prune and self.optuna_trials[number].should_prune()
 
     def _report_earlier(self, trial: Trial) -> None:
-        """Report the epochs that an interrupted trial of these values did before."""
+        """Report the epochs of an interrupted trial with the same values."""
         if (trial.folder / "metrics.jsonl").exists():
             for record in stored.load_run(trial.folder).records:
-                self.heard[trial.number] = record["epoch"]
-                self.drawn[trial.number].report(score(record), record["epoch"])
+                self.last_epoch[trial.number] = record["epoch"]
+                self.optuna_trials[trial.number].report(score(record), record["epoch"])
 
     def tell(self, trial: Trial, outcome: Outcome, where: str = "") -> None:
-        """Take note of what a trial came to."""
+        """Record the outcome of a trial."""
         state = TrialState.PRUNED if outcome.pruned else TrialState.COMPLETE
         self.study.tell(trial.number, None if outcome.pruned else outcome.score, state)
         self.say(trial, outcome, where)
 
     def fail(self, trial: Trial) -> None:
-        """Take note of a trial that came to nothing; it does not count."""
+        """Record that a trial failed; it does not count."""
         self.study.tell(trial.number, state=TrialState.FAIL)
 
     def say(self, trial: Trial, outcome: Outcome, where: str = "") -> None:
-        """Print what a trial came to."""
-        after = f", stopped after epoch {self.heard[trial.number]}" if outcome.pruned else ""
+        """Print the outcome of a trial."""
+        after = f", stopped after epoch {self.last_epoch[trial.number]}" if outcome.pruned else ""
         say(self.console, f"trial {trial.number}: {trial.name}: {outcome.score:.4f}{after}{where}")
 
 
-class Here:
-    """This process: one trial after the other."""
+class LocalExecutor:
+    """Runs one trial after the other in this process."""
 
     def resolve(self, run: Run) -> Run:
-        """Spell a run out for this machine."""
+        """Resolve a run for this machine."""
         return resolve(run)
 
-    def work(self, search: Search, left: int) -> None:
-        """Try one trial after the other; one that is interrupted stays open, and is tried again by the next command."""
-        for _ in range(left):
+    def run(self, search: Search, trials: int) -> None:
+        """Run trials; one that is interrupted stays open, and is repeated when the sweep is resumed."""
+        for _ in range(trials):
             trial = search.ask()
-            search.tell(trial, attempt(trial, partial(search.behind, trial.number)))
+            search.tell(trial, run_trial(trial, partial(search.should_prune, trial.number)))
 
 
 def run_sweep(
-    path: Path, out: Path | None, console: Console, workers: AbstractContextManager[Workers] | None = None
+    path: Path, out: Path | None, console: Console, executor: AbstractContextManager[Executor] | None = None
 ) -> dict[str, Any]:
-    """Run the trials of a recipe's sweep that are not done yet; return and store what came out."""
+    """Run the trials of a recipe's sweep that are not finished yet; store and return the result."""
     declared, row = _declared(path)
     where = f"{path}, sweep.axes"
     axes = read_axes(declared.axes, where)
-    with workers or nullcontext(Here()) as ready:  # nothing is written before there is someone to do the work
-        check_values(axes, row.run, ready.resolve, where)
-        if workers is None:  # the nodes of a cluster have their own data
-            check_fit(ready.resolve(row.run))
+    with executor or nullcontext(LocalExecutor()) as active:  # connects before anything is written
+        check_values(axes, row.run, active.resolve, where)
+        if executor is None:  # the nodes of a cluster have their own data
+            check_fit(active.resolve(row.run))
         folder = out or Path("runs") / f"{path.stem}-sweep"
         database = folder / "study.db"
         with locked(folder), reported(database):
-            _keep(folder / "sweep.json", declared, row.run)
+            _store_or_check(folder / "sweep.json", declared, row.run)
             study = open_study(database, declared.seed)
             left = declared.trials - len(counted(study))
             epochs = row.run.training.epochs
             say(console, f"{path.stem}: {left} of {declared.trials} trials left, {epochs} epochs each at most.")
             if left > 0:
-                ready.work(Search(study, declared, axes, row.run, folder, console, ready.resolve), left)
-            return _conclude(study, folder, console)
+                active.run(Search(study, declared, axes, row.run, folder, console, active.resolve), left)
+            return _write_result(study, folder, console)
 
 
 def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
@@ -178,19 +175,19 @@ def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
     return replace(declared, row=row.name), replace(row, run=recipes.with_seed(row.run, recipe.seeds[0]))
 
 
-def _keep(path: Path, declared: Sweep, run: Run) -> None:
-    """Store what is searched, and refuse a folder that holds another search."""
+def _store_or_check(path: Path, declared: Sweep, run: Run) -> None:
+    """Store what is searched, and refuse the folder of another search."""
     asked = plain({"sweep": {**vars(declared), "trials": None}, "run": as_json(run)})
     if path.exists():
-        difference = first_difference(_asked(path), asked)
+        difference = first_difference(_read_request(path), asked)
         if difference is not None:
             raise LabError(f"{path} belongs to another sweep ({difference[0]} differs): choose another --out.")
     else:
         write_atomic(path, documents.dump(documents.with_checksum({"asked": asked})))
 
 
-def _asked(path: Path) -> dict[str, Any]:
-    """Read what a folder's sweep was asked for."""
+def _read_request(path: Path) -> dict[str, Any]:
+    """Read what the sweep of a folder searches."""
     asked = documents.read_object(path).get("asked")
     if not isinstance(asked, dict):
         raise LabError(f"{path} is damaged (asked is missing): delete its folder to start that sweep over.")
@@ -203,8 +200,8 @@ def _suggest(trial: optuna.Trial, name: str, axis: Axis) -> Any:
     return trial.suggest_categorical(name, axis)
 
 
-def _conclude(study: optuna.Study, folder: Path, console: Console) -> dict[str, Any]:
-    """Name the winner and what it cost; the test score is read here and nowhere else."""
+def _write_result(study: optuna.Study, folder: Path, console: Console) -> dict[str, Any]:
+    """Write and print the best trial and the cost of the search; only here the test score is read."""
     done = counted(study)
     best = study.best_trial
     final = stored.load_run(folder / "trials" / best.user_attrs["folder"]).records[-1]
@@ -217,12 +214,12 @@ def _conclude(study: optuna.Study, folder: Path, console: Console) -> dict[str, 
         "best": {"values": best.params, "score": best.value, "folder": best.user_attrs["folder"], "final": final},
     }
     path = folder / "sweep.json"
-    write_atomic(path, documents.dump(documents.with_checksum(plain({"asked": _asked(path), "result": result}))))
-    say(console, _sentence(result))
+    write_atomic(path, documents.dump(documents.with_checksum(plain({"asked": _read_request(path), "result": result}))))
+    say(console, _summary(result))
     return result
 
 
-def _sentence(result: Mapping[str, Any]) -> str:
+def _summary(result: Mapping[str, Any]) -> str:
     best, final = result["best"], result["best"]["final"]
     test = final["test_accuracy"] if final["test_accuracy"] is not None else final["test_loss"]
     return (

@@ -1,4 +1,4 @@
-"""One trial of a sweep, and how a machine tries it. A machine that tries needs no study at hand."""
+"""One trial of a sweep, and how to run it. This needs no study, so it also runs on the nodes of a cluster."""
 
 import math
 import tempfile
@@ -21,15 +21,15 @@ from polyak_lab.runs.stored import Label
 from polyak_lab.training.loop import train
 
 CHECKPOINT = "checkpoint.pt"
-PATIENCE = 30.0  # seconds; a worker that is being killed holds its folder a little longer
+LOCK_TIMEOUT = 30.0  # seconds; a worker that is being killed keeps the lock of its folder a little longer
 
-Behind = Callable[[int, float], bool]
-"""Asked after every epoch with its number and score: has this trial fallen behind the others?"""
+ShouldPrune = Callable[[int, float], bool]
+"""Called after every epoch with its number and score; returns whether to prune the trial."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The values tried, as a run in a folder named by its content."""
+    """The values of a trial, as a run in a folder named by its hash."""
 
     number: int
     name: str
@@ -37,72 +37,72 @@ class Trial:
     folder: Path
     table: str
 
-    def at(self, folder: Path) -> RunFolder:
-        """See a folder as the place of this trial's run."""
-        return RunFolder(folder, self.run, Label(self.name, self.table))
+    def run_folder(self, folder: Path | None = None) -> RunFolder:
+        """Return the run folder of this trial, in its own folder unless another is given."""
+        return RunFolder(folder or self.folder, self.run, Label(self.name, self.table))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The score of the last epoch, and whether the trial was stopped there."""
+    """The score of the last epoch, and whether the trial was pruned there."""
 
     score: float
     pruned: bool
 
 
-class FellBehindError(Exception):
-    """The study gives a trial up."""
+class TrialPrunedError(Exception):
+    """The study prunes a trial."""
 
 
 class _Reporter(Progress):
-    """Tell the study about every epoch, and stop a trial that falls behind the others."""
+    """Report every epoch to the study, and stop the trial if the study prunes it."""
 
-    def __init__(self, behind: Behind) -> None:
+    def __init__(self, should_prune: ShouldPrune) -> None:
         super().__init__(Console(quiet=True), epochs=False)
-        self.behind = behind
+        self.should_prune = should_prune
 
     def epoch_done(self, record: Numbers, timing: Numbers) -> None:
-        if self.behind(record["epoch"], score(record)):
-            raise FellBehindError
+        if self.should_prune(record["epoch"], score(record)):
+            raise TrialPrunedError
 
 
 def score(record: Numbers) -> float:
-    """Take what trials are compared by: validation accuracy, or minus the validation loss where there is none."""
+    """Return the score of a trial: the validation accuracy, or minus the validation loss if there is none."""
     accuracy = record["validation_accuracy"]
-    found = float(-record["validation_loss"] if accuracy is None else accuracy)
-    return -math.inf if math.isnan(found) else found
+    value = float(-record["validation_loss"] if accuracy is None else accuracy)
+    return -math.inf if math.isnan(value) else value
 
 
-def attempt(trial: Trial, behind: Behind, folder: Path | None = None) -> Outcome:
-    """Train a trial to its end, or until it falls behind, in its own folder unless another is named."""
-    place = trial.at(folder or trial.folder)
+def run_trial(trial: Trial, should_prune: ShouldPrune, folder: Path | None = None) -> Outcome:
+    """Train a trial until it ends or is pruned, in its own folder unless another is given."""
+    run_folder = trial.run_folder(folder)
     pruned = False
     try:
-        train(trial.run, place, _Reporter(behind))
-    except FellBehindError:
+        train(trial.run, run_folder, _Reporter(should_prune))
+    except TrialPrunedError:
         pruned = True
-    return outcome(place, pruned)
+    return read_outcome(run_folder, pruned)
 
 
-def outcome(place: RunFolder, pruned: bool = False) -> Outcome:
-    """Read what a trial came to."""
-    return Outcome(score(stored.load_run(place.path).records[-1]), pruned)
+def read_outcome(folder: RunFolder, pruned: bool = False) -> Outcome:
+    """Read the outcome of a trial from its run folder."""
+    return Outcome(score(stored.load_run(folder.path).records[-1]), pruned)
 
 
-def attempt_away(trial: Trial, behind: Behind) -> tuple[Outcome, dict[str, bytes]]:
-    """Train a trial on a machine that may not see its folder; return the files that belong there."""
-    with _place(trial) as folder:
-        found = attempt(trial, behind, folder)
-        files = {name: _content(folder / name) for name in FILES if name != CHECKPOINT}
-    return found, {name: content for name, content in files.items() if content is not None}
+def run_remotely(trial: Trial, should_prune: ShouldPrune) -> tuple[Outcome, dict[str, bytes]]:
+    """Train a trial on a node that may not have access to its folder; return the files to store there."""
+    with _working_folder(trial) as folder:
+        outcome = run_trial(trial, should_prune, folder)
+        files = {name: _read_if_exists(folder / name) for name in FILES if name != CHECKPOINT}
+    return outcome, {name: content for name, content in files.items() if content is not None}
 
 
-def bring_home(trial: Trial, files: Mapping[str, bytes]) -> None:
-    """Store what a trial sent; on a shared disk it is there already.
+def copy_results_back(trial: Trial, files: Mapping[str, bytes]) -> None:
+    """Store the files that a node returned; on a shared disk they exist already.
 
-    A checkpoint that other lines were written beside belongs to an earlier attempt.
+    If they differ, the checkpoint in the folder belongs to an earlier attempt and is deleted.
     """
-    other = {name: content for name, content in files.items() if _content(trial.folder / name) != content}
+    other = {name: content for name, content in files.items() if _read_if_exists(trial.folder / name) != content}
     with explain_os_errors("write", trial.folder):
         if other:
             (trial.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -110,23 +110,23 @@ def bring_home(trial: Trial, files: Mapping[str, bytes]) -> None:
         write_atomic(trial.folder / name, content)
 
 
-def _content(path: Path) -> bytes | None:
+def _read_if_exists(path: Path) -> bytes | None:
     with explain_os_errors("read", path):
         return path.read_bytes() if path.exists() else None
 
 
 @contextmanager
-def _place(trial: Trial) -> Iterator[Path]:
-    """Choose the trial's own folder if this machine sees it and nobody works there, else one that goes away."""
-    if trial.folder.is_dir() and _becomes_free(trial.folder):
+def _working_folder(trial: Trial) -> Iterator[Path]:
+    """Yield the trial's own folder if this node has access to it and no other process uses it, else a temporary one."""
+    if trial.folder.is_dir() and _wait_until_free(trial.folder):
         yield trial.folder
         return
-    with tempfile.TemporaryDirectory(prefix="polyak-") as place:
-        yield Path(place) / trial.folder.name
+    with tempfile.TemporaryDirectory(prefix="polyak-") as temporary:
+        yield Path(temporary) / trial.folder.name
 
 
-def _becomes_free(folder: Path) -> bool:
-    until = time.monotonic() + PATIENCE
+def _wait_until_free(folder: Path) -> bool:
+    until = time.monotonic() + LOCK_TIMEOUT
     while not _is_free(folder):
         if time.monotonic() > until:
             return False

@@ -83,7 +83,7 @@ def test_file_address_works(tmp_path):
 
 def test_interrupted_download_goes_on_where_it_stopped(server, tmp_path):
     server.cut = 400_000
-    with pytest.raises(LabError, match=r"ended after 400000 of 1280000 bytes\): try again to go on"):
+    with pytest.raises(LabError, match=r"ended after 400000 of 1280000 bytes\): try again to resume"):
         download(item(server), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin.part"]
     server.cut = None

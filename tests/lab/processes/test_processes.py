@@ -85,7 +85,7 @@ def test_two_processes_train_what_one_trains(row, recipe):
 
 
 @pytest.mark.distributed
-def test_the_first_process_alone_speaks(recipe):
+def test_only_rank_zero_prints(recipe):
     assert recipe[1].count("ALI-G, seed 0: train loss") == 1
     assert recipe[1].count("paper") == 0
     assert recipe[1].count("test accuracy") == len(ROWS)  # a line per run,

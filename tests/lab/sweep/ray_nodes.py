@@ -54,7 +54,7 @@ class Node:
 
     def workers(self):
         """The processes of this node that are at work on a trial right now."""
-        return [pid for pid, title in self._processes() if title.startswith("ray::try_out")]
+        return [pid for pid, title in self._processes() if title.startswith("ray::run_task")]
 
     def _processes(self):
         for entry in Path("/proc").glob("[0-9]*"):
@@ -72,7 +72,7 @@ class Node:
             except ProcessLookupError:
                 continue
         self.process.wait()
-        return sum(title.startswith("ray::try_out") for _, title in before)
+        return sum(title.startswith("ray::run_task") for _, title in before)
 
 
 class Nodes:

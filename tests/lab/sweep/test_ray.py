@@ -43,9 +43,9 @@ def nodes():
 
 @pytest.fixture
 def second(nodes):
-    joined = nodes.join("two")
-    yield joined
-    joined.kill()
+    node = nodes.join("two")
+    yield node
+    node.kill()
 
 
 @pytest.fixture
@@ -148,11 +148,11 @@ def test_a_node_is_killed_and_no_trial_is_lost_or_counted_twice(nodes, second, s
     assert sorted(int(number) for number, _ in finished) == [*range(12)]
     assert dict(finished)[again] == "one"
     folder = out / "trials" / study(out).trials[int(again)].user_attrs["folder"]
-    assert len(documents.read_object(folder / "environment.json")["starts"]) == 2  # it went on from its checkpoint
+    assert len(documents.read_object(folder / "environment.json")["starts"]) == 2  # it resumed from its checkpoint
     assert "Warning" not in driver.errors
 
 
-def test_a_driver_that_was_stopped_or_killed_goes_on(nodes, search, tmp_path):
+def test_a_driver_that_was_stopped_or_killed_resumes(nodes, search, tmp_path):
     out, recipe = tmp_path / "out", search(trials=5, epochs=30)
     driver = Driver(recipe, out, nodes)
     driver.read_until("trial 0: .*, on one")
@@ -238,7 +238,7 @@ def test_a_node_without_polyak_is_said_in_a_sentence(nodes, search, tmp_path):
     assert driver.finish() == 1
     second.kill()
     (line,) = driver.errors.splitlines()
-    assert "Python finds no polyak_lab there: every node needs pip install 'polyak[lab,ray]'." in line
+    assert "Python finds no polyak_lab on the node: every node needs pip install 'polyak[lab,ray]'." in line
 
 
 def test_without_ray(search, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A search over declared values, which can be stopped and goes on."""
+"""A search over declared values, which can be stopped and resumed."""
 
 import json
 import os
@@ -78,19 +78,19 @@ def stopped_at(moment, monkeypatch, number):
         return call_and_send
 
     place, name, nth = {
-        "asked": (sweep.Search, "trial", 2),
+        "drawn": (sweep, "_suggest", 4),
         "resolved": (sweep.Search, "_report_earlier", 2),
-        "started": (sweep, "attempt", 2),
+        "started": (sweep, "run_trial", 2),
         "first epoch": (checkpoint, "save", 4),
         "second epoch": (checkpoint, "save", 5),
-        "heard": (sweep.Search, "behind", 4),
-        "finished": (trial, "outcome", 2),
+        "reported": (sweep.Search, "should_prune", 4),
+        "finished": (trial, "read_outcome", 2),
         "told": (sweep.Search, "tell", 2),
     }[moment]
     monkeypatch.setattr(place, name, sending(name, getattr(place, name), nth))
 
 
-MOMENTS = ("asked", "resolved", "started", "first epoch", "second epoch", "heard", "finished", "told")
+MOMENTS = ("drawn", "resolved", "started", "first epoch", "second epoch", "reported", "finished", "told")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -108,7 +108,7 @@ def test_a_stopped_search_tries_the_trial_again_from_its_checkpoint(moment, reci
     assert [(run.finished, len(run.records)) for run in runs] == [(True, 3)] * 3  # none was left half done
     assert result(out)["epochs"] == 9
     starts = [json.loads((run.path / "environment.json").read_text())["starts"] for run in runs]
-    assert sum(map(len, starts)) > 3 or moment in ("asked", "resolved", "started", "finished", "told")
+    assert sum(map(len, starts)) > 3 or moment in ("drawn", "resolved", "started", "finished", "told")
 
 
 def test_a_search_killed_while_it_takes_up_a_trial_again_loses_and_doubles_nothing(recipe, tmp_path, monkeypatch):

@@ -8,21 +8,21 @@ from polyak_lab.runs import stored
 from polyak_lab.runs.folder import FILES
 from polyak_lab.runs.lock import locked
 from polyak_lab.sweep import trial
-from polyak_lab.sweep.trial import Trial, attempt, attempt_away, bring_home, score
+from polyak_lab.sweep.trial import Trial, copy_results_back, run_remotely, run_trial, score
 
 SMALL = {name for name in FILES if name != "checkpoint.pt"}
 
 
 @pytest.fixture
-def tried(tmp_path):
+def small(tmp_path):
     return Trial(3, "lr 1", resolve(run(model="logistic")), tmp_path / "trials" / "c0ffee", "search")
 
 
-def never(epoch, found):
+def never(epoch, score):
     return False
 
 
-def after_two(epoch, found):
+def after_two(epoch, score):
     return epoch == 2
 
 
@@ -35,43 +35,43 @@ def _scored_by_test_loss(monkeypatch):
     monkeypatch.setattr(trial, "score", lambda record: -record["test_loss"])
 
 
-def test_where_the_folder_is_seen_the_work_is_done_in_it(tried):
-    tried.folder.mkdir(parents=True)
-    outcome, files = attempt_away(tried, never)
+def test_where_the_folder_is_seen_the_work_is_done_in_it(small):
+    small.folder.mkdir(parents=True)
+    outcome, files = run_remotely(small, never)
     assert files.keys() == SMALL
-    assert names(tried.folder) == set(FILES)
-    before = {path: path.stat().st_mtime_ns for path in tried.folder.iterdir()}
-    bring_home(tried, files)
-    assert {path: path.stat().st_mtime_ns for path in tried.folder.iterdir()} == before
-    assert outcome == trial.Outcome(-stored.load_run(tried.folder).records[-1]["test_loss"], pruned=False)
+    assert names(small.folder) == set(FILES)
+    before = {path: path.stat().st_mtime_ns for path in small.folder.iterdir()}
+    copy_results_back(small, files)
+    assert {path: path.stat().st_mtime_ns for path in small.folder.iterdir()} == before
+    assert outcome == trial.Outcome(-stored.load_run(small.folder).records[-1]["test_loss"], pruned=False)
 
 
-def test_where_it_is_not_seen_its_files_come_back_without_the_checkpoint(tried):
-    outcome, files = attempt_away(tried, never)
-    assert not tried.folder.exists()
-    bring_home(tried, files)
-    assert names(tried.folder) == SMALL
-    assert stored.load_run(tried.folder).finished
-    assert attempt(tried, never) == outcome  # a finished run, which is not trained again
+def test_where_it_is_not_seen_its_files_come_back_without_the_checkpoint(small):
+    outcome, files = run_remotely(small, never)
+    assert not small.folder.exists()
+    copy_results_back(small, files)
+    assert names(small.folder) == SMALL
+    assert stored.load_run(small.folder).finished
+    assert run_trial(small, never) == outcome  # a finished run, which is not trained again
 
 
-def test_a_folder_in_which_somebody_works_is_left_alone(tried, monkeypatch):
-    monkeypatch.setattr(trial, "PATIENCE", 0.0)
-    tried.folder.mkdir(parents=True)
-    with locked(tried.folder):
-        _, files = attempt_away(tried, never)
-    assert names(tried.folder) == set()
+def test_a_folder_in_which_somebody_works_is_left_alone(small, monkeypatch):
+    monkeypatch.setattr(trial, "LOCK_TIMEOUT", 0.0)
+    small.folder.mkdir(parents=True)
+    with locked(small.folder):
+        _, files = run_remotely(small, never)
+    assert names(small.folder) == set()
     assert files.keys() == SMALL
 
 
-def test_a_checkpoint_of_another_attempt_does_not_stay_beside_the_lines_that_came(tried):
-    assert attempt(tried, after_two).pruned
-    outcome, files = attempt_away(Trial(4, "lr 1", tried.run, tried.folder / "elsewhere", "search"), lambda *_: True)
+def test_a_checkpoint_of_another_attempt_does_not_stay_beside_the_lines_that_came(small):
+    assert run_trial(small, after_two).pruned
+    outcome, files = run_remotely(Trial(4, "lr 1", small.run, small.folder / "elsewhere", "search"), lambda *_: True)
     assert outcome.pruned
-    bring_home(tried, files)
-    assert [record["epoch"] for record in stored.load_run(tried.folder).records] == [1]
-    assert not attempt(tried, never).pruned
-    assert [record["epoch"] for record in stored.load_run(tried.folder).records] == [1, 2, 3]
+    copy_results_back(small, files)
+    assert [record["epoch"] for record in stored.load_run(small.folder).records] == [1]
+    assert not run_trial(small, never).pruned
+    assert [record["epoch"] for record in stored.load_run(small.folder).records] == [1, 2, 3]
 
 
 def test_a_diverged_trial_is_the_worst(monkeypatch):
