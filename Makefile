@@ -5,9 +5,10 @@ PYTHON ?= python3
 READY  := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.frameworks
 SWEEP := $(VENV)/.sweep
+PYRIGHT := $(VENV)/.pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-gpu test-system test-frameworks test-sweep lint types format bench docs clean
+.PHONY: help demo test test-slow test-distributed test-gpu test-system test-frameworks test-sweep lint types types-pyright format bench docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +41,11 @@ test-system: $(READY) ## checks on Debian's data sets and in a real browser (ins
 lint: $(READY) ## ruff
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
 
-types: $(READY) ## mypy --strict on the library
+types: $(READY) ## mypy --strict on both packages and on right and wrong calls of the public interface
 	@$(BIN)/mypy
+
+types-pyright: $(PYRIGHT) ## the same calls checked by pyright (installs basedpyright, 75 MB)
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(READY) ## let ruff rewrite what it can
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
@@ -65,4 +69,8 @@ $(FRAMEWORKS): $(READY) requirements-frameworks.lock
 
 $(SWEEP): $(READY) requirements-sweep.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-sweep.lock
+	@touch $@
+
+$(PYRIGHT): $(READY) requirements-types.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-types.lock
 	@touch $@
