@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line, or name the packages it lacks; Ctrl-C while they are imported ends the process quietly."""
+    """Run the command line; name missing packages, and exit quietly at Ctrl-C."""
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What reaches the terminal: text as it was written, without control characters, in what the stream can encode."""
+"""Output to the terminal: literal text without control characters, in the stream's encoding."""
 
 import codecs
 import contextlib
@@ -39,7 +39,7 @@ class OutputLostError(LabError):
 
 
 class _Stream:
-    """Standard output or error, which raises the first failed write once, and never in a thread that draws."""
+    """Standard output or error; raises the first failed write once, in the main thread."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -71,7 +71,7 @@ class _Stream:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Make the standard streams fit for what may happen to them, and raise what happened to the output."""
+    """Wrap the standard streams, and raise an OutputLostError if output was lost."""
     before = sys.stdout, sys.stderr
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:  # where a process has no streams
         out, errors = (_Stream(_spelling(stream or nowhere)) for stream in before)
@@ -114,7 +114,7 @@ def warn(error: LabError) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey instead of showing: control characters, and what reorders others."""
+    """Escape control characters, and characters that reorder others."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
@@ -130,7 +130,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def capped_share(share: float) -> str:
-    """Write the fraction of capped steps; where nearly all are, a method is SGD with the learning rate lr."""
+    """Format the fraction of capped steps, with a note if the method is effectively SGD."""
     return f"{100 * share:.1f} %" + (" (effectively SGD)" if share > MOSTLY_CAPPED else "")
 
 
@@ -159,7 +159,7 @@ def _spelling(stream: IO[str]) -> IO[str]:
 
 
 def _discard(stream: _Stream) -> None:
-    """Send what is still buffered nowhere, so that the end of the process does not try to write it again."""
+    """Discard buffered output, so that the interpreter does not write it again at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -6,7 +6,7 @@ class LabError(RuntimeError):
 
 
 def missing_package(error: ModuleNotFoundError) -> LabError:
-    """Say what to install for a package that cannot be imported; a module of our own that is missing is a bug."""
+    """Name the package to install for a failed import; a missing module of our own is a bug."""
     name = (error.name or "").partition(".")[0]
     if name in ("", "polyak", "polyak_lab"):
         raise error

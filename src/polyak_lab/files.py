@@ -11,16 +11,16 @@ from pathlib import Path
 from polyak_lab.errors import LabError
 
 PREFIX, SUFFIX = ".polyak-", ".tmp"
-"""The start and the end of temporary file names, with 8 random letters and the final name in between."""
+"""Start and end of temporary file names, around 8 random letters and the final name."""
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace the file at `path` by `content` in one step.
 
-    The content is written to a temporary file in the same folder, flushed to the disk and renamed to `path`, so that a
-    killed process or a full disk never leaves part of a file. The new file keeps the mode and the owner of the old one.
-    Symbolic links are followed. Only regular files are replaced: pipes, devices and the standard streams, such as
-    /dev/stdout, are written to in place.
+    The content is written to a temporary file in the same folder, flushed to the disk and renamed
+    to `path`, so that a killed process or a full disk never leaves part of a file. The new file
+    keeps the mode and the owner of the old one. Symbolic links are followed. Only regular files are
+    replaced: pipes, devices and the standard streams, such as /dev/stdout, are written to in place.
 
     Args:
         path: The file to write; its folder is created if missing.
@@ -90,9 +90,10 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _standard_stream(status: os.stat_result | None) -> int | None:
-    """Return the descriptor of standard output or error if it is this file; they must share its write position."""
+    """Return the descriptor of standard output or error if it is this file."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by an object without a file
+        # Closed, or replaced by an object without a file.
+        with suppress(OSError, ValueError, AttributeError):
             stream.flush()
             if status is not None and os.path.samestat(status, os.fstat(stream.fileno())):
                 return stream.fileno()
@@ -100,7 +101,7 @@ def _standard_stream(status: os.stat_result | None) -> int | None:
 
 
 def _is_replaceable(path: Path, status: os.stat_result) -> bool:
-    """Return whether a path names a regular file directly, not through a descriptor such as /dev/fd/3."""
+    """Return whether a path is a regular file, not a descriptor such as /dev/fd/3."""
     while path.is_symlink() and not _is_descriptor(path):
         path = path.parent / path.readlink()
     return not _is_descriptor(path) and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
@@ -132,7 +133,7 @@ def _replace(path: Path, data: bytes, old: os.stat_result | None) -> None:
 
 
 def _copy_permissions(handle: int, old: os.stat_result | None) -> None:
-    """Copy the owner and the mode of the old file; mkstemp creates files that only their owner can read."""
+    """Copy owner and mode of the old file; mkstemp restricts access to the owner."""
     if old is None:
         os.fchmod(handle, 0o666 & ~_umask())
         return

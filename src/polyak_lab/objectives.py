@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Objective:
-    """A mean loss over a batch; `correct` counts right answers and is None where there is nothing to count."""
+    """A mean loss over a batch; `correct` counts correct predictions, None if there are none."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor] | None

@@ -7,11 +7,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+)
 
 import polyak
 from polyak_lab.config import run as config
-from polyak_lab.config.strict import LARGEST_FLOAT32, check_known, is_float32, is_int64, is_number, shown
+from polyak_lab.config.strict import (
+    LARGEST_FLOAT32,
+    check_known,
+    is_float32,
+    is_int64,
+    is_number,
+    shown,
+)
 from polyak_lab.errors import LabError
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -22,11 +35,12 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-_NOT_OPTIONS = {"params", "constraint", "sync_loss", "process_group"}  # the model, `l2_ball` and the launcher give them
+# The model, `l2_ball` and the launcher give them.
+_NOT_OPTIONS = {"params", "constraint", "sync_loss", "process_group"}
 
 
 class StepInfo(NamedTuple):
-    """What one step did: numbers for torch's optimizers, tensors on the device for those that read the loss."""
+    """One step: numbers for torch's optimizers, device tensors for loss-based ones."""
 
     step_size: float | Tensor
     capped: Tensor | None = None
@@ -34,7 +48,7 @@ class StepInfo(NamedTuple):
 
 
 def resolve(choice: config.Optimizer) -> config.Optimizer:
-    """Spell out every option, defaults of the class included, and refuse what the class does not take."""
+    """Fill in every option with the defaults of its class, and refuse unknown ones."""
     check_known(choice.name, OPTIMIZERS, "optimizer")
     parameters = inspect.signature(OPTIMIZERS[choice.name]).parameters
     known = [name for name in parameters if name not in _NOT_OPTIONS]
@@ -53,7 +67,7 @@ def resolve(choice: config.Optimizer) -> config.Optimizer:
 
 
 def _check_option(optimizer: str, name: str, value: Any, default: Any) -> None:
-    """Refuse numbers beyond float32, and what torch's own optimizers would only run into in a step."""
+    """Refuse numbers beyond float32, and values that torch's optimizers reject only in a step."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     _check_size(optimizer, name, numbers)
     if issubclass(OPTIMIZERS[optimizer], polyak.PolyakOptimizer):
@@ -80,7 +94,7 @@ def _check_size(optimizer: str, name: str, numbers: Sequence[Any]) -> None:
 
 
 def _try_out(choice: config.Optimizer) -> None:
-    """Build the optimizer, and take a step with torch's own: some combinations of options fail only there."""
+    """Build the optimizer; test torch's own with a step, where some options fail."""
     weight = torch.zeros(1, requires_grad=True)
     optimizer = build(choice, [weight], steps_per_epoch=1)
     if isinstance(optimizer, polyak.PolyakOptimizer) or choice.options.get("capturable"):
@@ -97,7 +111,11 @@ def _first_line(error: Exception) -> str:
     return f"{line[:200]}."
 
 
-def build(choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoch: int) -> torch.optim.Optimizer:
+def build(
+    choice: config.Optimizer,
+    parameters: Iterable[Tensor],
+    steps_per_epoch: int,
+) -> torch.optim.Optimizer:
     """Make the optimizer; one that counts epochs learns their length unless the row says it."""
     cls = OPTIMIZERS[choice.name]
     options: dict[str, Any] = dict(choice.options)
@@ -109,7 +127,7 @@ def build(choice: config.Optimizer, parameters: Iterable[Tensor], steps_per_epoc
         return cls(parameters, **options)
     except LabError:
         raise
-    except Exception as error:  # torch's classes raise whatever comes, such as IndexError for one beta
+    except Exception as error:  # of any kind, such as IndexError for one beta
         raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
 
 
@@ -126,7 +144,11 @@ def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) ->
         group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
 
 
-def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_sq_norm: Tensor | None = None) -> StepInfo:
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    grad_sq_norm: Tensor | None = None,
+) -> StepInfo:
     """Take one step and report it; `grad_sq_norm` is ‖g‖² from before the gradient was clipped."""
     if isinstance(optimizer, polyak.PolyakOptimizer):
         optimizer.step(loss=loss, grad_sq_norm=grad_sq_norm)
@@ -152,11 +174,21 @@ def _constant(*_: object) -> None:
     return None
 
 
-def _cosine(_: config.Schedule, optimizer: torch.optim.Optimizer, epochs: int, steps: int) -> LRScheduler:
+def _cosine(
+    _: config.Schedule,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    steps: int,
+) -> LRScheduler:
     return CosineAnnealingLR(optimizer, T_max=epochs * steps)
 
 
-def _step(choice: config.Schedule, optimizer: torch.optim.Optimizer, _: int, steps: int) -> LRScheduler:
+def _step(
+    choice: config.Schedule,
+    optimizer: torch.optim.Optimizer,
+    _: int,
+    steps: int,
+) -> LRScheduler:
     return MultiStepLR(optimizer, [epoch * steps for epoch in choice.milestones], choice.multiplier)
 
 

@@ -112,7 +112,7 @@ def showing(console: Console, epochs: bool) -> Iterator[Progress]:
 
 @contextmanager
 def showing_several(console: Console, epochs: bool) -> Iterator[Callable[[], Progress]]:
-    """Yield a function that makes the progress of one run; on a terminal, every run has a bar of its own."""
+    """Yield a function that makes the progress of one run; each run has its own bar."""
     if not console.is_terminal:
         yield lambda: Progress(console, epochs)
         return

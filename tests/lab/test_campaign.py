@@ -1,7 +1,8 @@
 """The fault campaign: kills at every file operation, damage to every file, full disks, two processes on one folder.
 
-After any of them, the commands end with an exit code and a sentence, or with exactly what they had shown without it. A
-short version runs with every test run; `make test-slow` runs all of it. Either prints its counts.
+After any of them, the commands end with an exit code and a sentence, or with exactly what they had
+shown without it. A short version runs with every test run; `make test-slow` runs all of it. Either
+prints its counts.
 """
 
 import multiprocessing

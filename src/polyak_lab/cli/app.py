@@ -1,4 +1,4 @@
-"""The command line: parses the arguments, executes the verb, and turns errors and signals into an exit status."""
+"""The command line: executes the verb, and turns errors and signals into an exit status."""
 
 import os
 import signal
@@ -18,7 +18,9 @@ from polyak_lab.processes import torchrun
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     signals.install()
-    # Threads that wait should sleep: spinning, the default, made a small model 6 times slower on a busy machine.
+    # Waiting threads should sleep: spinning, the default, slows a small model down 6 times on a
+    # busy machine.
+
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torchrun.exit_process(_run(argv))
 

@@ -1,9 +1,10 @@
 """Runs side by side, each in a process of its own: `polyak run --jobs N`.
 
-Each worker process trains one run after the other and sends its progress through a pipe to the main process, which
-prints it. A run that fails is reported, and the others continue. A worker exits after any error except a LabError; the
-main process detects the end of its pipe and starts another worker. Every run has the same folder and the same number of
-threads as without --jobs, so the results are identical.
+Each worker process trains one run after the other and sends its progress through a pipe to the main
+process, which prints it. A run that fails is reported, and the others continue. A worker exits
+after any error except a LabError; the main process detects the end of its pipe and starts another
+worker. Every run has the same folder and the same number of threads as without --jobs, so the
+results are identical.
 """
 
 import multiprocessing
@@ -33,7 +34,8 @@ from polyak_lab.runs.folder import RunFolder
 from polyak_lab.training.loop import train
 from polyak_lab.training.memory import is_out_of_memory
 
-PATIENCE = 10.0  # seconds; a worker that has not ended by then is killed, which loses at most the current epoch
+# Seconds; a worker that has not ended by then is killed, which loses at most the current epoch.
+PATIENCE = 10.0
 KILLED = -9  # the exit code of a process that SIGKILL ended
 TERMINATED = 128 + signal.SIGTERM
 FEWER_JOBS = "Fewer --jobs need less memory."
@@ -70,7 +72,11 @@ def cores_warning(jobs: Sequence[Job], count: int) -> str | None:
     )
 
 
-def train_side_by_side(jobs: Sequence[Job], count: int, make_progress: Callable[[], Progress]) -> int:
+def train_side_by_side(
+    jobs: Sequence[Job],
+    count: int,
+    make_progress: Callable[[], Progress],
+) -> int:
     """Train runs, `count` at a time, and return how many of them failed.
 
     Args:
@@ -181,7 +187,7 @@ class _Worker:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Block Ctrl-C, also for processes started meanwhile, so that only the main process handles it."""
+    """Block Ctrl-C for processes started meanwhile: only the main process handles it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one stops the command in order, a later one ends the process at once."""
+"""Ctrl-C and SIGTERM: the first stops the command in order, a later one at once."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ class _Stop:
         self.is_reported = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise at the first signal; a second one ends the process if the first did not within PATIENCE."""
+        """Raise at the first signal; exit at a second one that comes after PATIENCE."""
         if self.ends_since is None:
             self.end(STATUS[signal.Signals(number)])
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
@@ -43,7 +43,7 @@ _stop = _Stop()
 
 
 def install() -> None:
-    """Handle signals from here on; SIGINT stays ignored where the shell ignores it, as for a job in the background."""
+    """Handle signals from here on; SIGINT stays ignored if the shell ignores it."""
     global _stop
     _stop = _Stop()
     signal.signal(signal.SIGTERM, _stop.handle)

@@ -67,7 +67,7 @@ def run_recipe(
 
 
 def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console) -> int:
-    """Train runs, `count` at a time, and return how many failed; with `count` = 1 the first error is raised."""
+    """Train runs, `count` at a time; return how many failed, or raise if `count` = 1."""
     jobs = [
         Job(f"[{number}/{len(runs)}] {folder.label.row}, seed {run.training.seed}", run, folder)
         for number, (run, folder) in enumerate(runs, 1)
@@ -85,7 +85,13 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
     return 0
 
 
-def show(recipe: Recipe, folder: Path, console: Console, with_report: bool, jobs: Sequence[RunFolder] = ()) -> None:
+def show(
+    recipe: Recipe,
+    folder: Path,
+    console: Console,
+    with_report: bool,
+    jobs: Sequence[RunFolder] = (),
+) -> None:
     """Print the table of a recipe's rows in a folder, and write the report if requested."""
     own, others = _of_recipe(stored.find_runs([folder], on_problem=warn), recipe, jobs)
     rows = table.groups(own)
@@ -104,7 +110,7 @@ def show(recipe: Recipe, folder: Path, console: Console, with_report: bool, jobs
 def _of_recipe(
     runs: Sequence[StoredRun], recipe: Recipe, jobs: Sequence[RunFolder]
 ) -> tuple[list[StoredRun], list[StoredRun]]:
-    """Split runs into those of this recipe, and those of other recipes or of rows that have changed."""
+    """Split runs into those of this recipe, and those of others or of changed rows."""
     ran = {job.label.row: stored.group_key(job.label.row, job.config) for job in jobs}
     names = {row.name for row in recipe.rows}
 
@@ -129,8 +135,14 @@ def _cut(row: Row, device: str | None, smoke: bool) -> Row:
     return replace(row, run=run if device is None else recipes.on_device(run, device), paper=paper)
 
 
-def _jobs(path: Path, recipe: Recipe, row: Row, seeds: Sequence[int], out: Path) -> Iterator[tuple[Run, RunFolder]]:
-    """Yield the runs of a row; refuse the folder of another run, and a model that does not fit the data."""
+def _jobs(
+    path: Path,
+    recipe: Recipe,
+    row: Row,
+    seeds: Sequence[int],
+    out: Path,
+) -> Iterator[tuple[Run, RunFolder]]:
+    """Yield the runs of a row; refuse other runs' folders and models that do not fit."""
     position = [known.name for known in recipe.rows].index(row.name)
     label = Label(row.name, recipe.name, position, row.paper)
     for seed in seeds:

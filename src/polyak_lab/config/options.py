@@ -19,7 +19,8 @@ def options_from_flags(
     Args:
         lr: Learning rate; for methods that read the loss, the cap on the step size.
         momentum: Momentum.
-        set: Any other keyword argument of the optimizer, as KEY=VALUE: --set c=0.2 --set weight_decay=5e-4.
+        set: Any other keyword argument of the optimizer, as KEY=VALUE: --set c=0.2 --set
+            weight_decay=5e-4.
     """
     named = {"lr": lr, "momentum": momentum}
     options = {key: value for key, value in named.items() if value is not None}

@@ -1,6 +1,7 @@
 """What a run is: frozen dataclasses, read strictly from tables, from flags by tyro, and stored as JSON.
 
-A field's docstring is the help of its flag. This module does not import torch, so that `polyak --help` starts fast.
+A field's docstring is the help of its flag. This module does not import torch, so that `polyak
+--help` starts fast.
 """
 
 import hashlib
@@ -88,7 +89,7 @@ class Optimizer:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> "Optimizer":
-        """Make an optimizer from a row's table: keys other than `name` and `l2_ball` are options of its class."""
+        """Make an optimizer from a row's table; keys except `name` and `l2_ball` are its options."""
         known = {key: table[key] for key in ("name", "l2_ball") if key in table}
         options = {key: value for key, value in table.items() if key not in known}
         return read_fields(cls, {**known, "options": options}, where)
@@ -184,7 +185,7 @@ class Run:
 
 
 def as_json(run: Run) -> dict[str, Any]:
-    """Return the content of config.json; keys of later versions are included only if they are used."""
+    """Return the content of config.json; keys of later versions only if they are used."""
     table = asdict(run)
     table["schedule"]["factor"] = run.schedule.multiplier
     for section, key in LATER_KEYS:
@@ -194,7 +195,7 @@ def as_json(run: Run) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Make a value valid in strict JSON: infinities and NaN become the strings 'inf', '-inf' and 'nan'."""
+    """Make a value valid in strict JSON: inf, -inf and NaN become 'inf', '-inf' and 'nan'."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -208,7 +209,10 @@ def content_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def first_difference(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+def first_difference(
+    stored: Mapping[str, Any],
+    requested: Mapping[str, Any],
+) -> tuple[str, Any, Any] | None:
     """Return the first key, in dotted form, whose values differ, and both values."""
     old, new = dict(_flatten(stored)), dict(_flatten(requested))
     for key in dict.fromkeys([*new, *old]):

@@ -1,6 +1,7 @@
 """Dataclasses read strictly from tables: unknown keys, missing keys and values of another type are refused.
 
-A dataclass whose table is written in another form than its fields has a classmethod `from_table(table, where)`.
+A dataclass whose table is written in another form than its fields has a classmethod
+`from_table(table, where)`.
 """
 
 import difflib
@@ -22,7 +23,7 @@ LARGEST_FLOAT32 = 3.4e38
 
 
 def require_at_least_one(table: Any, where: str, names: Iterable[str]) -> None:
-    """Refuse counts below 1 and those that torch's integers cannot hold; None stands for no limit."""
+    """Refuse counts below 1 or beyond 64 bits; None means no limit."""
     require_int64(table, where, names)
     for name in names:
         value = getattr(table, name)
@@ -38,8 +39,13 @@ def require_int64(table: Any, where: str, names: Iterable[str]) -> None:
             raise LabError(f"{where}.{name} is {shown(value)}, but must lie between -2**63 and 2**63 - 1.")
 
 
-def require_positive(table: Any, where: str, names: Iterable[str], largest: float = LARGEST_FLOAT32) -> None:
-    """Refuse what is no positive number, or so large or small that float32 cannot hold it; None stands for not set."""
+def require_positive(
+    table: Any,
+    where: str,
+    names: Iterable[str],
+    largest: float = LARGEST_FLOAT32,
+) -> None:
+    """Refuse numbers that are not positive or beyond float32; None means not set."""
     for name in names:
         value = getattr(table, name)
         if value is not None and not 1 / largest <= value <= largest:
@@ -86,7 +92,7 @@ def read(kind: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def read_fields(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass from a table, refusing unknown keys, missing keys and values of another type."""
+    """Make a dataclass from a table; refuse unknown and missing keys, and values of another type."""
     hints = get_type_hints(kind)
     for key in table:
         check_known(key, hints, where)
@@ -113,7 +119,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def as_table(value: Any, where: str) -> Mapping[str, Any]:
-    """Read a section, of which a name alone is short for: data = "digits" is data = { name = "digits" }."""
+    """Read a section; data = "digits" is short for data = { name = "digits" }."""
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Data sets as tensors: `load` one by name, `fetch` what must be downloaded, `check` what lies on the disk."""
+"""Data sets as tensors: `load` one by name, `fetch` its files, `check` those on the disk."""
 
 from polyak_lab.data.catalogue import NAMES, check, default_root, describe, fetch, load, resolve
 from polyak_lab.data.dataset import Dataset, Split

@@ -8,8 +8,8 @@ from torch import Tensor
 def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """Shift every image by up to `padding` pixels over zeros, and mirror every second one, at random.
 
-    Same semantics as torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip()`: the offsets are
-    uniform over the 2·padding + 1 positions of each axis.
+    Same semantics as torchvision's `RandomCrop(size, padding)` followed by
+    `RandomHorizontalFlip()`: the offsets are uniform over the 2·padding + 1 positions of each axis.
 
     Args:
         images: uint8 (n, C, H, W).

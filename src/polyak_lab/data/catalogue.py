@@ -61,7 +61,8 @@ def load(name: str, root: Path | None = None, *, context: int | None = None) -> 
 
     Args:
         name: One of `NAMES`.
-        root: Folder in which the data sets lie, `default_root()` when None; the file itself for "text".
+        root: Folder in which the data sets lie, `default_root()` when None; the file itself for
+            "text".
         context: Characters in a sequence of text; the data set's own default when None.
 
     Raises:
@@ -73,7 +74,7 @@ def load(name: str, root: Path | None = None, *, context: int | None = None) -> 
 
 
 def resolve(chosen: Data) -> Data:
-    """Check what belongs to some data sets alone; spell out the context of a text and the checksum of its file."""
+    """Check the options of single data sets; fill in the context and checksum of a text."""
     check_known(chosen.name, NAMES, "data")
     source = SOURCES[chosen.name]
     if chosen.root is None and source.needs_root:
@@ -97,7 +98,11 @@ def _refuse_text_options(chosen: Data) -> None:
             raise LabError(f"data {chosen.name!r} takes no {option}: it is no text.")
 
 
-def fetch(name: str, root: Path | None = None, on_progress: OnProgress = lambda done, total: None) -> Path:
+def fetch(
+    name: str,
+    root: Path | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Path:
     """Download a data set from its official address and check it, unless it is there already.
 
     Returns:
@@ -115,7 +120,7 @@ def fetch(name: str, root: Path | None = None, on_progress: OnProgress = lambda 
 
 
 def check(name: str, root: Path | None = None) -> str:
-    """Read a data set and compare its files with the official ones; return one sentence on what is there."""
+    """Compare the files of a data set with the official ones; return a one-line report."""
     source = _source(name)
     place = _place(source, root)
     contents = source.open(place)

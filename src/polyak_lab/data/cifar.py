@@ -12,7 +12,15 @@ import torch
 from polyak_lab.data.dataset import Dataset, Split
 from polyak_lab.data.fetch import Download
 from polyak_lab.data.images import labelled
-from polyak_lab.data.source import LARGEST, Contents, Source, damaged, first_existing, missing, read_file
+from polyak_lab.data.source import (
+    LARGEST,
+    Contents,
+    Source,
+    damaged,
+    first_existing,
+    missing,
+    read_file,
+)
 from polyak_lab.data.unpickle import read_table
 
 # The constants that the code of Loizou et al. (2021), github.com/IssamLaradji/sps, uses for both data sets. The note
@@ -53,12 +61,14 @@ class Layout:
 
     def _unpack(self, place: Path) -> Contents:
         wanted = {f"{self.folder}/{file}" for file in (*self.train, self.test)}
-        # Decompressed first and whole: tarfile would stop before the checksum that ends a compressed file.
+        # Decompressed first: tarfile would stop before the checksum at the end of the file.
+
         content = io.BytesIO(read_file(place))
         try:
             with tarfile.open(fileobj=content, mode="r:") as archive:
                 members = [member for member in archive if member.name in wanted and member.isfile()]
-                if sum(member.size for member in members) > LARGEST:  # a sparse file can claim any size
+                # A sparse file can claim any size.
+                if sum(member.size for member in members) > LARGEST:
                     raise damaged(place, f"it unpacks to more than {LARGEST:,} bytes")
                 streams = {Path(member.name).name: archive.extractfile(member) for member in members}
                 return {name: stream.read() for name, stream in streams.items() if stream is not None}

@@ -1,4 +1,4 @@
-"""What every reader returns: tensors of a train and a test split, and what a model needs to know about them."""
+"""What every reader returns: tensors of a train and a test split, and their description."""
 
 from dataclasses import dataclass, replace
 

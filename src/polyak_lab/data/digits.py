@@ -15,8 +15,9 @@ TRAIN = 1437
 def parse(contents: Contents, place: Path) -> Dataset:
     """Split the 1,797 images in the order of the file: the first 1,437 (80 %) train, the last 360 test.
 
-    The digits of its 13 writers come one writer after the other, so this split tests mostly on hands that were not
-    trained on: harder than a shuffled split, and closer to use. Pixel values 0..16 become 0..255.
+    The digits of its 13 writers come one writer after the other, so this split tests mostly on
+    hands that were not trained on: harder than a shuffled split, and closer to use. Pixel values
+    0..16 become 0..255.
     """
     table = np.loadtxt(contents[FILE.name].decode().splitlines(), delimiter=",", dtype=np.int64)
     images = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)

@@ -25,7 +25,7 @@ _NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPEx
 
 @dataclass(frozen=True)
 class Download:
-    """An official address, with the MD5 sum of the file where one is published, else its number of lines."""
+    """An official address, with the file's MD5 sum if published, else its number of lines."""
 
     url: str
     md5: str | None = None
@@ -37,11 +37,16 @@ class Download:
         return self.url.rpartition("/")[2]
 
 
-def download(item: Download, folder: Path, on_progress: OnProgress = lambda done, total: None) -> Path:
+def download(
+    item: Download,
+    folder: Path,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Path:
     """Download a file into a folder, resuming an interrupted download.
 
-    The bytes are collected in NAME.part, which becomes NAME once its checksum is right, or its number of lines where no
-    checksum is published. An existing file is never overwritten: it is kept if it is the official one.
+    The bytes are collected in NAME.part, which becomes NAME once its checksum is right, or its
+    number of lines where no checksum is published. An existing file is never overwritten: it is
+    kept if it is the official one.
 
     Raises:
         LabError: No network, the server refuses, the checksum differs, or the disk is full.
@@ -75,13 +80,14 @@ def _receive(url: str, part: Path, on_progress: OnProgress) -> None:
             _append(response, part, start if resumes else 0, on_progress)
     except HTTPError as error:
         error.close()
-        if error.code != 416:  # "range not satisfiable": all of it is there, and the checksum will judge it
+        # "range not satisfiable": all of it is there, and the checksum will judge it.
+        if error.code != 416:
             raise
 
 
 @final
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects; one to what is no address closes its connection, which urllib leaves open."""
+    """Follow redirects; close the connection of an invalid one, which urllib leaves open."""
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         try:

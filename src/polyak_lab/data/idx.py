@@ -64,8 +64,8 @@ def _size(split: Split) -> str:
 def parse_idx(content: bytes, axes: int, path: Path) -> np.ndarray:
     """Return the unsigned bytes of an IDX file with so many axes.
 
-    The format: two zero bytes, the type (8: unsigned byte), the number of axes, each length as a big-endian 32-bit
-    integer, and the values, the last axis fastest.
+    The format: two zero bytes, the type (8: unsigned byte), the number of axes, each length as a
+    big-endian 32-bit integer, and the values, the last axis fastest.
     """
     magic = bytes((0, 0, _UNSIGNED_BYTE, axes))
     start = 4 + 4 * axes
@@ -77,8 +77,15 @@ def parse_idx(content: bytes, axes: int, path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(lengths)
 
 
-def _source(name: str, url: str, how: str, contents: str, archives: str, folders: tuple[Path, ...] = ()) -> Source:
-    """Make a source from the MD5 sums of its four contents and of its four compressed files, in order."""
+def _source(
+    name: str,
+    url: str,
+    how: str,
+    contents: str,
+    archives: str,
+    folders: tuple[Path, ...] = (),
+) -> Source:
+    """Make a source from the MD5 sums of its four contents and four compressed files."""
     return Source(
         name=name,
         kind="60,000 + 10,000 images 1×28×28, 10 classes",

@@ -11,7 +11,7 @@ from polyak_lab.data.source import damaged
 
 
 def labelled(images: np.ndarray, labels: np.ndarray, classes: int, where: Path) -> Split:
-    """Return images (n, C, H, W) with their labels, once every image has a label in 0..classes − 1."""
+    """Return images (n, C, H, W) with their labels, checked to be in 0..classes − 1."""
     if len(images) != len(labels) or not len(images):
         raise damaged(where, f"{len(images)} images and {len(labels)} labels")
     if labels.min() < 0 or labels.max() >= classes:
@@ -21,17 +21,18 @@ def labelled(images: np.ndarray, labels: np.ndarray, classes: int, where: Path) 
 
 
 def classification(name: str, train: Split, test: Split, classes: int) -> Dataset:
-    """Return a classification problem that is normalised by the statistics of its training images."""
+    """Return a classification problem, normalised by its training images."""
     mean, std = channel_statistics(train.inputs)
     return Dataset(name, train, test, classes, "cross_entropy", mean, std)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of every channel in 0..1, exact for any number of images."""
+    """Return mean and standard deviation of every channel in 0..1, exactly."""
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
     share = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
     variance = (share * (values - mean[:, None]) ** 2).sum(1)
-    # A constant channel must not divide by zero: one grey level is the least scale that means anything.
+    # A constant channel must not divide by zero: one grey level is the smallest sensible scale.
+
     return mean.float(), variance.sqrt().clamp_min(1 / 255).float()

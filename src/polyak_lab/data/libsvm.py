@@ -49,7 +49,7 @@ def _path(place: Path, name: str) -> Path:
 
 
 def parse_rows(content: bytes, path: Path) -> list[Row]:
-    """Return label and features of every line `label index:value index:value ...`; indices count from 1."""
+    """Return label and features of every line `label index:value ...`; indices start at 1."""
     lines = content.decode("ascii", errors="replace").splitlines()
     texts = [(number, line.partition("#")[0].split()) for number, line in enumerate(lines, 1)]
     rows = [_row(fields, number, path) for number, fields in texts if fields]

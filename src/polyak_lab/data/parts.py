@@ -16,7 +16,8 @@ _ROWS_AT_ONCE = 1024
 def parts(dataset: Dataset, holdout: int | None, train_size: int | None) -> Dataset:
     """Hold training samples out for validation, and train on so many of the others.
 
-    The samples are drawn by one fixed permutation: every seed and every method holds out the same ones.
+    The samples are drawn by one fixed permutation: every seed and every method holds out the same
+    ones.
 
     Raises:
         LabError: There are not that many training samples.
@@ -38,8 +39,8 @@ def parts(dataset: Dataset, holdout: int | None, train_size: int | None) -> Data
 def through_kernel(dataset: Dataset, width: float) -> Dataset:
     """Replace every vector by its Gaussian kernel values at the training vectors.
 
-    A linear model of them is a kernel machine, as in the experiments with kernels of Loizou et al. (2021),
-    arXiv:2002.10542, section 4.2; on separable data it interpolates.
+    A linear model of them is a kernel machine, as in the experiments with kernels of Loizou et al.
+    (2021), arXiv:2002.10542, section 4.2; on separable data it interpolates.
     """
     if dataset.is_image or dataset.is_text:
         held = "images" if dataset.is_image else "text"

@@ -1,4 +1,4 @@
-"""What a source of data is: where its files are, what they hold, and which files are the official ones."""
+"""Sources of data: where the files are, their content, and the official checksums."""
 
 import gzip
 import hashlib
@@ -22,7 +22,7 @@ Contents = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: three functions that lead from a root folder to tensors, and what is known of its files."""
+    """One data set: functions from a root folder to tensors, and facts about its files."""
 
     name: str
     kind: str
@@ -34,7 +34,7 @@ class Source:
     open: Callable[[Path], Contents]
     """That place -> contents; raises LabError when a file is missing or damaged."""
     parse: Callable[..., Dataset]
-    """Contents, the place to name in errors, and a text's context -> tensors; raises LabError when they are wrong."""
+    """Contents, the place to name in errors, a text's context -> tensors; raises LabError."""
     md5: Mapping[str, str] = field(default_factory=dict)
     """MD5 sums of the official contents."""
     examples: int | None = None

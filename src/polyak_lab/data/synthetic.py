@@ -1,8 +1,8 @@
 """The synthetic problems of Loizou et al. (2021), "Stochastic Polyak step-size for SGD", arXiv:2002.10542, section 4.
 
-Both can be interpolated: the loss of every single example goes to zero at once (for the factorisation, when the rank of
-the model is not below that of A, which is 6). They are drawn from `numpy.random.RandomState`, whose stream never
-changes, so that everyone has the same problem.
+Both can be interpolated: the loss of every single example goes to zero at once (for the
+factorisation, when the rank of the model is not below that of A, which is 6). They are drawn from
+`numpy.random.RandomState`, whose stream never changes, so that everyone has the same problem.
 """
 
 from collections.abc import Callable
@@ -50,8 +50,8 @@ def matrix_factorisation(
 ) -> Dataset:
     """Draw x ~ N(0, I) and y = Ax, to be fitted by W₂W₁x with the model `deep-linear`.
 
-    As in the authors' code, which credits B. Recht: A has uniform entries in rows that are scaled, evenly, from 1 down
-    to 1/condition_number; the n vectors are fixed.
+    As in the authors' code, which credits B. Recht: A has uniform entries in rows that are scaled,
+    evenly, from 1 down to 1/condition_number; the n vectors are fixed.
 
     Args:
         n: Number of vectors, the first 80 % for training.
@@ -67,7 +67,13 @@ def matrix_factorisation(
     return _dataset("matrix-factorisation", X, X @ A.T, outputs, "squared")
 
 
-def _dataset(name: str, inputs: np.ndarray, targets: np.ndarray, outputs: int, loss: str) -> Dataset:
+def _dataset(
+    name: str,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    outputs: int,
+    loss: str,
+) -> Dataset:
     x, y = (torch.from_numpy(array).float() for array in (inputs, targets))
     first = int(TRAIN_SHARE * len(x))
     return Dataset(name, Split(x[:first], y[:first]), Split(x[first:], y[first:]), outputs, loss)

@@ -1,4 +1,4 @@
-"""Text as sequences of characters: a file of one's own, or the documentation that comes with Python."""
+"""Text as sequences of characters: a file of the user, or Python's documentation."""
 
 import importlib
 import importlib.util
@@ -19,8 +19,9 @@ TOPICS = "pydoc_data.topics"  # the text of help("while") and the like
 def parse(contents: Contents, place: Path, context: int = CONTEXT) -> Dataset:
     """Return sequences of `context` characters with the characters one place later as their targets.
 
-    The last 10 % of the characters are the test text, the others the training text; each is cut into sequences that do
-    not overlap, and what is left at its end is dropped. The vocabulary is the set of characters of the whole file.
+    The last 10 % of the characters are the test text, the others the training text; each is cut
+    into sequences that do not overlap, and what is left at its end is dropped. The vocabulary is
+    the set of characters of the whole file.
     """
     (content,) = contents.values()
     return sequences("text", _decode(content, place), place, context)
@@ -62,7 +63,7 @@ def _open(place: Path) -> Contents:
 
 
 def parse_python_docs(contents: Contents, place: Path, context: int = CONTEXT) -> Dataset:
-    """Return the paragraphs of Python's language reference as text; one that comes twice is taken once."""
+    """Return the distinct paragraphs of Python's language reference as text."""
     topics = importlib.import_module(TOPICS).topics
     paragraphs = dict.fromkeys(part for topic in topics.values() for part in topic.split("\n\n"))
     return sequences("python-docs", "\n\n".join(paragraphs), place, context)

@@ -1,7 +1,8 @@
 """Reading a pickle of dicts, lists, strings and byte arrays without running anything it names.
 
-A pickle is a program that may call any function. Here the few names that an array needs lead to inert stand-ins, so
-that neither Python code nor NumPy's own unpickling sees the content of an untrusted file; any other name is refused.
+A pickle is a program that may call any function. Here the few names that an array needs lead to
+inert stand-ins, so that neither Python code nor NumPy's own unpickling sees the content of an
+untrusted file; any other name is refused.
 """
 
 import io
@@ -16,7 +17,7 @@ from polyak_lab.data.source import damaged
 
 
 class _DType:
-    """Stands for numpy.dtype: keeps the code, ignores the rest (byte order has no meaning for single bytes)."""
+    """Stands for numpy.dtype: keeps the code and ignores the rest."""
 
     def __init__(self, code: str | bytes, align: object = False, copy: object = False) -> None:
         self.code = code
@@ -46,7 +47,8 @@ def _reconstruct(kind: object, shape: object, typecode: object) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":  # how Python 3 writes bytes in the pickles of Python 2; other codecs are programs too
+    # How Python 3 writes bytes in the pickles of Python 2; other codecs are programs too.
+    if encoding != "latin1":
         raise pickle.UnpicklingError(f"it uses the codec {encoding!r}")
     return text.encode("latin1")
 

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a model, the number of axes its input must have (None: any), and whether it reads tokens."""
+    """How to build a model, the axes of its input (None: any), and whether it reads tokens."""
 
     build: Callable[[Shape, int], nn.Module]
     axes: int | None = None

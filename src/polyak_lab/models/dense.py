@@ -23,7 +23,7 @@ def logistic(shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 
 def linear(shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """Return one linear layer without bias, as the code of Loizou et al. (2021) has it behind kernels."""
+    """Return one linear layer without bias, as in the kernel code of Loizou et al. (2021)."""
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs, bias=False))
 
 
@@ -33,7 +33,8 @@ def deep_linear(shape: tuple[int, ...], outputs: int, rank: int) -> nn.Module:
     Args:
         shape: (d,).
         outputs: Rows of W₂.
-        rank: Hidden width k, W₁ being k×d. Below the rank of the matrix to factor the model cannot interpolate.
+        rank: Hidden width k, W₁ being k×d. Below the rank of the matrix to factor the model cannot
+            interpolate.
     """
     (features,) = shape
     return nn.Sequential(nn.Linear(features, rank, bias=False), nn.Linear(rank, outputs, bias=False))

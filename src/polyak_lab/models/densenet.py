@@ -1,13 +1,15 @@
 """Densely connected networks for small images: Huang, Liu, van der Maaten, Weinberger (2017), arXiv:1608.06993.
 
-Both have bottlenecks (1×1 convolutions to four times the growth) and transitions that halve the channels: DenseNet-BC.
-They differ in how the experiments with SPS and with ALI-G built them:
+Both have bottlenecks (1×1 convolutions to four times the growth) and transitions that halve the
+channels: DenseNet-BC. They differ in how the experiments with SPS and with ALI-G built them:
 
-- `densenet121`: 6, 12, 24 and 16 layers of growth 32, a 3×3 stem without pooling, torch's own initialisation: the
-  network of the code of Loizou et al. (2021). For RGB and 10 classes it has 6,956,298 parameters (commonly given as
-  6.96M); the ImageNet network of Huang et al., with its 7×7 stem and 1000 classes, has 7,978,856.
-- `densenet-40-40`: 6, 6 and 6 layers of growth 40, depth 40 in all: the network of Berrada et al. (2020), weights as in
-  He et al. (2015) and no bias in the classifier. For RGB and 10 classes it has 1,901,920 parameters.
+- `densenet121`: 6, 12, 24 and 16 layers of growth 32, a 3×3 stem without pooling, torch's own
+  initialisation: the network of the code of Loizou et al. (2021). For RGB and 10 classes it has
+  6,956,298 parameters (commonly given as 6.96M); the ImageNet network of Huang et al., with its 7×7
+  stem and 1000 classes, has 7,978,856.
+- `densenet-40-40`: 6, 6 and 6 layers of growth 40, depth 40 in all: the network of Berrada et al.
+  (2020), weights as in He et al. (2015) and no bias in the classifier. For RGB and 10 classes it
+  has 1,901,920 parameters.
 """
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """Batch norm, ReLU and convolution, twice: 1×1 to 4·growth channels, 3×3 to `growth`, put beside the input."""
+    """Batch norm, ReLU, convolution, twice (1×1, 3×3); the result is concatenated to the input."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -46,9 +48,16 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A 3×3 stem of 2·growth channels, dense blocks with transitions between them, and a linear classifier."""
+    """A 3×3 stem of 2·growth channels, dense blocks with transitions, and a linear classifier."""
 
-    def __init__(self, channels: int, outputs: int, depths: tuple[int, ...], growth: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        depths: tuple[int, ...],
+        growth: int,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         width = 2 * growth
         self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)

@@ -1,14 +1,16 @@
 """Residual networks for small images: 3×3 stem, no max-pool, global average pooling, so any image size works.
 
-Two families from the literature, which differ in width, in initialisation and in how a shortcut changes its shape:
+Two families from the literature, which differ in width, in initialisation and in how a shortcut
+changes its shape:
 
-- `resnet8`, `resnet20`: He, Zhang, Ren, Sun (2016), arXiv:1512.03385, section 4.2: 6n + 2 layers with 16, 32 and 64
-  channels and shortcuts of option A, which have no parameters (every second pixel, zeros for the new channels). For
-  RGB and 10 classes `resnet20` has 269,722 parameters (their table 6: 0.27M); shortcuts of option B would make it
-  272,474. Weights start as in He et al. (2015), arXiv:1502.01852.
-- `resnet34`: the network of the CIFAR experiments with SPS and ALI-G: 3, 4, 6 and 3 blocks of 64, 128, 256 and 512
-  channels, shortcuts of option B (1×1 convolution and batch norm), torch's own initialisation; 21,282,122 parameters
-  in 110 tensors for RGB and 10 classes.
+- `resnet8`, `resnet20`: He, Zhang, Ren, Sun (2016), arXiv:1512.03385, section 4.2: 6n + 2 layers
+  with 16, 32 and 64 channels and shortcuts of option A, which have no parameters (every second
+  pixel, zeros for the new channels). For RGB and 10 classes `resnet20` has 269,722 parameters
+  (their table 6: 0.27M); shortcuts of option B would make it 272,474. Weights start as in He et al.
+  (2015), arXiv:1502.01852.
+- `resnet34`: the network of the CIFAR experiments with SPS and ALI-G: 3, 4, 6 and 3 blocks of 64,
+  128, 256 and 512 channels, shortcuts of option B (1×1 convolution and batch norm), torch's own
+  initialisation; 21,282,122 parameters in 110 tensors for RGB and 10 classes.
 """
 
 from collections.abc import Callable
@@ -59,7 +61,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of blocks that halve the image from the second stage on, and a linear classifier."""
+    """A stem, stages of blocks (halving the image from the second on), and a classifier."""
 
     def __init__(
         self, channels: int, outputs: int, depths: tuple[int, ...], widths: tuple[int, ...], shortcut: Shortcut

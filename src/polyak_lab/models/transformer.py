@@ -11,7 +11,7 @@ STD = 0.02  # of the first weights, as in GPT-2
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward network, each normalised first and added to its input."""
+    """Causal self-attention and a feed-forward network, with pre-norm and residuals."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, time, width) to the same shape; a position sees itself and those before it."""
+        """Map (batch, time, width) to the same shape, causally."""
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = torch.add(x, self.mix(seen.transpose(1, 2).flatten(2)))
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """GPT-2's architecture without dropout: learned positions, output weights tied to the token embedding."""
+    """GPT-2 without dropout: learned positions, output weights tied to the embedding."""
 
     def __init__(self, context: int, vocabulary: int, width: int, heads: int, blocks: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         return F.linear(self.norm(self.blocks(x)), self.tokens.weight)
 
     def _initialise(self) -> None:
-        """Draw the weights as GPT-2 does: what is added to the residual stream is smaller the more is added."""
+        """Initialise as GPT-2: residual projections are scaled down with the depth."""
         nn.init.normal_(self.positions, std=STD)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -59,6 +59,6 @@ class Transformer(nn.Module):
 
 
 def gpt_small(shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """Return 5 blocks of width 128 with 4 heads: 1.02 million parameters for 100 characters and a context of 128."""
+    """Return 5 blocks of width 128 with 4 heads: 1.02 million parameters for 100 characters."""
     (context,) = shape
     return Transformer(context, outputs, WIDTH, HEADS, BLOCKS)

@@ -1,9 +1,10 @@
 """Wide residual networks: Zagoruyko and Komodakis (2016), arXiv:1605.07146.
 
-WRN-d-k has (d − 4)/6 blocks in each of three stages of 16k, 32k and 64k channels. A block is batch norm, ReLU and 3×3
-convolution, twice, with dropout before the second convolution; where the shape changes, the shortcut is a 1×1
-convolution of the normalised input. For RGB and 10 classes WRN-40-4 has 8,949,210 parameters (their table 4: 8.9M) and
-WRN-16-4 has 2,748,890 (2.7M). Weights start as in He et al. (2015).
+WRN-d-k has (d − 4)/6 blocks in each of three stages of 16k, 32k and 64k channels. A block is batch
+norm, ReLU and 3×3 convolution, twice, with dropout before the second convolution; where the shape
+changes, the shortcut is a 1×1 convolution of the normalised input. For RGB and 10 classes WRN-40-4
+has 8,949,210 parameters (their table 4: 8.9M) and WRN-16-4 has 2,748,890 (2.7M). Weights start as
+in He et al. (2015).
 """
 
 import torch.nn.functional as F
@@ -34,7 +35,14 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """A stem of 16 channels, three stages of wide blocks, and a linear classifier."""
 
-    def __init__(self, channels: int, outputs: int, depth: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        depth: int,
+        width: int,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         blocks, widths = (depth - 4) // 6, (16 * width, 32 * width, 64 * width)
         self.stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False)

@@ -1,7 +1,8 @@
 """The process group: several processes train one run, each on its part of every batch.
 
-All ranks make the same decisions from the same seeds. Only rank 0 writes files and prints; its results and errors are
-broadcast to the others. With one process every function here is the identity.
+All ranks make the same decisions from the same seeds. Only rank 0 writes files and prints; its
+results and errors are broadcast to the others. With one process every function here is the
+identity.
 """
 
 import inspect
@@ -106,7 +107,7 @@ def _result(outcome: tuple[T | None, str | None]) -> T:
 
 
 def local_slice(samples: int) -> slice:
-    """Return this rank's part of a batch; the parts differ by at most one sample, the first ones are larger."""
+    """Return this rank's part of a batch; the parts differ by at most one sample."""
     return slice(*_local_bounds(samples))
 
 
@@ -117,7 +118,7 @@ def _local_bounds(samples: int) -> tuple[int, int]:
 
 
 def loss_weight(samples: int) -> float:
-    """Return the factor of this rank's mean loss whose mean over the ranks is the mean loss of the batch."""
+    """Return the weight of this rank's mean loss in the mean loss of the batch."""
     start, stop = _local_bounds(samples)
     return (stop - start) * world_size() / samples
 

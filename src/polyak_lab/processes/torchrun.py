@@ -8,7 +8,8 @@ from typing import NoReturn
 
 from polyak_lab.errors import LabError
 
-EXIT_DELAY = 2.0  # seconds; torchrun stops all processes when one fails, and rank 0 must print first
+# Seconds; torchrun stops all processes when one fails, and rank 0 must print first.
+EXIT_DELAY = 2.0
 
 
 class SingleRankError(LabError):
@@ -39,7 +40,8 @@ def local_rank() -> int:
 def exit_process(status: int) -> NoReturn:
     """End this process.
 
-    With several processes the interpreter is not shut down: gloo's threads outlive the process group and can abort it.
+    With several processes the interpreter is not shut down: gloo's threads outlive the process
+    group and can abort it.
     """
     if world_size() == 1:
         sys.exit(status)

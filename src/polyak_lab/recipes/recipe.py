@@ -1,9 +1,10 @@
 """Recipes: one TOML file per table of a paper, one row per line of the table.
 
-A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A row's sections are laid
-over those of `[defaults]`, key by key (an optimizer is taken whole). `[smoke]` holds sections that `--smoke` lays over
-those of every row, to make it small; without it, a smoke run takes two steps. `[grid]` lists values of one option of
-the optimizers, `lr = [0.1, 1.0]`, and makes a row of every row with every value. Unknown keys are refused.
+A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A
+row's sections are laid over those of `[defaults]`, key by key (an optimizer is taken whole).
+`[smoke]` holds sections that `--smoke` lays over those of every row, to make it small; without it,
+a smoke run takes two steps. `[grid]` lists values of one option of the optimizers, `lr = [0.1,
+1.0]`, and makes a row of every row with every value. Unknown keys are refused.
 """
 
 import hashlib
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from polyak_lab.config.run import Run
-from polyak_lab.config.strict import LARGEST_FLOAT32, as_table, check_known, is_float32, is_number, read, shown
+from polyak_lab.config.strict import (
+    LARGEST_FLOAT32,
+    as_table,
+    check_known,
+    is_float32,
+    is_number,
+    read,
+    shown,
+)
 from polyak_lab.console import shortened
 from polyak_lab.errors import LabError
 
@@ -73,7 +82,8 @@ LONGEST_SLUG = 120
 def slug(name: str) -> str:
     """Spell a name so that it can be a folder: 'ALI-G, momentum 0.9' becomes 'ali-g-momentum-0.9'.
 
-    Letters of any script stay; a name without letters, or one that is too long, is told apart by its hash.
+    Letters of any script stay; a name without letters, or one that is too long, is told apart by
+    its hash.
     """
     letters = unicodedata.normalize("NFKC", name).lower()
     spelled = re.sub(r"[^\w.]+|_+", "-", letters).strip("-.")
@@ -102,8 +112,8 @@ def load(path: Path) -> Recipe:
 def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
     """Keep the rows named; all of them if none is.
 
-    A name is that of a row, its folder, the row that a grid repeats, or the beginning of one of them that no other row
-    has. Case, spaces and punctuation do not matter.
+    A name is that of a row, its folder, the row that a grid repeats, or the beginning of one of
+    them that no other row has. Case, spaces and punctuation do not matter.
     """
     chosen = {row.name for name in names for row in _named(rows, name)} or {row.name for row in rows}
     return tuple(row for row in rows if row.name in chosen)
@@ -179,8 +189,13 @@ def _row(table: Mapping[str, Any], recipe: _File, where: str) -> Row:
     return Row(name, run, paper, _small(run, sections, recipe.smoke, f"{where}, smoke"))
 
 
-def _small(run: Run, sections: Mapping[str, Any], smoke: Mapping[str, Any], where: str) -> Run | None:
-    """Lay `[smoke]` over a row; the milestones of its schedule keep their places in the shorter run."""
+def _small(
+    run: Run,
+    sections: Mapping[str, Any],
+    smoke: Mapping[str, Any],
+    where: str,
+) -> Run | None:
+    """Apply `[smoke]` to a row; milestones are scaled to the shorter run."""
     if not smoke:
         return None
     small = read(Run, _overlay(sections, smoke), where)
@@ -189,7 +204,11 @@ def _small(run: Run, sections: Mapping[str, Any], smoke: Mapping[str, Any], wher
     return replace(small, schedule=replace(small.schedule, milestones=milestones))
 
 
-def _on_grid(row: Mapping[str, Any], grid: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+def _on_grid(
+    row: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    where: str,
+) -> Iterator[Mapping[str, Any]]:
     """Repeat a row with every value of the grid; its name says which."""
     if not grid:
         yield row

@@ -1,4 +1,4 @@
-"""From what was asked to what will run: every name checked, every default spelled out, before anything trains."""
+"""Resolves a run before training: checks every name and fills in every default."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Figures of finished runs: curves over the epochs as inline SVG for a page, and single PNG or SVG files."""
+"""Figures of runs: curves as inline SVG for a page, and single PNG or SVG files."""
 
 import io
 import math
@@ -26,7 +26,8 @@ PALETTE = (
 )
 INK, LINE = "#010203", "#040506"  # placeholders in the SVG for the page's own colours
 THEME = {INK: "var(--soft)", LINE: "var(--line)"}
-SMALLEST, LARGEST = 1e-150, 1e150  # what an axis can show, also on a logarithmic scale and with its margin
+# What an axis can show, also on a logarithmic scale and with its margin.
+SMALLEST, LARGEST = 1e-150, 1e150
 FORMATS = (".png", ".svg")
 LEGEND_WIDTH = 120  # characters side by side
 DASHED = ("sgd", "adam", "adamw")  # methods that do not read the loss
@@ -46,7 +47,7 @@ class Curve:
     factor: float = 1.0
 
     def points(self, group: Group) -> Points:
-        """Collect the values of all seeds by epoch, up to the first epoch without a value that can be drawn."""
+        """Collect the values of all seeds by epoch, up to the first epoch without a drawable one."""
         points: Points = {}
         for epoch in range(max((len(run.records) for run in group.runs), default=0)):
             records = [run.records[epoch] for run in group.runs if epoch < len(run.records)]
@@ -96,7 +97,8 @@ def inline_svg(curve: Curve, rows: Sequence[Group]) -> str:
     """Draw a curve of every row as an <svg> element."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key, "font.size": 10}):
         figure = Figure(figsize=(9.6, 3.2))
-        axes = figure.add_axes((0.07, 0.15, 0.86, 0.82))  # the same in every figure, so that the epochs line up
+        # The same in every figure, so that the epochs line up.
+        axes = figure.add_axes((0.07, 0.15, 0.86, 0.82))
         _style_axes(axes, curve)
         for index, group in enumerate(rows):
             _draw_line(axes, index, curve.points(group), linewidth=1.9, solid_capstyle="round")
@@ -107,7 +109,7 @@ def inline_svg(curve: Curve, rows: Sequence[Group]) -> str:
 
 
 def write_sensitivity(path: Path, rows: Sequence[Group]) -> None:
-    """Draw the score of every method against lr; rows whose names differ only in ', lr VALUE' are one method."""
+    """Draw scores against lr; rows whose names differ only in ', lr VALUE' are one method."""
     lines = scores_by_lr(rows)
     if max((len(points) for _, points in lines.values()), default=0) < 2:
         raise LabError("--plot-lr needs runs of one method with two or more finite values of lr.")
@@ -207,7 +209,7 @@ def _set_limits(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:
 
 
 def _leave_out_the_start(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:
-    """Start the axis at the values after the first quarter of the epochs: the first ones would flatten the rest."""
+    """Start the axis at the values after the first quarter of the epochs."""
     later: list[float] = []
     for seeds in (list(curve.points(group).values()) for group in rows):
         later += [value for values in seeds[len(seeds) // 4 :] for value in values]
@@ -232,7 +234,7 @@ def _style_axes(axes: Axes, curve: Curve) -> None:
 
 
 def _svg_element(figure: Figure, curve: Curve) -> str:
-    """Return the <svg> element without metadata, name spaces and fixed colours, which do not belong in a page."""
+    """Return the <svg> element without metadata, name spaces and fixed colours."""
     text = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
@@ -266,7 +268,7 @@ def _save(
 
 
 def _add_legend(figure: Figure, axes: Axes) -> None:
-    """Add a legend with literal names: matplotlib reads `$` as mathematics and leaves out a leading `_`."""
+    """Add a legend with literal names; matplotlib interprets `$` and omits a leading `_`."""
     names = [printable(line.get_gid() or "") for line in axes.lines]
     columns = LEGEND_WIDTH // (max(map(len, names), default=0) + 8)
     options: dict[str, Any] = {"loc": "outside upper center", "fontsize": 10, "frameon": False}

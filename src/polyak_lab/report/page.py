@@ -1,4 +1,4 @@
-"""One self-contained HTML page with the table and the curves: no scripts and no requests to other hosts."""
+"""One self-contained HTML page with the table and the curves, without scripts or requests."""
 
 from collections.abc import Sequence
 from datetime import date

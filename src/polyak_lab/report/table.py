@@ -1,4 +1,4 @@
-"""Run folders to a table: mean ± standard deviation over the seeds, with the paper's number beside it."""
+"""The table of runs: mean ± standard deviation over the seeds, and the paper's number."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ class Group:
         return [value for value in values if value is not None]
 
     def capped(self) -> list[float]:
-        """Take the fraction of capped steps, over all epochs, from every finished run that has it."""
+        """Return the fraction of capped steps, over all epochs, of every finished run."""
         found = [[record.get("capped") for record in run.records] for run in self.finished]
         epochs = [[value for value in run if value is not None] for run in found]
         return [mean(values) for values in epochs if values]
@@ -95,7 +95,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Take the standard deviation of two or more finite numbers; a square of large ones does not overflow."""
+    """Return the standard deviation of two or more finite numbers, without overflow."""
     scale = max(map(abs, values)) or 1.0
     return scale * statistics.stdev([value / scale for value in values])
 
@@ -113,7 +113,7 @@ def groups(runs: Iterable[StoredRun]) -> list[Group]:
 
 
 def paper_score(rows: Sequence[Group]) -> Score:
-    """Choose the score that the paper's numbers are: the augmented one where that protocol was asked for."""
+    """Choose the score that is compared with the paper: the augmented one if there is one."""
     return next((score for score in (AUGMENTED, ACCURACY, PERPLEXITY) if _has(score, rows)), TEST_LOSS)
 
 
@@ -146,7 +146,8 @@ def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
             table.add_column(cell(name), min_width=8, overflow="fold")
             continue
         widest = max((cell(text).cell_len for text in column), default=0)  # numbers stay whole
-        folded = textwrap.fill(name, max(widest, 8), break_long_words=False)  # headings fold to their width
+        # Headings are folded to their width.
+        folded = textwrap.fill(name, max(widest, 8), break_long_words=False)
         whole = name != CAPPED
         widest = widest if whole else max(len(word) for text in column for word in text.split())
         table.add_column(Text(folded), justify="right", no_wrap=whole, min_width=widest)

@@ -31,7 +31,7 @@ class Stateful(Protocol):
 
 
 def save(path: Path, session: Stateful, epochs: int, config_hash: str, metrics: str) -> None:
-    """Store the state after a number of epochs, with the SHA-256 of their lines in metrics.jsonl."""
+    """Store the state after a number of epochs, with the SHA-256 of their metrics."""
     content = {"format": FORMAT, "config": config_hash, "epochs": epochs, "metrics": metrics}
     content["state"] = session.state_dict()
     buffer = io.BytesIO()
@@ -39,11 +39,17 @@ def save(path: Path, session: Stateful, epochs: int, config_hash: str, metrics: 
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: Path, session: Stateful, config_hash: str, training: Training) -> tuple[int, str | None]:
+def load(
+    path: Path,
+    session: Stateful,
+    config_hash: str,
+    training: Training,
+) -> tuple[int, str | None]:
     """Load the checkpoint into a session, if there is one.
 
     Returns:
-        The number of its epochs, and the SHA-256 of their lines, which is None in checkpoints of older versions.
+        The number of its epochs, and the SHA-256 of their lines, which is None in checkpoints of
+        older versions.
 
     Raises:
         LabError: The checkpoint is damaged or belongs to another run.
@@ -82,7 +88,8 @@ def _check_crc(stored: bytes) -> None:
 def _check_state(expected: Any, stored: Any) -> None:
     """Check that a stored state has the keys and types of a new session's state.
 
-    A new session has no optimizer state per parameter yet, so its tensors are compared with the shapes of the model.
+    A new session has no optimizer state per parameter yet, so its tensors are compared with the
+    shapes of the model.
     """
     shapes = [value.shape for value in expected["model"].values()]
     if not isinstance(stored, dict) or stored.keys() != expected.keys():

@@ -1,7 +1,8 @@
 """The JSON documents of a run folder, read strictly: any damage is reported in one sentence that names the file.
 
-A file must be a regular file of valid JSON with the expected keys and types. Documents have a checksum of their
-content; those without one, which older versions wrote, are checked by their keys and types only.
+A file must be a regular file of valid JSON with the expected keys and types. Documents have a
+checksum of their content; those without one, which older versions wrote, are checked by their keys
+and types only.
 """
 
 import json
@@ -97,7 +98,7 @@ def read_config(path: Path) -> Object:
 
 
 def read_metrics(path: Path, first: int | None = None) -> list[Object]:
-    """Read metrics.jsonl; the strings 'inf' and 'nan', which stand for numbers that JSON lacks, become numbers."""
+    """Read metrics.jsonl; the strings 'inf', '-inf' and 'nan' become numbers."""
     return _read_records(path, METRICS, first)
 
 
@@ -150,7 +151,13 @@ def _restore_numbers(record: Object) -> Object:
     return read
 
 
-def _check_keys(table: Object, wanted: Mapping[str, Check], *, only: bool = False, where: str = "") -> None:
+def _check_keys(
+    table: Object,
+    wanted: Mapping[str, Check],
+    *,
+    only: bool = False,
+    where: str = "",
+) -> None:
     for key, check in wanted.items():
         if key not in table:
             raise _DamageError(f"{where}{key} is missing")
@@ -187,7 +194,7 @@ def _parse_object(text: str) -> Object:
         value = json.loads(text, object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise _DamageError(f"invalid JSON at character {error.pos + 1}" if text.strip() else "it is empty") from error
-    except (RecursionError, ValueError, MemoryError) as error:  # too deep, a number of thousands of digits
+    except (RecursionError, ValueError, MemoryError) as error:  # too deep, or a number too long
         raise _DamageError("it is nested too deeply, or a number is too long") from error
     if not isinstance(value, dict):
         raise _DamageError("it is not a JSON object")

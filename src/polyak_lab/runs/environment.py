@@ -49,7 +49,7 @@ def _cpu() -> str:
 
 @functools.cache
 def _commit() -> dict[str, Any]:
-    """Name the commit this code was checked out from; nothing when it was installed from a wheel."""
+    """Return the commit of this checkout; None if the code was installed from a wheel."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
     changes = _git("status", "--porcelain", "--untracked-files=no")

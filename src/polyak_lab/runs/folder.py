@@ -9,9 +9,10 @@
 
 Only rank 0 reads and writes these files, and broadcasts what it read.
 
-The lines of an epoch are appended; all other files are replaced atomically. The checkpoint is written after the lines,
-so that a killed run has at most one line more than its checkpoint has epochs, which resuming removes. The checkpoint
-and the summary store the SHA-256 of metrics.jsonl, so that a changed line is detected.
+The lines of an epoch are appended; all other files are replaced atomically. The checkpoint is
+written after the lines, so that a killed run has at most one line more than its checkpoint has
+epochs, which resuming removes. The checkpoint and the summary store the SHA-256 of metrics.jsonl,
+so that a changed line is detected.
 """
 
 import hashlib
@@ -62,7 +63,7 @@ class RunFolder:
 
     @property
     def threads(self) -> int | None:
-        """The requested threads, else those of the first start, since sums on a CPU depend on them."""
+        """The requested threads, else those of the first start, on which sums depend."""
         if self.training.threads or self.finished:
             return self.training.threads
         path = self.path / "environment.json"
@@ -74,7 +75,7 @@ class RunFolder:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[bool, int | None]]:
-        """Lock and prepare the folder; yield whether its run is finished, and its number of threads."""
+        """Lock and prepare the folder; yield whether its run is finished, and its threads."""
         with ExitStack() as claim:
             yield group.on_rank_zero(lambda: self._lock_and_prepare(claim))
 

@@ -19,8 +19,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 def locked(folder: Path) -> Iterator[None]:
     """Create a folder if needed and lock it against other processes.
 
-    The folder itself is locked, without a lock file: this works in read-only folders, and the operating system releases
-    the lock when the process ends, even if it is killed. A file system without locks, and Windows, offer no protection.
+    The folder itself is locked, without a lock file: this works in read-only folders, and the
+    operating system releases the lock when the process ends, even if it is killed. A file system
+    without locks, and Windows, offer no protection.
 
     Raises:
         LabError: Another process holds the lock, or the folder cannot be created or opened.

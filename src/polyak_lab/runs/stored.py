@@ -45,13 +45,16 @@ def group_key(row: str, config: Mapping[str, Any]) -> tuple[str, str]:
     return row, content_hash({**config, "training": training})
 
 
-def find_runs(paths: Iterable[Path], on_problem: Callable[[LabError], None] | None = None) -> list[StoredRun]:
+def find_runs(
+    paths: Iterable[Path],
+    on_problem: Callable[[LabError], None] | None = None,
+) -> list[StoredRun]:
     """Read every run folder at or below the paths, each run once.
 
     Args:
         paths: Folders; symbolic links are followed.
-        on_problem: Called with the error of each folder that cannot be read, and with a message about duplicates;
-            all other runs are returned. If None, the first error is raised.
+        on_problem: Called with the error of each folder that cannot be read, and with a message
+            about duplicates; all other runs are returned. If None, the first error is raised.
     """
     paths = list(paths)
     folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path, on_problem)))
@@ -81,15 +84,23 @@ def load_run(folder: Path) -> StoredRun:
     return StoredRun(folder, Label(**content["label"]), content["run"], records, finished)
 
 
-def _matches_summary(ending: Mapping[str, Any], run: str, records: Sequence[Mapping[str, Any]], metrics: Path) -> bool:
-    """Compare the metrics of a finished run with its summary, which in older folders has no digest of them."""
+def _matches_summary(
+    ending: Mapping[str, Any],
+    run: str,
+    records: Sequence[Mapping[str, Any]],
+    metrics: Path,
+) -> bool:
+    """Compare the metrics of a finished run with its summary; old ones have no digest."""
     if ending["hash"] != run or not records or plain(records[-1]) != plain(ending["final"]):
         return False
     digest = ending.get("metrics")
     return digest is None or digest == hashlib.sha256(documents.read_bytes(metrics)).hexdigest()
 
 
-def _load_or_report(folder: Path, on_problem: Callable[[LabError], None] | None) -> StoredRun | None:
+def _load_or_report(
+    folder: Path,
+    on_problem: Callable[[LabError], None] | None,
+) -> StoredRun | None:
     try:
         return load_run(folder)
     except LabError as error:
@@ -104,7 +115,7 @@ def _report(error: LabError, on_problem: Callable[[LabError], None] | None) -> N
 
 
 def _run_folders(root: Path, on_problem: Callable[[LabError], None] | None) -> Iterator[Path]:
-    """Yield the folders with a config.json at or below a folder, each once, even if links form a circle."""
+    """Yield the folders with a config.json at or below a folder, each once."""
 
     def unreadable(error: OSError) -> None:
         _report(LabError(f"Cannot read {error.filename}: {error.strerror}."), on_problem)
@@ -126,7 +137,10 @@ def _is_first_visit(folder: str, seen: set[str]) -> bool:
     return is_new
 
 
-def _without_duplicates(runs: Iterable[StoredRun], on_problem: Callable[[LabError], None] | None) -> list[StoredRun]:
+def _without_duplicates(
+    runs: Iterable[StoredRun],
+    on_problem: Callable[[LabError], None] | None,
+) -> list[StoredRun]:
     """Keep one copy of each run: a finished one, else the one with most epochs."""
     copies: dict[tuple[str, str], list[StoredRun]] = {}
     for run in runs:

@@ -27,8 +27,13 @@ def read_axes(declared: Mapping[str, Any], where: str) -> dict[str, Axis]:
     return {name: _axis(axis, f"{where}.{name}") for name, axis in declared.items()}
 
 
-def check_values(axes: Mapping[str, Axis], base: Run, resolve: Callable[[Run], Run], where: str) -> None:
-    """Refuse an option that the row does not take, and values out of its range, before any of them is tried."""
+def check_values(
+    axes: Mapping[str, Axis],
+    base: Run,
+    resolve: Callable[[Run], Run],
+    where: str,
+) -> None:
+    """Refuse unknown options and values out of range, before the first trial."""
     for name, axis in axes.items():
         for value in [axis.low, axis.high] if isinstance(axis, Interval) else axis:
             try:

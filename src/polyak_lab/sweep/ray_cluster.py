@@ -1,9 +1,9 @@
 """The trials of a sweep as tasks of a Ray cluster.
 
-The driver, a process on a machine of the cluster, owns the study. It submits a trial whenever a node has free resources
-and records the outcome. A trial whose node or worker is lost is submitted again with the same values. Ray's own retries
-would do the same, but without a message, and without end if the trial itself kills its worker. The tasks that run on
-the nodes are in `ray_worker`.
+The driver, a process on a machine of the cluster, owns the study. It submits a trial whenever a
+node has free resources and records the outcome. A trial whose node or worker is lost is submitted
+again with the same values. Ray's own retries would do the same, but without a message, and without
+end if the trial itself kills its worker. The tasks that run on the nodes are in `ray_worker`.
 """
 
 import logging
@@ -27,8 +27,10 @@ from polyak_lab.sweep.trial import Outcome, Trial, copy_results_back, read_outco
 if TYPE_CHECKING:
     from polyak_lab.sweep.search import Search
 
-os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # else Ray retries an unreachable address for minutes
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # else Ray prints a page for every lost node
+# Else Ray retries an unreachable address for minutes.
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+# Else Ray prints a page for every lost node.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 try:
     import ray
@@ -39,10 +41,12 @@ except ImportError as error:
 else:
     from polyak_lab.sweep.ray_worker import Mailbox, run_task
 
-ENVIRONMENT = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as on the command line: waiting threads sleep
+# As on the command line: waiting threads sleep.
+ENVIRONMENT = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
 NODE_LOST = "the node was lost"
 CAUSES = {NodeDiedError: NODE_LOST, OutOfMemoryError: "the node was short of memory"}
-MAX_CRASHES = 5  # of one trial's worker while its node is alive; more are caused by the trial itself
+# Of one trial's worker while its node is alive; more are caused by the trial itself.
+MAX_CRASHES = 5
 POLL_INTERVAL = 5.0  # seconds between two checks of the nodes
 
 
@@ -128,7 +132,7 @@ class _Scheduler:
                 self._resubmit(trial, NODE_LOST)
 
     def _submit(self) -> None:
-        """Submit as many trials as fit: Ray would start a queued task while another one waits for an answer."""
+        """Submit as many trials as fit, since Ray would start queued tasks too early."""
         capacity = _capacity(self.needs)
         while len(self.running) < capacity and (trial := self._next_trial()) is not None:
             folder = trial.run_folder()

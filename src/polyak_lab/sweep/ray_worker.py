@@ -1,7 +1,7 @@
 """The tasks of a sweep on a Ray cluster: the trials, on any node, and a mailbox on the node of the driver.
 
-After every epoch a trial sends a report to the mailbox, and waits for the driver's answer whether to prune it. So only
-the driver needs the study, its database and Optuna.
+After every epoch a trial sends a report to the mailbox, and waits for the driver's answer whether
+to prune it. So only the driver needs the study, its database and Optuna.
 """
 
 import asyncio

@@ -7,9 +7,10 @@ A recipe declares the search under [sweep]:
     trials = 20
     axes = { lr = { low = 0.01, high = 10.0, log = true }, momentum = [0.0, 0.9] }
 
-The Optuna study is stored as `study.db` in the sweep's folder, and every trial has a run folder named by its hash. So
-running the same command again resumes a sweep: finished trials count, and a trial that was interrupted by Ctrl-C, a
-signal or an error is repeated with the same values, from its checkpoint.
+The Optuna study is stored as `study.db` in the sweep's folder, and every trial has a run folder
+named by its hash. So running the same command again resumes a sweep: finished trials count, and a
+trial that was interrupted by Ctrl-C, a signal or an error is repeated with the same values, from
+its checkpoint.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ from polyak_lab.training.fit import check_fit
 
 @dataclass(frozen=True)
 class Sweep:
-    """The table [sweep] of a recipe: the row, the number of trials, and the values of each option."""
+    """The table [sweep] of a recipe: row, number of trials, and values of each option."""
 
     row: str
     trials: int
@@ -92,7 +93,7 @@ class Search:
         return trial
 
     def should_prune(self, number: int, epoch: int, score: float) -> bool:
-        """Report an epoch to the study, unless it was reported before; return whether to prune the trial."""
+        """Report an epoch to the study, unless it was before; return whether to prune."""
         if epoch <= self.last_epoch.get(number, 0):
             return False
         self.last_epoch[number] = epoch
@@ -130,7 +131,7 @@ class LocalExecutor:
         return resolve(run)
 
     def run(self, search: Search, trials: int) -> None:
-        """Run trials; one that is interrupted stays open, and is repeated when the sweep is resumed."""
+        """Run trials; an interrupted one stays open, and is repeated on resuming."""
         for _ in range(trials):
             trial = search.ask()
             search.tell(trial, run_trial(trial, partial(search.should_prune, trial.number)))
@@ -201,7 +202,7 @@ def _suggest(trial: optuna.Trial, name: str, axis: Axis) -> Any:
 
 
 def _write_result(study: optuna.Study, folder: Path, console: Console) -> dict[str, Any]:
-    """Write and print the best trial and the cost of the search; only here the test score is read."""
+    """Write and print the best trial, its test score, and the cost of the search."""
     done = counted(study)
     best = study.best_trial
     final = stored.load_run(folder / "trials" / best.user_attrs["folder"]).records[-1]

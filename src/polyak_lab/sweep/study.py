@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: a SQLite database in the sweep's folder, from which an interrupted search resumes."""
+"""The Optuna study of a sweep: a SQLite database from which a search resumes."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -14,21 +14,22 @@ try:
 except ImportError as error:
     raise LabError("polyak sweep needs Optuna: install it with pip install 'polyak[sweep]'.") from error
 
-__all__ = ["TrialState", "counted", "open_study", "optuna", "reported"]  # what needs Optuna comes from here
+# What needs Optuna comes from here.
+__all__ = ["TrialState", "counted", "open_study", "optuna", "reported"]
 
 RESUMES = "resumes"  # the attribute of a trial that repeats an interrupted one
 LOCK_TIMEOUT = 10.0  # seconds
 
 
 def open_study(path: Path, seed: int) -> optuna.Study:
-    """Open the study at a path; interrupted trials are the first to be tried again, with the same values."""
+    """Open the study at a path; interrupted trials are enqueued first, with the same values."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(
             storage=_storage(path), study_name="sweep", direction="maximize", load_if_exists=True
         )
         trials = study.trials
-    except Exception as error:  # a damaged database fails in every way there is: SQL, JSON, key and type errors
+    except Exception as error:  # a damaged database raises SQL, JSON, key and type errors
         raise _unusable(path, error) from error
     with reported(path):
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(trials))
@@ -60,7 +61,7 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def _enqueue_interrupted(study: optuna.Study, trials: list[FrozenTrial]) -> None:
-    """Enqueue first, then close the interrupted trial: a second interruption in between loses and doubles nothing."""
+    """Enqueue interrupted trials before closing them, so that no interruption loses one."""
     enqueued = {trial.user_attrs.get(RESUMES) for trial in trials}
     for trial in trials:
         if trial.state != TrialState.RUNNING:

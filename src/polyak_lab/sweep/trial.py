@@ -1,4 +1,4 @@
-"""One trial of a sweep, and how to run it. This needs no study, so it also runs on the nodes of a cluster."""
+"""One trial of a sweep, and how to run it, without the study, on any machine."""
 
 import math
 import tempfile
@@ -21,7 +21,8 @@ from polyak_lab.runs.stored import Label
 from polyak_lab.training.loop import train
 
 CHECKPOINT = "checkpoint.pt"
-LOCK_TIMEOUT = 30.0  # seconds; a worker that is being killed keeps the lock of its folder a little longer
+# Seconds; a worker that is being killed keeps the lock of its folder a little longer.
+LOCK_TIMEOUT = 30.0
 
 ShouldPrune = Callable[[int, float], bool]
 """Called after every epoch with its number and score; returns whether to prune the trial."""
@@ -67,7 +68,7 @@ class _Reporter(Progress):
 
 
 def score(record: Numbers) -> float:
-    """Return the score of a trial: the validation accuracy, or minus the validation loss if there is none."""
+    """Return the score of a trial: validation accuracy, or else minus the validation loss."""
     accuracy = record["validation_accuracy"]
     value = float(-record["validation_loss"] if accuracy is None else accuracy)
     return -math.inf if math.isnan(value) else value
@@ -90,7 +91,7 @@ def read_outcome(folder: RunFolder, pruned: bool = False) -> Outcome:
 
 
 def run_remotely(trial: Trial, should_prune: ShouldPrune) -> tuple[Outcome, dict[str, bytes]]:
-    """Train a trial on a node that may not have access to its folder; return the files to store there."""
+    """Train a trial on a node without access to its folder; return the files to store there."""
     with _working_folder(trial) as folder:
         outcome = run_trial(trial, should_prune, folder)
         files = {name: _read_if_exists(folder / name) for name in FILES if name != CHECKPOINT}
@@ -117,7 +118,7 @@ def _read_if_exists(path: Path) -> bytes | None:
 
 @contextmanager
 def _working_folder(trial: Trial) -> Iterator[Path]:
-    """Yield the trial's own folder if this node has access to it and no other process uses it, else a temporary one."""
+    """Yield the trial's folder if it is accessible and not in use, else a temporary one."""
     if trial.folder.is_dir() and _wait_until_free(trial.folder):
         yield trial.folder
         return

@@ -55,7 +55,7 @@ def check_images(run: Run, dataset: Dataset) -> None:
 
 
 def _build_model(run: Run, dataset: Dataset) -> nn.Module:
-    """Initialise the weights on the CPU, so that they are the same on every device, and move the model."""
+    """Initialise the weights on the CPU, equal for every device, and move the model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(batches.derive_seed("weights", run.training.seed))
         model = models.build(run.model.name, dataset.shape, dataset.outputs, text=dataset.is_text)

@@ -1,8 +1,8 @@
 """The whole training step as one CUDA graph, captured once and replayed without the overhead of Python.
 
-Methods that read the loss never synchronise with the host, so that forward, backward, step size, update and projection
-fit in one graph. The first steps of a run warm up, and a smaller last batch is trained without the graph: the steps of
-a run are the same with and without it.
+Methods that read the loss never synchronise with the host, so that forward, backward, step size,
+update and projection fit in one graph. The first steps of a run warm up, and a smaller last batch
+is trained without the graph: the steps of a run are the same with and without it.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,8 @@ def deterministic(device: str, threads: int | None) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     threads_before = torch.get_num_threads()
     torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # it costs a write per temporary and changes no result
+    # It costs a write per temporary and changes no result.
+    settings.fill_uninitialized_memory = False
     torch.set_num_threads(threads or threads_before)
     try:
         yield

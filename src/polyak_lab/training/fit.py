@@ -1,4 +1,4 @@
-"""Checks that a model accepts its data, from shapes alone: every row of a recipe is checked before one trains."""
+"""Checks from shapes alone that a model accepts its data, before any row of a recipe trains."""
 
 import functools
 from dataclasses import replace
@@ -19,7 +19,8 @@ def check_fit(run: Run) -> None:
     """Load a resolved run's data, and refuse a model that cannot be trained on it.
 
     Raises:
-        LabError: The data is missing, too small or of another kind, or the model does not accept its shape.
+        LabError: The data is missing, too small or of another kind, or the model does not accept
+            its shape.
     """
     dataset = load_dataset(replace(run.data, kernel_width=None))
     check_images(run, dataset)
@@ -55,5 +56,6 @@ def _input_shape(dataset: Dataset, kernel_width: float | None) -> tuple[int, ...
     if kernel_width is None:
         return dataset.shape
     one = Split(dataset.train.inputs[:1], dataset.train.targets[:1])
-    through_kernel(replace(dataset, train=one, test=one, validation=None), kernel_width)  # refuses images and text
+    # Refuses images and text.
+    through_kernel(replace(dataset, train=one, test=one, validation=None), kernel_width)
     return (len(dataset.train.targets),)

@@ -25,7 +25,7 @@ StepFunction = Callable[[Session, Batch, float], StepResult]
 
 
 def train(run: Run, folder: RunFolder, progress: Progress) -> None:
-    """Train a resolved run to its end, from its checkpoint if there is one; do nothing if it is finished."""
+    """Train a resolved run to its end, from its checkpoint if there is one."""
     with folder.opened() as (finished, threads):
         if finished:
             return
@@ -51,7 +51,12 @@ def choose_step(run: Run) -> StepFunction:
     return GraphedStep() if run.training.cuda_graph else train_step
 
 
-def _run_epoch(session: Session, step: StepFunction, epoch: int, progress: Progress) -> tuple[Record, Record]:
+def _run_epoch(
+    session: Session,
+    step: StepFunction,
+    epoch: int,
+    progress: Progress,
+) -> tuple[Record, Record]:
     start = perf_counter()
     meter = train_epoch(session, step, epoch, progress)
     record = {"epoch": epoch + 1, "train_loss": meter.loss(), "train_accuracy": meter.accuracy()}

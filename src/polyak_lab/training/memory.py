@@ -13,7 +13,7 @@ from polyak_lab.processes.torchrun import SingleRankError
 
 @contextmanager
 def explain_oom(training: Training) -> Iterator[None]:
-    """Turn torch's OutOfMemoryError into a LabError with the options that reduce the memory of a run."""
+    """Turn an out-of-memory error into a LabError that names the options to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Metrics of an epoch, kept on the device until it ends: reading a number synchronises with a GPU."""
+"""Metrics of an epoch, kept on the device until it ends, since reading synchronises."""
 
 from collections.abc import Sequence
 
@@ -61,7 +61,7 @@ class Meter(Scores):
         return {name: mean([getattr(step, name) for step in self.steps]) for name in StepInfo._fields}
 
     def latest(self) -> tuple[float, float | None, float]:
-        """Read loss, accuracy and step size of the last step from the device, for a progress bar."""
+        """Read loss, accuracy and step size of the last step, for a progress bar."""
         accuracy = int(self.correct[-1]) / self.sizes[-1] if self.correct else None
         return float(self.losses[-1]), accuracy, float(self.steps[-1].step_size)
 

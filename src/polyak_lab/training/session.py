@@ -31,7 +31,7 @@ class Session:
     network: Callable[[Tensor], Tensor]
     """The model, compiled if the run asks for it."""
     replica: Callable[[Tensor], Tensor]
-    """The network used in training; with several processes its backward averages gradients over the ranks."""
+    """The network used in training, wrapped in DDP with several processes."""
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Call the network, in bfloat16 if the run asks for it; the outputs are float32."""
@@ -58,7 +58,7 @@ class Session:
         return islice(all_batches, self.steps_per_epoch)
 
     def test_batches(self, epoch: int, augmented: bool = False) -> Iterator[Batch]:
-        """Yield the test split; `augmented` crops and flips it, as the SPS authors' protocol does."""
+        """Yield the test split, cropped and flipped if `augmented`."""
         training = self.run.training
         device = torch.device(training.device)
         crops = batches.generator(device, "validation", training.order_seed, epoch) if augmented else None

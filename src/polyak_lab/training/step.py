@@ -19,7 +19,7 @@ class StepResult(NamedTuple):
 
 
 def train_step(session: Session, batch: Batch, weight: float) -> StepResult:
-    """Train on this rank's part of a batch; `weight` is the factor of its loss, 1 if all parts are equal."""
+    """Train on this rank's part of a batch; `weight` is the factor of its loss."""
     inputs, targets = batch
     outputs = session.outputs(inputs)
     loss = session.loss(outputs, targets)
