@@ -66,9 +66,11 @@ def cores_warning(jobs: Sequence[Job], count: int) -> str | None:
     threads = sum(sorted(on_cpu)[-count:])
     if threads <= cores:
         return None
+    available = "1 CPU core is" if cores == 1 else f"{cores} CPU cores are"
     return (
-        f"{min(count, len(jobs))} runs side by side have up to {threads} threads, but there are {cores} CPU cores: "
-        "each run is slower than alone. Fewer --jobs, or threads = 1 in the recipe's training, avoid that."
+        f"{min(count, len(jobs))} runs side by side have up to {threads} threads, but {available} "
+        "available: each run is slower than alone. Fewer --jobs, or threads = 1 in the recipe's "
+        "training, avoid that."
     )
 
 

@@ -127,7 +127,7 @@ def test_bad_places_are_said_for_each_run(tmp_path, capsys, monkeypatch):
     with locked(tmp_path / "runs" / "sgd" / "seed-0"):
         assert call("run", recipe, "--out", tmp_path / "runs", "--seeds", 0, "--jobs", 2) == 1
     said, errors = capsys.readouterr()
-    assert said.startswith("2 runs side by side have up to 2 threads, but there are 1 CPU cores: ")
+    assert said.startswith("2 runs side by side have up to 2 threads, but 1 CPU core is available: ")
     *failed, last = errors.splitlines()
     assert len(failed) == 2
     assert any(re.match(r"polyak: \[2/3\] SGD, seed 0: Another process is at work in .*\.$", line) for line in failed)
@@ -141,7 +141,7 @@ def finished(folder):
     return [*folder.rglob("summary.json")]
 
 
-SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("terminate", "kill")]
+SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("terminate", "kill", "interrupt one")]
 
 
 @pytest.mark.parametrize("how", ["interrupt", *SLOW])
@@ -155,10 +155,12 @@ def test_a_stop_ends_all_runs_and_the_same_command_resumes(how, tmp_path, capsys
         workers = children(child.pid)
         if how == "kill":
             child.kill()
+        elif how == "interrupt one":  # as `kill -INT` does: the main process alone gets it
+            child.send_signal(signal.SIGINT)
         else:  # as terminals and launchers do: the workers get it as well
             os.killpg(child.pid, {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[how])
         _, errors = child.communicate(timeout=120)
-    assert child.returncode == {"interrupt": 130, "terminate": 143, "kill": -9}[how]
+    assert child.returncode == {"interrupt": 130, "interrupt one": 130, "terminate": 143, "kill": -9}[how]
     assert errors == ("" if how == "kill" else "polyak: stopped; run the same command again to resume.\n")
     assert len(workers) >= 2
     wait_for(lambda: not any(map(is_alive, workers)))
@@ -203,6 +205,25 @@ def test_a_terminal_sees_a_line_per_run():
     assert re.search(r"ALI-G, seed 0.* 75 %.*loss 5e-01  accuracy 90 %  step size 1e-01", last[0])
     assert re.search(r"SGD, seed 1.* 50 %", last[1])
     assert "SGD" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("count", ["two", "2.5", "", "nan"])
+def test_a_number_of_jobs_that_is_no_whole_number(count, recipe, tmp_path, capsys):
+    assert call("run", recipe, "--out", tmp_path / "runs", "--jobs", count) == 2
+    errors = capsys.readouterr().err
+    assert "--jobs" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_jobs_than_runs(recipe, tmp_path, capsys):
+    arguments = ("run", recipe, "--out", tmp_path / "runs", "--seeds", 0, "--row", "SGD", "--jobs")
+    assert call(*arguments, 10**30) == 0
+    assert len(finished(tmp_path)) == 1
+    said, errors = capsys.readouterr()
+    assert "[1/1] SGD, seed 0: train loss" in said
+    assert "side by side" not in said  # one run alone competes with no other
+    assert errors == ""
 
 
 @pytest.mark.parametrize("count", [0, -1])
