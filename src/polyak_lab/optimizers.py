@@ -1,4 +1,4 @@
-"""Optimizers by name, and the one place that knows which of them take the loss."""
+"""Optimizers by name, and the only place that depends on which of them take the loss."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence

@@ -86,10 +86,10 @@ def resolve(chosen: Data) -> Data:
         _refuse_text_options(chosen)
         return chosen
     place = _place(source, None if chosen.root is None else Path(chosen.root))
-    found = sha256_of(source.open(place))
-    if chosen.sha256 not in (None, found):
-        raise LabError(f"{place} is not the file of data.sha256: its checksum is {found}.")
-    return replace(chosen, context=chosen.context or source.context, sha256=found)
+    checksum = sha256_of(source.open(place))
+    if chosen.sha256 not in (None, checksum):
+        raise LabError(f"{place} is not the file of data.sha256: its checksum is {checksum}.")
+    return replace(chosen, context=chosen.context or source.context, sha256=checksum)
 
 
 def _refuse_text_options(chosen: Data) -> None:

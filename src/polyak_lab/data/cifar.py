@@ -49,11 +49,11 @@ class Layout:
     def open(self, place: Path) -> Contents:
         """Read the files that hold images."""
         files = (*self.train, self.test)
-        found = self._unpack(place) if place.is_file() else self._read(place)
+        contents = self._unpack(place) if place.is_file() else self._read(place)
         for file in files:
-            if file not in found:
+            if file not in contents:
                 raise missing(place, f"{self.folder}/{file}")
-        return {file: found[file] for file in files}
+        return {file: contents[file] for file in files}
 
     def _read(self, place: Path) -> Contents:
         paths = [place / file for file in (*self.train, self.test)]

@@ -23,7 +23,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as tensors, with the loss it asks for."""
+    """A data set as tensors, with the name of its loss."""
 
     name: str
     train: Split

@@ -126,8 +126,8 @@ def _difference(path: Path, item: Download) -> str | None:
     """Return how a file differs from the official one; None if no difference is known."""
     with path.open("rb") as file:
         if item.md5 is not None:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            return None if found == item.md5 else f"its MD5 sum is {found} instead of {item.md5}"
+            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            return None if md5 == item.md5 else f"its MD5 sum is {md5} instead of {item.md5}"
         if item.lines is not None:
             lines = sum(line.endswith(b"\n") for line in file)
             return None if lines == item.lines else f"it has {lines:,} whole lines instead of {item.lines:,}"

@@ -43,8 +43,8 @@ def through_kernel(dataset: Dataset, width: float) -> Dataset:
     (2021), arXiv:2002.10542, section 4.2; on separable data it interpolates.
     """
     if dataset.is_image or dataset.is_text:
-        held = "images" if dataset.is_image else "text"
-        raise LabError(f"{dataset.name} holds {held}: a kernel (data.kernel_width) needs vectors.")
+        content = "images" if dataset.is_image else "text"
+        raise LabError(f"{dataset.name} holds {content}: a kernel (data.kernel_width) needs vectors.")
     centers = dataset.train.inputs
     splits = {name: getattr(dataset, name) for name in ("train", "test", "validation")}
     seen: dict[str, Any] = {name: _seen(split, centers, width) for name, split in splits.items()}

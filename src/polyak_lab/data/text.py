@@ -71,10 +71,10 @@ def parse_python_docs(contents: Contents, place: Path, context: int = CONTEXT) -
 
 def _find_topics(_: Path) -> Path | None:
     try:
-        found = importlib.util.find_spec(TOPICS)
+        spec = importlib.util.find_spec(TOPICS)
     except ModuleNotFoundError:
         return None
-    return None if found is None or found.origin is None else Path(found.origin)
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 TEXT = Source(

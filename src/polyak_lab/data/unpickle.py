@@ -65,7 +65,7 @@ _STAND_INS = {
 class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}, which was refused")
+            raise pickle.UnpicklingError(f"it calls {module}.{name}, which is refused")
         return _STAND_INS[module, name]
 
 

@@ -128,13 +128,13 @@ def _named(rows: Sequence[Row], name: str) -> list[Row]:
     )
     if exact := next(filter(None, spellings), None):
         return exact
-    found = [row for row in rows if key and _key(row.name).startswith(key)]
-    if len({row.family for row in found}) > 1:
-        names = ", ".join(shown(row.name) for row in found[:3]) + (", ..." if len(found) > 3 else "")
-        raise LabError(f"--row: {shown(name)} is the beginning of {len(found)} rows ({names}): write more of the name.")
-    if not found:
+    matches = [row for row in rows if key and _key(row.name).startswith(key)]
+    if len({row.family for row in matches}) > 1:
+        names = ", ".join(shown(row.name) for row in matches[:3]) + (", ..." if len(matches) > 3 else "")
+        raise LabError(f"--row: {shown(name)} begins the names of {len(matches)} rows ({names}): write more of it.")
+    if not matches:
         check_known(name, [known for row in rows for known in (row.name, row.slug)], "--row")
-    return found
+    return matches
 
 
 def _key(name: str) -> str:

@@ -139,14 +139,14 @@ def write_losses(path: Path, rows: Sequence[Group]) -> None:
 def scores_by_lr(rows: Sequence[Group]) -> dict[str, tuple[str, Points]]:
     """Collect for each method the name of its optimizer and its scores by lr."""
     score = paper_score(rows)
-    found: dict[str, tuple[str, Points]] = {}
+    methods: dict[str, tuple[str, Points]] = {}
     for group in rows:
         lr = _lr(group)
         values = [clipped(value) for value in score.values(group) if math.isfinite(value)]
         if values and 0 < lr < math.inf:
             name = group.row.partition(", lr ")[0]
-            found.setdefault(name, (_method(group), {}))[1].setdefault(clipped(lr), []).extend(values)
-    return found
+            methods.setdefault(name, (_method(group), {}))[1].setdefault(clipped(lr), []).extend(values)
+    return methods
 
 
 def _lr(group: Group) -> float:

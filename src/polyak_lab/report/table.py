@@ -43,8 +43,8 @@ class Group:
 
     def capped(self) -> list[float]:
         """Return the fraction of capped steps, over all epochs, of every finished run."""
-        found = [[record.get("capped") for record in run.records] for run in self.finished]
-        epochs = [[value for value in run if value is not None] for run in found]
+        fractions = [[record.get("capped") for record in run.records] for run in self.finished]
+        epochs = [[value for value in run if value is not None] for run in fractions]
         return [mean(values) for values in epochs if values]
 
     @property

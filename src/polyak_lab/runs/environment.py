@@ -21,7 +21,7 @@ def describe(device: str) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {"torch": torch.__version__, **{name: found for name in PACKAGES if (found := _version(name))}},
+        "packages": {"torch": torch.__version__, **{name: version for name in PACKAGES if (version := _version(name))}},
         "cpu": _cpu(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,

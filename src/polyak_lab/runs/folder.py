@@ -181,8 +181,8 @@ class RunFolder:
         """Remove the lines of epochs that the checkpoint does not include."""
         for name, lines in (("metrics.jsonl", self.records), ("timings.jsonl", self.timings)):
             path, text = self.path / name, dump_lines(lines)
-            found = documents.read_bytes(path) if exists(path) else b""
-            if found != text.encode():
+            content = documents.read_bytes(path) if exists(path) else b""
+            if content != text.encode():
                 write_atomic(path, text)
 
     def _read_starts(self) -> list[dict[str, Any]]:

@@ -63,10 +63,10 @@ def find_runs(
             f"No runs in {', '.join(map(str, paths))}: no folder there, at any depth, has a config.json. "
             "Train one with polyak train or polyak run, or name the folder that holds them."
         )
-    found = [run for folder in folders if (run := _load_or_report(folder, on_problem)) is not None]
-    if not found:
+    runs = [run for folder in folders if (run := _load_or_report(folder, on_problem)) is not None]
+    if not runs:
         raise LabError(f"None of the {len(folders)} runs in {', '.join(map(str, paths))} can be read.")
-    return _without_duplicates(found, on_problem)
+    return _without_duplicates(runs, on_problem)
 
 
 def load_run(folder: Path) -> StoredRun:

@@ -29,12 +29,12 @@ class Session:
     batch_sizes: Sequence[int]
     """Samples in each batch of an epoch, over all ranks."""
     network: Callable[[Tensor], Tensor]
-    """The model, compiled if the run asks for it."""
+    """The model, compiled if the run requests it."""
     replica: Callable[[Tensor], Tensor]
     """The network used in training, wrapped in DDP with several processes."""
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Call the network, in bfloat16 if the run asks for it; the outputs are float32."""
+        """Call the network, in bfloat16 if the run requests it; the outputs are float32."""
         device_type = torch.device(self.run.training.device).type
         network = self.replica if self.model.training else self.network
         use_bfloat16 = self.run.training.precision == "bfloat16"

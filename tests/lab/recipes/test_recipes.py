@@ -176,9 +176,9 @@ def test_a_row_is_named_by_the_beginning_of_its_name(name, expected, tmp_path):
     [
         (
             "sgd",
-            r"--row: 'sgd' is the beginning of 2 rows \('SGD, constant', 'SGD, cosine'\): write more of the name\.",
+            r"--row: 'sgd' begins the names of 2 rows \('SGD, constant', 'SGD, cosine'\): write more of it\.",
         ),
-        ("al", "is the beginning of 2 rows"),
+        ("al", "begins the names of 2 rows"),
         ("", "is not known"),
         ("--", "is not known"),
         ("adam", "is not known"),
@@ -204,7 +204,7 @@ def test_a_beginning_of_several_rows_or_none(name, said, tmp_path):
 def test_a_family_of_a_grid_is_chosen_like_a_row(name, count, tmp_path):
     rows = load(tmp_path, NAMED + "[grid]\nlr = [0.1, 1.0, 10.0]\n").rows
     if count is None:
-        with pytest.raises(LabError, match="is the beginning of 6 rows"):
+        with pytest.raises(LabError, match="begins the names of 6 rows"):
             recipes.select(rows, [name])
         return
     chosen = recipes.select(rows, [name])
