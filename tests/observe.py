@@ -14,6 +14,9 @@ import polyak
 
 Snapshot = dict[str, Tensor]
 
+# For modules whose balls are smaller than their models on purpose.
+SMALL_BALLS = r"ignore:\w+. L2Ball\(radius=[^)]*\) rescales the parameters from norm"
+
 # A step that is skipped counts itself and reports γ = 0, and leaves everything else as it is.
 REPORTS = frozenset({"step_size", "skipped_steps"})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -218,3 +220,67 @@ def test_a_warning_points_to_the_line_of_the_caller(method):
         warnings.simplefilter("always")
         optimizer.step(loss=1.0)
     assert found[0].filename == __file__
+
+
+def steps_with(optimizer, losses):
+    """Make a step with each loss, whose gradients are those of a long slope; return the warnings."""
+    with warnings.catch_warnings(record=True, action="always") as found:
+        for loss in losses:
+            for p in optimizer.param_groups[0]["params"]:
+                p.grad = torch.ones_like(p)
+            optimizer.step(loss=torch.tensor(loss))
+    return [str(warning.message) for warning in found]
+
+
+@each_method
+@pytest.mark.parametrize(("bound", "high"), [(0.0, "4"), (1.0, "3"), (-2.0, "6")])
+def test_a_loss_that_stays_far_above_the_first_one_is_said_once(method, bound, high):
+    optimizer = method.build([torch.nn.Parameter(torch.ones(3))], lr=1e-3, lower_bound=bound)
+    assert steps_with(optimizer, [2.0] + 19 * [6.1]) == []
+    (message,) = steps_with(optimizer, 100 * [7.0])
+    for words in (method.cls.__name__, f"above {high} for 20 steps", "was 2 in the first", "smaller lr"):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.0] + 5 * [*19 * [100.0], 3.9],  # it comes back
+        [2.0] + 5 * [*19 * [100.0], math.nan],  # steps that are skipped
+        100 * [2.0] + 19 * [1e9],
+        [0.0] + 100 * [1.0],  # nothing to be measured by
+        [math.inf] + 100 * [1.0],
+        [2.0 + math.sin(t) for t in range(300)],
+    ],
+    ids=["spikes", "nan", "short", "from zero", "from inf", "noise"],
+)
+def test_a_loss_that_comes_back_is_not_said(losses):
+    optimizer = polyak.ALIG([torch.nn.Parameter(torch.ones(3))], lr=1e-3)
+    assert [message for message in steps_with(optimizer, losses) if "has stayed above" in message] == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, "state", lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_the_first_loss_of_a_resumed_run_is_no_measure(copied):
+    first = polyak.ALIG([torch.nn.Parameter(torch.ones(3))], lr=1e-3)
+    if copied == "state":
+        resumed = polyak.ALIG([torch.nn.Parameter(torch.ones(3))], lr=1e-3)
+        resumed.load_state_dict(first.state_dict())
+    else:
+        resumed = copied(first)
+    assert steps_with(resumed, [1e-9] + 50 * [1.0]) == []
+
+
+def test_a_network_that_sps_without_a_cap_blows_up_is_said_and_one_that_it_trains_is_not():
+    for c, expected in ((0.1, 1), (1.0, 0)):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5))
+        x, y = torch.randn(128, 16), torch.randint(5, (128,))
+        optimizer = polyak.SPS(model.parameters(), c=c)
+        with warnings.catch_warnings(record=True, action="always") as found:
+            for t in range(150):
+                batch = torch.arange(16 * t, 16 * t + 16) % 128
+                loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step(loss=loss)
+        assert sum("has stayed above" in str(warning.message) for warning in found) == expected, c

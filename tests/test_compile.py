@@ -16,7 +16,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import polyak
 from catalogue import METHODS, Method, each_form, each_method
-from observe import give, random_like, snapshot
+from observe import SMALL_BALLS, give, random_like, snapshot
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 STEPS = 20
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import polyak
 from catalogue import each_backend, each_form, each_method
-from observe import bits, changed, give, moved, random_like, snapshot
+from observe import SMALL_BALLS, bits, changed, give, moved, random_like, snapshot
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 BAD_LOSSES = {"NaN": math.nan, "inf": math.inf, "-inf": -math.inf}
 each_bad_loss = pytest.mark.parametrize("bad", BAD_LOSSES.values(), ids=BAD_LOSSES.keys())

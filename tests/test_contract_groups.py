@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 import polyak
 from catalogue import Problem, each_backend, each_form, each_method, flat
-from observe import bits, changed, give, moved, random_like, snapshot
+from observe import SMALL_BALLS, bits, changed, give, moved, random_like, snapshot
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 
 def norm(*params: Tensor) -> float:

@@ -12,7 +12,9 @@ from torch import nn
 
 import polyak
 from catalogue import BACKENDS, Problem, each_backend, each_form, each_method, flat
-from observe import bits, changed, give, random_like, snapshot
+from observe import SMALL_BALLS, bits, changed, give, random_like, snapshot
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 LOW = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # unit roundoff
 

@@ -17,7 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
 
 import polyak
 from catalogue import each_backend, each_method
-from observe import bits
+from observe import SMALL_BALLS, bits
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 ROLES = ("used", "unused", "frozen", "frozen with a stale gradient", "frozen without a gradient")
 

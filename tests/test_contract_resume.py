@@ -16,7 +16,9 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 import polyak
 from catalogue import each_backend, each_form, each_method
-from observe import changed, give, random_like, refused, snapshot
+from observe import SMALL_BALLS, changed, give, random_like, refused, snapshot
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,

@@ -5,10 +5,11 @@ import torch
 
 from distributed.equal_to_one_process import cases
 from distributed.launch import launch
+from observe import SMALL_BALLS
 
 WORLDS = (2, 4)
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings(SMALL_BALLS)]
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,9 @@ import torch
 
 import polyak
 from catalogue import Problem, each_backend, each_form, each_method, flat
+from observe import SMALL_BALLS
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 STEPS = 20
 

@@ -8,6 +8,9 @@ import torch
 
 import polyak
 from catalogue import Problem, each_backend, each_form, each_method
+from observe import SMALL_BALLS
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 
 def _line(value=1.0, slope=4.0):

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 import polyak
 from catalogue import each_backend
+from observe import SMALL_BALLS
 from polyak._backend.vector import sum_squares
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

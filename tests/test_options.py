@@ -12,7 +12,9 @@ from torch import nn
 
 import polyak
 from catalogue import METHODS, Method, each_backend, each_method
-from observe import changed, give, refused, snapshot
+from observe import SMALL_BALLS, changed, give, refused, snapshot
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 NAN, INF = math.nan, math.inf
 

@@ -11,6 +11,9 @@ import torch
 import papers
 import polyak
 from catalogue import METHODS, MOMENTUM, Problem, each_backend, each_form
+from observe import SMALL_BALLS
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 STEPS = 100
 INACTIVE, ACTIVE = 10.0, 2.0

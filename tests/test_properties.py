@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import polyak
 from catalogue import BACKENDS, METHODS, Method
-from observe import give, moved, random_like, snapshot
+from observe import SMALL_BALLS, give, moved, random_like, snapshot
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
 FORMS = [(method, form) for method in METHODS for form in method.momenta]
@@ -28,7 +28,10 @@ shapes = st.sampled_from([(), (1,), (3,), (2, 2), (0,)])
 # What a gradient is made of: nothing, a factor on random numbers, or one entry that is not finite.
 contents = st.sampled_from([None, 0.0, math.nan, math.inf, -math.inf]) | st.floats(-4, 4).map(lambda e: 10.0**e)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(moves nothing|nothing has moved)")  # histories hold such steps
+pytestmark = [  # histories hold such steps
+    pytest.mark.filterwarnings("ignore:.*(moves nothing|nothing has moved|the loss has stayed above)"),
+    pytest.mark.filterwarnings(SMALL_BALLS),
+]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polyak
+from observe import SMALL_BALLS
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 SLACK = 1e-12
 seeds = st.integers(0, 10_000)

@@ -60,6 +60,6 @@ def wrong(model: nn.Module, loss: Tensor) -> None:
     SPS(model.parameters(), c="0.5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SmoothSPS(model.parameters())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     ALIG(model.parameters(), fused="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    L2Ball()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    L2Ball("100")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    L2Ball()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    L2Ball("100")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     L2Ball(radius=100.0).radius = 50.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]

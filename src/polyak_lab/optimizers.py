@@ -53,17 +53,26 @@ def resolve(choice: config.Optimizer) -> config.Optimizer:
     parameters = inspect.signature(OPTIMIZERS[choice.name]).parameters
     known = [name for name in parameters if name not in _NOT_OPTIONS]
     for key in choice.options:
-        check_known(key, known, f"optimizer {choice.name}")
-    if choice.l2_ball is not None and "constraint" not in parameters:
-        raise LabError(f"The optimizer {choice.name} takes no constraint: leave l2_ball out.")
+        check_known(key, [*known, *(config.BALLS if "constraint" in parameters else ())], f"optimizer {choice.name}")
+    _check_ball(choice, "constraint" in parameters)
     given = {name: choice.options.get(name, parameters[name].default) for name in known}
     spelled = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
     resolved = replace(choice, options=spelled)
     for name, value in spelled.items():
         _check_option(choice.name, name, value, parameters[name].default)
-    _check_size(choice.name, "l2_ball", [choice.l2_ball])
     _try_out(resolved)
     return resolved
+
+
+def _check_ball(choice: config.Optimizer, takes_constraint: bool) -> None:
+    """Refuse a ball that cannot be, that the class does not take, or that is given twice."""
+    given = {name: value for name in config.BALLS if (value := getattr(choice, name)) is not None}
+    for name, value in given.items():
+        if not takes_constraint:
+            raise LabError(f"The optimizer {choice.name} takes no constraint: leave {name} out.")
+        _check_size(choice.name, name, [value])
+    if len(given) > 1:
+        raise LabError(f"optimizer {choice.name}: l2_ball and l2_ball_relative are one radius: write one of them.")
 
 
 def _check_option(optimizer: str, name: str, value: Any, default: Any) -> None:
@@ -96,6 +105,8 @@ def _check_size(optimizer: str, name: str, numbers: Sequence[Any]) -> None:
 def _try_out(choice: config.Optimizer) -> None:
     """Build the optimizer; test torch's own with a step, where some options fail."""
     weight = torch.zeros(1, requires_grad=True)
+    if choice.l2_ball_relative is not None:
+        torch.nn.init.ones_(weight)  # it is a multiple of their norm
     optimizer = build(choice, [weight], steps_per_epoch=1)
     if isinstance(optimizer, polyak.PolyakOptimizer) or choice.options.get("capturable"):
         return
@@ -122,8 +133,8 @@ def build(
     if "steps_per_epoch" in inspect.signature(cls).parameters:
         options.setdefault("steps_per_epoch", steps_per_epoch)
     try:
-        if choice.l2_ball is not None:
-            options["constraint"] = _ball(choice.l2_ball)
+        if ball := _ball(choice):
+            options["constraint"] = ball
         return cls(parameters, **options)
     except LabError:
         raise
@@ -131,11 +142,15 @@ def build(
         raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
 
 
-def _ball(radius: float) -> polyak.L2Ball:
+def _ball(choice: config.Optimizer) -> polyak.L2Ball | None:
+    """Make the ball that the weights stay in; None if there is none."""
+    name = "l2_ball" if choice.l2_ball_relative is None else "l2_ball_relative"
     try:
-        return polyak.L2Ball(radius)
+        if choice.l2_ball_relative is not None:
+            return polyak.L2Ball(relative=choice.l2_ball_relative)
+        return None if choice.l2_ball is None else polyak.L2Ball(choice.l2_ball)
     except ValueError as error:
-        raise ValueError(f"l2_ball: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

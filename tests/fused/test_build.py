@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import polyak
-from observe import give, random_like, refused
+from observe import SMALL_BALLS, give, random_like, refused
 from polyak._backend import cpu_build
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

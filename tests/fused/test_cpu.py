@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 import polyak
 from catalogue import METHODS, Problem, each_form, each_method
-from observe import give, random_like, refused
+from observe import SMALL_BALLS, give, random_like, refused
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 SIZES = ((1 << 19) + 3, 5, (1 << 17) + 1)
 LIKE = (torch.empty(3, 2), torch.empty(4))

@@ -7,9 +7,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import polyak
 from catalogue import each_form, each_method
-from observe import changed, give, random_like, snapshot
+from observe import SMALL_BALLS, changed, give, random_like, snapshot
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings(SMALL_BALLS)]
 
 SHAPES = ((), (0,), (3, 2), (4095,), (4096,), (4097,), (64, 64, 3, 3), (1000, 512))
 TYPES = [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.0), (torch.float16, 0.0)]

@@ -15,8 +15,10 @@ from torch import nn
 
 import polyak
 from catalogue import Problem, each_form, each_method
-from observe import changed, give, moved, random_like, snapshot
+from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What is probably a mistake, said once: a step that can never move, a schedule or an option without effect.
+"""What is probably a mistake, said once: a step that can never move, a loss that grows, an option without effect.
 
 Nothing is read from a device, and nothing happens in compiled code.
 """
@@ -20,6 +20,7 @@ from .options import INSTEAD, REFUSED, is_off
 from .parts import Part
 
 PATIENCE = 50  # steps without a move
+RISEN = 20  # steps with a loss far above the first one; in runs that converged the loss came nowhere near that
 # Options of single methods; names that other code may use, too, are left out.
 METHODS_OPTIONS = frozenset(
     {"adjusted_momentum", "c", "eps", "float32_momentum", "gamma", "init_step_size", "steps_per_epoch"}
@@ -37,6 +38,8 @@ class Advice:
         self._given: set[str] = set()
         self.keys, self.steps, self.is_due = 0, 0, False  # `is_due`: the next step is to be looked at, too
         self._idle, self._suspects, self._has_moved = 0, False, False
+        self.high, self._first = math.inf, math.nan  # a loss above `high` is far above the first one
+        self._rising_since, self._last_high = 0, 0
 
     def give(self, topic: str, sentence: str) -> None:
         """Warn, unless there was a warning on this topic before."""
@@ -64,6 +67,7 @@ class Advice:
         groups, decisions = optimizer.param_groups, optimizer._last[1:]
         if self._suspects or sum(map(len, groups)) != self.keys or self.steps == self.MANY:
             self._read(groups, optimizer)
+        self._look_at_loss(decisions[0].line.value, decisions[0].line.lower_bound)
         if not any(part.params for part in parts):
             if grad_sq_norm is None:
                 self.give("gradient", WITHOUT_GRADIENT[closure is not None])
@@ -74,6 +78,23 @@ class Advice:
             if self._idle == PATIENCE:
                 self.give("idle", _why_idle(decisions[0]))
         self.is_due = self._idle > 0 or self._suspects
+
+    def _look_at_loss(self, value: Any, lower_bound: Any) -> None:
+        """Warn of a loss that stays far above the first one; on a device it is not read."""
+        if value.__class__ is not float:
+            return
+        if self.steps == 1 and lower_bound < value < math.inf:
+            self._first, self.high = value, value + (value - lower_bound)
+        elif value > self.high:
+            if self._last_high != self.steps - 1:
+                self._rising_since = self.steps
+            self._last_high = self.steps
+            if self.steps - self._rising_since == RISEN - 1:
+                self.give(
+                    "rise",
+                    f"the loss has stayed above {self.high:.3g} for {RISEN} steps running, but was {self._first:.3g} "
+                    "in the first: give a smaller lr (a finite one where it is inf) or less momentum.",
+                )
 
     def _read(self, groups: Groups, optimizer: Any) -> None:
         """Read the keys of the groups, which rarely change."""

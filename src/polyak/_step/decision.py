@@ -159,8 +159,10 @@ def _buffer_fits(gamma: Any, slope: Any, part: Part) -> Any:
 def is_unusual(advice: Any, groups: Sequence[Group], parts: Sequence[Part], last: Sequence[Any]) -> bool:
     """Return whether a step is of a kind on which there may be advice; nothing is read from a device."""
     advice.steps += 1
-    gamma = last[1].gamma
+    gamma, value = last[1].gamma, last[1].line.value
     if (gamma.__class__ is float and gamma == 0.0) or not parts[0].params:
+        return True
+    if value.__class__ is float and value > advice.high:
         return True
     return bool(advice.is_due or sum(map(len, groups)) != advice.keys or advice.steps == advice.MANY)
 

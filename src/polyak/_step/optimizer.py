@@ -24,7 +24,7 @@ from .loops import refuse_without_loss
 from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Part, decay_momentum, gather, places, sum_squares
-from .projection import keep_constraints, project
+from .projection import keep_constraints, project, start_inside
 from .signature import complete, documented, options_of
 from .torch_hooks import hook_step
 
@@ -74,7 +74,7 @@ class PolyakOptimizer(Optimizer):
         _options.check(owner, options, options, self._ranges)
         super().__init__(params, options)
         self._ready = True
-        project(self.param_groups, self._constraint)
+        self._constraint = start_inside(self.param_groups, self._constraint, self._advice)
 
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
@@ -255,7 +255,7 @@ class PolyakOptimizer(Optimizer):
             _options.check_params(type(self).__name__, group["params"], group.get("fused"))
             _state.place_scalars(type(self).__name__, self.param_groups, self._scalars)
             if self._ready:
-                project(self.param_groups, self._constraint)
+                self._constraint = start_inside(self.param_groups, self._constraint, self._advice)
             self._advice.on_momentum(self.param_groups[-1])
         self._processes.compare_again()
 
@@ -287,10 +287,11 @@ class PolyakOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
         _state.check_buffers(type(self).__name__, state["state"])
-        keep_constraints(self.__dict__.get("param_groups", ()), state["param_groups"])
+        keep_constraints(self.__dict__, state)
         super().__setstate__(state)
         if "_watched" not in self.__dict__:
             self._begin(state.get("_process_group", _state.OfThisProcess(None)).value)
+        self._advice.leave_out("rise")  # the first loss after it is not that of an untrained model
         self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
         _state.follow_parameters(self)
 

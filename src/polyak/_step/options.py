@@ -61,8 +61,8 @@ class Common(TypedDict, total=False):
 
     Args:
         lower_bound: a bound on the loss from below, any finite number. Default 0.
-        constraint: a convex set such as `polyak.L2Ball(100.0)`; the parameters are projected on it at construction and
-            after every step. Default None. A group's own `constraint` holds for that group alone.
+        constraint: a convex set such as `polyak.L2Ball(relative=1.5)`; the parameters are projected on it at
+            construction and after every step. Default None. A group's own `constraint` holds for that group alone.
         foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
         fused: move and measure in one pass over the memory, on CUDA by Triton kernels, on the CPU by kernels that the
             machine's C compiler builds at the first use. Default None, which is False.

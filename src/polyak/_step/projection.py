@@ -1,14 +1,22 @@
-"""The projection after a step: of all groups together that name no constraint, and of each other group by itself."""
+"""The projection after a step: of all groups together that name no constraint, and of each other group by itself.
+
+Before the first step, a ball that is relative to the norm of the parameters is given its radius here, too.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._backend.scalars import number
+from .._backend.vector import add_up
 from ..constraints.balls import L2Ball
-from .parts import Group, whole
+from .advice import Advice
+from .parts import Group, Part, whole
+from .state import RADIUS
 
 if TYPE_CHECKING:
     from ..constraints import Constraint
@@ -18,25 +26,101 @@ if TYPE_CHECKING:
 def project(groups: Sequence[Group], shared: Constraint | None) -> None:
     """Project what requires a gradient."""
     if shared is not None:
-        _project(shared, [group for group in groups if "constraint" not in group])
+        _project(shared, _sharing(groups))
     for group in groups:
         if group.get("constraint") is not None:
             _project(group["constraint"], [group])
 
 
 def _project(constraint: Constraint, groups: Sequence[Group]) -> None:
-    params = [[p for p in group["params"] if p.requires_grad] for group in groups]
     if isinstance(constraint, L2Ball):  # measured as in a step, so that a projected point stays as it is
-        parts = [whole(group, own) for group, own in zip(groups, params, strict=True) if own]
+        parts = _parts(groups)
         if parts:
             constraint.shrink_(parts, [part.sum_squares(part.x) for part in parts])
-    elif any(params):
-        constraint.project_([p for own in params for p in own])
+        return
+    params = [p for group in groups for p in group["params"] if p.requires_grad]
+    if params:
+        constraint.project_(params)
 
 
-def keep_constraints(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
-    """Give the groups that a state holds the constraints of the groups that they replace."""
-    for group, new in zip(groups, loaded, strict=False):
+def _sharing(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups that the optimizer's own constraint holds for."""
+    return [group for group in groups if "constraint" not in group]
+
+
+def _parts(groups: Sequence[Group]) -> list[Part]:
+    params = [[p for p in group["params"] if p.requires_grad] for group in groups]
+    return [whole(group, own) for group, own in zip(groups, params, strict=True) if own]
+
+
+@torch.no_grad()
+def start_inside(groups: Sequence[Group], shared: Constraint | None, advice: Advice) -> Constraint | None:
+    """Give relative balls their radius, then project; return the constraint that the groups share.
+
+    The host reads the norms once, and warns of a ball that takes more than 1 % of one before it does.
+    """
+    for group in groups:
+        if isinstance(ball := group.get("constraint"), L2Ball):
+            group["constraint"] = _with_radius(ball, [group], advice)
+    if isinstance(shared, L2Ball) and _sharing(groups):
+        shared = _with_radius(shared, _sharing(groups), advice)
+    project(groups, shared)
+    return shared
+
+
+def _with_radius(ball: L2Ball, groups: Sequence[Group], advice: Advice) -> L2Ball:
+    """Return the ball with a radius, which its groups keep where it is relative; warn if they lie well outside."""
+    norm = _norm(groups)
+    if ball.radius is None:
+        ball = L2Ball(_multiple(ball, norm))
+        groups[0][RADIUS] = ball.radius
+    for group in groups:  # one that is added later has the radius of the others
+        if groups[0].get(RADIUS) == ball.radius:
+            group[RADIUS] = ball.radius
+    if norm is not None and ball.radius is not None and ball.radius < 0.99 * norm < math.inf:
+        advice.give(
+            "ball",
+            f"{ball} rescales the parameters from norm {norm:.4g} to {ball.radius:.4g} at construction, which can "
+            "ruin a model: write L2Ball(relative=1.5) for 1.5 times their norm, or a larger radius.",
+        )
+    return ball
+
+
+def _multiple(ball: L2Ball, norm: float | None) -> float:
+    """Return the radius of a relative ball; raise ValueError if the parameters have no norm to take a multiple of."""
+    if norm is None:
+        raise ValueError(f"{ball} found no parameter that requires a gradient: write L2Ball(radius).")
+    radius = norm * (ball.relative or 0.0)
+    if not 0 < radius < math.inf:
+        values = f"their norm is {norm:.4g}" if norm == norm else "their values are NaN or on the meta device"
+        raise ValueError(f"{ball} needs parameters of a finite norm > 0, but {values}: write L2Ball(radius).")
+    return radius
+
+
+def _norm(groups: Sequence[Group]) -> float | None:
+    """Return ‖x‖₂ of what requires a gradient, NaN where it has no values yet, None if nothing does."""
+    parts = _parts(groups)
+    if not parts:
+        return None
+    square = add_up([part.sum_squares(part.x) for part in parts], parts[0].group["step_size"])
+    return math.nan if isinstance(square, torch.Tensor) and square.is_meta else math.sqrt(number(square))
+
+
+def keep_constraints(optimizer: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """Give the groups that a state holds the constraints of those that they replace.
+
+    A ball that was relative has the radius that the state holds, if it holds one.
+    """
+    if "param_groups" not in optimizer:
+        return  # it is being unpickled
+    for group, new in zip(optimizer["param_groups"], loaded["param_groups"], strict=False):
         new.pop("constraint", None)
         if "constraint" in group:
             new["constraint"] = group["constraint"]
+        radius = new.pop(RADIUS, None)
+        if RADIUS not in group:
+            continue
+        new[RADIUS] = group[RADIUS] if radius is None else radius
+        place, name = (new, "constraint") if "constraint" in group else (loaded, "_constraint")
+        if (group if place is new else optimizer)[name] == L2Ball(group[RADIUS]):  # nobody has replaced it since
+            place[name] = L2Ball(new[RADIUS])

@@ -17,6 +17,7 @@ from .options import Allowed, check
 from .parts import Group
 
 METHOD = "polyak_method"  # the key of a group that names its method
+RADIUS = "l2_ball_radius"  # the key of a group whose ball was relative: a state_dict holds the radius
 POLYAK = frozenset({METHOD, "step_size", "skipped_steps", "lower_bound"})  # every state has one of them
 EARLIEST = {  # states of 0.1.0 name no method, but these options tell
     "adjusted_momentum": "ALIG",
@@ -127,7 +128,7 @@ def restore_buffers(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None
 
 def own_keys(group: Group, scalars: Mapping[str, float]) -> Group:
     """Return a group without what only a step writes into it."""
-    return {name: value for name, value in group.items() if name not in scalars and name != METHOD}
+    return {name: value for name, value in group.items() if name not in {*scalars, METHOD, RADIUS}}
 
 
 @contextmanager

@@ -29,9 +29,9 @@ class Constraint(ABC):
         """Replace the parameters by the nearest point of the set: x ← Π_Ω(x)."""
 
 
-def check_size(owner: str, name: str, value: float) -> None:
+def check_size(owner: str, name: str, value: float | None) -> None:
     """Raise ValueError unless a radius is a finite number > 0."""
-    if not (is_number(value) and 0 < value < math.inf):
+    if value is None or not (is_number(value) and 0 < value < math.inf):
         raise ValueError(f"{owner}: {name}={value!r} is not allowed, it must be a finite number > 0.")
 
 

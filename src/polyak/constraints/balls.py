@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, final, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ._base import Constraint, check_size, real_only
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class L2Ball(Constraint):
     """The ball ‖x‖₂ ≤ radius; a point outside is rescaled: x ← x · radius/‖x‖₂.
 
@@ -25,10 +25,13 @@ class L2Ball(Constraint):
     decay. Complex parameters are allowed.
 
     Args:
-        radius: the largest norm, a finite number > 0; the authors use 50 to 100 for networks on CIFAR.
+        radius: the largest norm, a finite number > 0. The authors found 50 to 100 for their networks on CIFAR; a model
+            of larger norm is rescaled when an optimizer is constructed.
+        relative: instead of a radius, a multiple > 0 of the norm that the parameters have when an optimizer is
+            constructed. The optimizer stores the radius, and its `state_dict` keeps it; this object stays as it is.
 
     Raises:
-        ValueError: the radius is not a finite number > 0.
+        ValueError: not exactly one of the two is given, or it is not a finite number > 0.
 
     Example:
         >>> import torch, polyak
@@ -36,12 +39,28 @@ class L2Ball(Constraint):
         >>> polyak.L2Ball(1.0).project_([x])
         >>> x
         tensor([0.6000, 0.8000])
+        >>> polyak.ALIG([torch.nn.Parameter(x)], constraint=polyak.L2Ball(relative=1.5))  # a ball of radius 1.5
+        ALIG (...
     """
 
-    radius: float
+    radius: float | None
+    relative: float | None
 
-    def __post_init__(self) -> None:
-        check_size("L2Ball", "radius", self.radius)
+    @overload
+    def __init__(self, radius: float) -> None: ...
+    @overload
+    def __init__(self, *, relative: float) -> None: ...
+    def __init__(self, radius: float | None = None, *, relative: float | None = None) -> None:
+        if relative is None:
+            check_size("L2Ball", "radius", radius)
+        elif radius is None:
+            check_size("L2Ball", "relative", relative)
+        else:
+            raise ValueError(f"L2Ball takes radius={radius!r} or relative={relative!r}: write one of them.")
+        vars(self).update(radius=radius, relative=relative)
+
+    def __repr__(self) -> str:
+        return f"L2Ball(relative={self.relative!r})" if self.radius is None else f"L2Ball(radius={self.radius!r})"
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x · min{1, radius/‖x‖₂}."""
@@ -67,10 +86,13 @@ class L2Ball(Constraint):
             rounding: the relative error that ‖x‖ may have, so that a projected point stays as it is.
         """
         norm = math.sqrt(squared_norm) if isinstance(squared_norm, float) else squared_norm.sqrt()
-        limit = self.radius * (1 + rounding)
+        radius = self.radius
+        if radius is None:
+            raise RuntimeError(f"{self} has a radius only within an optimizer: write L2Ball(radius) instead.")
+        limit = radius * (1 + rounding)
         if isinstance(norm, Tensor) and must_not_sync(norm.device):
-            return torch.where(norm <= limit, 1.0, self.radius / norm)
-        return None if norm <= limit else self.radius / number(norm)
+            return torch.where(norm <= limit, 1.0, radius / norm)
+        return None if norm <= limit else radius / number(norm)
 
 
 def measured_ball(parts: Sequence[Any], shared: object) -> L2Ball | None:

@@ -29,6 +29,8 @@ AUGMENTED_VALIDATION: Final = "sps-augmented-validation"
 EvalProtocol = Literal["clean", "sps-augmented-validation"]
 Precision = Literal["float32", "bfloat16"]
 ScheduleName = Literal["constant", "cosine", "step"]
+BALLS: Final = ("l2_ball", "l2_ball_relative")
+"""The keys of an optimizer that become its constraint."""
 LARGEST_WIDTH = 1e18
 """The square of a kernel's width must be a float32 number."""
 MOST_THREADS = 1024
@@ -36,6 +38,7 @@ LATER_KEYS = (  # not in the first configurations, whose hashes must stay
     ("data", "root"),
     ("data", "context"),
     ("data", "sha256"),
+    ("optimizer", "l2_ball_relative"),
     ("schedule", "warmup_steps"),
     ("training", "cuda_graph"),
     ("training", "clip_norm"),
@@ -86,11 +89,13 @@ class Optimizer:
     """Radius of the l2 ball that the weights stay in."""
     options: Annotated[Mapping[str, Any], arg(name="", constructor=options_from_flags)] = field(default_factory=dict)
     """The keyword arguments of the optimizer's class."""
+    l2_ball_relative: float | None = None
+    """The radius of the l2 ball as a multiple of the norm of the initial weights, such as 1.5."""
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> "Optimizer":
-        """Make an optimizer from a row's table; keys except `name` and `l2_ball` are its options."""
-        known = {key: table[key] for key in ("name", "l2_ball") if key in table}
+        """Make an optimizer from a row's table: keys that are no fields are options of its class."""
+        known = {key: table[key] for key in ("name", *BALLS) if key in table}
         options = {key: value for key, value in table.items() if key not in known}
         return read_fields(cls, {**known, "options": options}, where)
 

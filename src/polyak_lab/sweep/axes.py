@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polyak_lab.config.run import Run
+from polyak_lab.config.run import BALLS, Run
 from polyak_lab.config.strict import read
 from polyak_lab.errors import LabError
 
@@ -44,9 +44,9 @@ def check_values(
 
 def with_values(run: Run, values: Mapping[str, Any]) -> Run:
     """Give a run the values of a trial."""
-    options = {key: value for key, value in values.items() if key != "l2_ball"}
-    ball = values.get("l2_ball", run.optimizer.l2_ball)
-    optimizer = replace(run.optimizer, l2_ball=ball, options={**run.optimizer.options, **options})
+    options = {key: value for key, value in values.items() if key not in BALLS}
+    balls = {key: values[key] for key in BALLS if key in values}
+    optimizer = replace(run.optimizer, **balls, options={**run.optimizer.options, **options})
     return replace(run, optimizer=optimizer)
 
 

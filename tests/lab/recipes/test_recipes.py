@@ -7,9 +7,12 @@ import pytest
 
 from lab import archives
 from lab.runs import execute
+from observe import SMALL_BALLS
 from polyak_lab.errors import LabError
 from polyak_lab.recipes import recipe as recipes
 from polyak_lab.training import batches, build
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 ROWS = [(path.stem, row) for path in RECIPES for row in recipes.load(path).rows]

@@ -38,6 +38,7 @@ VALUES = {
     "differentiable": [("sgd", "differentiable = true")],
     "eps": [("alig", f"eps = {value}") for value in ("1e300", "nan", '"x"', "[1.0]")],
     "l2_ball": [("alig", f"l2_ball = {value}") for value in ("1e300", "nan", "-1", '"x"', HUGE * 3)],
+    "l2_ball_relative": [("alig", f"l2_ball_relative = {value}") for value in ("1e300", "nan", "0", '"x"', HUGE * 3)],
     "paper": [("row", f"paper = {value}") for value in ("nan", "inf", "1e300", "true", HUGE * 3)],
 }
 COMBINATIONS = ("nesterov = true", "foreach = true, fused = true", "differentiable = true")

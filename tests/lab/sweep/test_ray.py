@@ -14,9 +14,10 @@ import torch
 
 from lab.runs import call
 from lab.sweep.ray_nodes import Nodes, free_port
+from observe import SMALL_BALLS
 from polyak_lab.runs import documents, stored
 
-pytestmark = pytest.mark.sweep
+pytestmark = [pytest.mark.sweep, pytest.mark.filterwarnings(SMALL_BALLS)]
 
 RECIPE = """
 [defaults]

@@ -11,9 +11,10 @@ from collections import Counter
 import pytest
 
 from lab.runs import call
+from observe import SMALL_BALLS
 from polyak_lab.runs import checkpoint, stored
 
-pytestmark = pytest.mark.sweep
+pytestmark = [pytest.mark.sweep, pytest.mark.filterwarnings(SMALL_BALLS)]
 
 RECIPE = """
 [defaults]

@@ -266,6 +266,15 @@ def test_the_order_does_not_depend_on_the_weights():
     assert batches.derive_seed("shuffle", 0, 1) != batches.derive_seed("shuffle", 1, 0)
 
 
+def test_a_relative_ball_has_the_radius_of_the_first_weights_after_a_resume_too(tmp_path):
+    wanted = run(config.Optimizer("alig", l2_ball_relative=0.5, options={"lr": 1.0}), epochs=2, max_batches=2)
+    with pytest.warns(UserWarning, match="rescales the parameters"):
+        whole = execute(tmp_path / "whole", wanted).records
+    with pytest.warns(UserWarning, match="rescales the parameters"):
+        first = build.build_session(resolve(wanted))
+    assert whole[-1]["weight_norm"] == pytest.approx(first.optimizer.param_groups[0]["l2_ball_radius"], rel=1e-5)
+
+
 WRONG = {
     "optimizer": (run(config.Optimizer("aligg")), "optimizer: 'aligg' is not known; did you mean 'alig'?"),
     "option": (
@@ -275,6 +284,15 @@ WRONG = {
     "constraint": (run(config.Optimizer("sgd", 3.0)), "The optimizer sgd takes no constraint: leave l2_ball out."),
     "lr": (run(config.Optimizer("alig", options={"lr": -1.0})), "optimizer alig: "),
     "momentum": (run(config.Optimizer("alig", options={"momentum": 1.5})), "optimizer alig: "),
+    "two radii": (
+        run(config.Optimizer("alig", l2_ball=3.0, l2_ball_relative=1.5)),
+        "optimizer alig: l2_ball and l2_ball_relative are one radius: write one of them.",
+    ),
+    "no ball": (
+        run(config.Optimizer("sgd", l2_ball_relative=1.5)),
+        "The optimizer sgd takes no constraint: leave l2_ball_relative out.",
+    ),
+    "relative radius": (run(config.Optimizer("alig", l2_ball_relative=0.0)), "optimizer alig: l2_ball_relative: "),
     "radius": (run(config.Optimizer("alig", l2_ball=-1.0)), "optimizer alig: "),
     "torch's lr": (run(config.Optimizer("sgd", options={"lr": -1.0})), "optimizer sgd: Invalid learning rate"),
     "model": (run(model="resnet9"), "model: 'resnet9' is not known; did you mean 'resnet8'?"),
