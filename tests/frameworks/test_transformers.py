@@ -62,6 +62,16 @@ def test_clipping_and_a_decaying_schedule_are_warned_about_once_each():
     assert "TrainingArguments(lr_scheduler_type='constant')" in advice[1]
 
 
+def test_a_learning_rate_and_a_weight_decay_that_nobody_reads_are_warned_about_once_each():
+    advice = advice_of(trainer(learning_rate=3e-4, weight_decay=0.1))
+    assert len(advice) == 2
+    assert "learning_rate=0.0003 has no effect" in advice[0]
+    assert "polyak.ALIG(params, lr=0.0003)" in advice[0]
+    assert "weight_decay=0.1 has no effect" in advice[1]
+    assert "constraint=polyak.L2Ball(relative=1.5)" in advice[1]
+    assert advice_of(trainer(learning_rate=50.0)) == []  # the cap of the optimizer
+
+
 def test_settings_that_fit_and_other_optimizers_are_not_warned_about():
     assert advice_of(trainer()) == []
     made = trainer(torch.optim.SGD, max_grad_norm=1.0, lr_scheduler_type="linear")

@@ -32,7 +32,7 @@ class PolyakTrainerMixin:
         optimizer = polyak_in(getattr(self, "optimizer", None))
         if optimizer is not None:
             given = getattr(self, "lr_scheduler", None) is not None
-            for advice in misfits(self.args, scheduler_given=given):  # type: ignore[attr-defined]
+            for advice in misfits(self.args, scheduler_given=given) + unused(self.args, optimizer):  # type: ignore[attr-defined]
                 warnings.warn(advice, UserWarning, stacklevel=2)
             if _schedule(self.args) == "constant" and not given:  # type: ignore[attr-defined]
                 optimizer._advice.leave_out("schedule")  # it is one in name only, so lr=inf is fine
@@ -71,6 +71,28 @@ def misfits(args: Any, *, scheduler_given: bool = False) -> list[str]:
         found.append(
             f"lr_scheduler_type={schedule!r} lowers the cap of a method that adapts its step to the loss already: "
             "write TrainingArguments(lr_scheduler_type='constant')."
+        )
+    return found
+
+
+def unused(args: Any, optimizer: Any) -> list[str]:
+    """Return a sentence for each training argument that an optimizer made without the Trainer does not read.
+
+    Args:
+        args: the TrainingArguments.
+        optimizer: the Polyak optimizer of the Trainer.
+    """
+    found, name = [], type(optimizer).__name__
+    rate, default = args.learning_rate, type(args).learning_rate
+    if rate != default and all(float(group["lr"]) != rate for group in optimizer.param_groups):
+        found.append(
+            f"learning_rate={rate:g} has no effect on an optimizer that is given to the Trainer: write "
+            f"polyak.{name}(params, lr={rate:g}), and leave TrainingArguments(learning_rate=...) out."
+        )
+    if args.weight_decay:
+        found.append(
+            f"weight_decay={args.weight_decay:g} has no effect on a Polyak optimizer: write "
+            f"polyak.{name}(params, constraint=polyak.L2Ball(relative=1.5)), and TrainingArguments(weight_decay=0.0)."
         )
     return found
 

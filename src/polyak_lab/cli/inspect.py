@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from polyak_lab.console import cell, say, show, warn
-from polyak_lab.report import table
+from polyak_lab.recipes.recipe import find_named
+from polyak_lab.report import export, table
 from polyak_lab.report.table import Group
 from polyak_lab.runs import stored
+
+TableFormat = Literal["terminal"] | export.TextFormat
 
 
 def read_rows(runs: Sequence[Path]) -> list[Group]:
@@ -17,12 +21,13 @@ def read_rows(runs: Sequence[Path]) -> list[Group]:
     return table.groups(stored.find_runs(runs, on_problem=warn))
 
 
-def print_table(console: Console, rows: Sequence[Group], form: str) -> None:
-    """Print the table as "terminal", "markdown" or "csv"."""
+def print_table(console: Console, rows: Sequence[Group], form: TableFormat, against: str | None) -> None:
+    """Print the table, with the differences to a row if one is named."""
+    other = None if against is None else find_named(rows, against, "--against")[0]
     if form == "terminal":
-        show(console, table.as_rich(rows))
+        show(console, table.as_rich(rows, against=other))
     else:
-        say(console, table.as_markdown(rows) if form == "markdown" else table.as_csv(rows))
+        say(console, export.WRITERS[form](rows, other))
 
 
 def write_page(path: Path, rows: Sequence[Group], runs: Sequence[Path]) -> None:

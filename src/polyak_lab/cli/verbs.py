@@ -104,8 +104,10 @@ class Table:
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
     """Folders that hold runs, at any depth, such as runs/demo."""
-    format: Literal["terminal", "markdown", "csv"] = "terminal"
-    """How to write it."""
+    format: Literal["terminal", "markdown", "latex", "csv", "csv-seeds"] = "terminal"
+    """How to write it; csv holds numbers (mean, standard deviation, n), csv-seeds a line for every run."""
+    against: str | None = None
+    """Also print the difference of every row to this one, seed by seed, with its 95 % confidence interval."""
     report: Path | None = None
     """Also write a page with the table and the curves to this file."""
     plot_lr: Path | None = None
@@ -116,7 +118,7 @@ class Table:
     def execute(self, console: Console) -> None:
         """Read and print."""
         rows = arguments.read_rows(self.runs)
-        arguments.print_table(console, rows, self.format)
+        arguments.print_table(console, rows, self.format, self.against)
         if self.report is not None:
             arguments.write_page(self.report, rows, self.runs)
         if self.plot_lr is not None or self.plot_loss is not None:

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from polyak_lab.config.run import Run
 from polyak_lab.config.strict import (
@@ -115,11 +115,26 @@ def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
     A name is that of a row, its folder, the row that a grid repeats, or the beginning of one of
     them that no other row has. Case, spaces and punctuation do not matter.
     """
-    chosen = {row.name for name in names for row in _named(rows, name)} or {row.name for row in rows}
+    chosen = {row.name for name in names for row in find_named(rows, name, "--row")} or {row.name for row in rows}
     return tuple(row for row in rows if row.name in chosen)
 
 
-def _named(rows: Sequence[Row], name: str) -> list[Row]:
+class Named(Protocol):
+    """What is named like a row."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def slug(self) -> str: ...  # noqa: D102
+    @property
+    def family(self) -> str: ...  # noqa: D102
+
+
+AnyNamed = TypeVar("AnyNamed", bound=Named)
+
+
+def find_named(rows: Sequence[AnyNamed], name: str, flag: str) -> list[AnyNamed]:
+    """Find the rows of one family that a name belongs to, as `select` does; a flag is named in what is raised."""
     key = _key(name)
     spellings = (
         [row for row in rows if name in (row.name, row.slug)],
@@ -131,9 +146,9 @@ def _named(rows: Sequence[Row], name: str) -> list[Row]:
     matches = [row for row in rows if key and _key(row.name).startswith(key)]
     if len({row.family for row in matches}) > 1:
         names = ", ".join(shown(row.name) for row in matches[:3]) + (", ..." if len(matches) > 3 else "")
-        raise LabError(f"--row: {shown(name)} begins the names of {len(matches)} rows ({names}): write more of it.")
+        raise LabError(f"{flag}: {shown(name)} begins the names of {len(matches)} rows ({names}): write more of it.")
     if not matches:
-        check_known(name, [known for row in rows for known in (row.name, row.slug)], "--row")
+        check_known(name, [known for row in rows for known in (row.name, row.slug)], flag)
     return matches
 
 

@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from polyak_lab.console import printable, shortened
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
-from polyak_lab.report.table import Group, mean, paper_score
+from polyak_lab.report.statistics import mean
+from polyak_lab.report.table import Group, paper_score
 
 PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),

@@ -1,9 +1,6 @@
 """The table of runs: mean ± standard deviation over the seeds, and the paper's number."""
 
-import csv
-import io
 import math
-import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +8,10 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from polyak_lab.config.run import BALLS
 from polyak_lab.console import capped_share, cell, printable
+from polyak_lab.recipes.recipe import slug
+from polyak_lab.report.statistics import Difference, deviation, mean, paired_difference
 from polyak_lab.runs.stored import StoredRun
 
 EMPTY = "–"
@@ -25,6 +25,18 @@ class Group:
 
     row: str
     runs: tuple[StoredRun, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the row."""
+        return self.row
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return slug(self.row)
+
+    family = name
 
     @property
     def finished(self) -> list[StoredRun]:
@@ -50,7 +62,7 @@ class Group:
     @property
     def has_ball(self) -> bool:
         """Whether the weights were kept in an l2 ball."""
-        return self.runs[0].config["optimizer"].get("l2_ball") is not None
+        return any(self.runs[0].config["optimizer"].get(key) is not None for key in BALLS)
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,16 @@ class Score:
     def values(self, group: Group) -> list[float]:
         """Take the score of every finished run."""
         return [self.factor * value for value in group.final(self.key)]
+
+    def by_seed(self, group: Group) -> dict[tuple[int, int], float]:
+        """Take the score of every finished run by its seeds."""
+        values = {run.seeds: run.records[-1].get(self.key) for run in group.finished}
+        return {seeds: self.factor * value for seeds, value in values.items() if value is not None}
+
+    @property
+    def column(self) -> str:
+        """The name of the column in a CSV file."""
+        return f"{self.key}_percent" if self.factor != 1.0 else self.key
 
     def write(self, group: Group) -> str:
         """Write mean ± standard deviation."""
@@ -83,21 +105,14 @@ ACCURACY = Score("test accuracy, %", "test_accuracy", 100.0, ".2f")
 AUGMENTED = Score("accuracy on augmented test images, %", "test_accuracy_augmented", 100.0, ".2f")
 PERPLEXITY = Score("test perplexity", "test_perplexity", 1.0, ".2f")
 CROSS_ENTROPY = Score("test loss, nats", "test_loss", 1.0, ".3f")
+VALIDATION = (
+    Score("validation accuracy, %", "validation_accuracy", 100.0, ".2f"),
+    Score("validation perplexity", "validation_perplexity", 1.0, ".2f"),
+    Score("validation loss", "validation_loss", 1.0, ".2e"),
+)
 TEST_LOSS = Score("test loss", "test_loss", 1.0, ".2e")
 WEIGHT_NORM = Score("weight norm", "weight_norm", 1.0, ".1f")
 TRAIN_LOSS = Score("train loss", "train_loss", 1.0, ".1e")
-
-
-def mean(values: Sequence[float]) -> float:
-    """Average finite numbers; a sum of large ones does not overflow."""
-    scale = max(map(abs, values)) or 1.0
-    return scale * statistics.fmean([value / scale for value in values])
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation of two or more finite numbers, without overflow."""
-    scale = max(map(abs, values)) or 1.0
-    return scale * statistics.stdev([value / scale for value in values])
 
 
 def groups(runs: Iterable[StoredRun]) -> list[Group]:
@@ -117,13 +132,23 @@ def paper_score(rows: Sequence[Group]) -> Score:
     return next((score for score in (AUGMENTED, ACCURACY, PERPLEXITY) if _has(score, rows)), TEST_LOSS)
 
 
-def cells(rows: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+def scores(rows: Sequence[Group]) -> list[Score]:
+    """Choose the scores that a table shows: those of test samples, then one of held-out samples if there are any."""
+    found = [score for score in (ACCURACY, AUGMENTED, PERPLEXITY) if _has(score, rows)] or [TEST_LOSS]
+    if PERPLEXITY in found:
+        found.append(CROSS_ENTROPY)
+    return found + [score for score in VALIDATION if _has(score, rows)][:1]
+
+
+def compare(group: Group, against: Group, score: Score) -> Difference | None:
+    """Compare a row with another, seed by seed."""
+    return paired_difference(score.by_seed(group), score.by_seed(against))
+
+
+def cells(rows: Sequence[Group], against: Group | None = None) -> tuple[list[str], list[list[str]]]:
     """Write the table as text: its head and its lines, without the columns nobody fills."""
-    scores = [score for score in (ACCURACY, AUGMENTED, PERPLEXITY) if _has(score, rows)] or [TEST_LOSS]
-    if PERPLEXITY in scores:
-        scores.append(CROSS_ENTROPY)
     columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda group: printable(group.row))]
-    columns += [(score.title, score.write) for score in [*scores, TRAIN_LOSS]]
+    columns += [(score.title, score.write) for score in [*scores(rows), TRAIN_LOSS]]
     if any(group.capped() for group in rows):
         columns.append((CAPPED, _capped))
     if any(group.has_ball for group in rows):
@@ -133,12 +158,15 @@ def cells(rows: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
         score = paper_score(rows)
         columns.append(("paper", lambda group: EMPTY if group.paper is None else format(group.paper, "g")))
         columns.append(("difference", lambda group: _difference(group, score)))
+    if against is not None:
+        title = f"{paper_score(rows).title}: difference to {printable(against.row)} [95 %]"
+        columns.append((title, lambda group: _comparison(group, against, paper_score(rows))))
     return [title for title, _ in columns], [[write(group) for _, write in columns] for group in rows]
 
 
-def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
+def as_rich(rows: Sequence[Group], title: str | None = None, against: Group | None = None) -> Table:
     """Lay the table out for a terminal."""
-    head, lines = cells(rows)
+    head, lines = cells(rows, against)
     shown = None if title is None else cell(title)
     table = Table(title=shown, title_justify="left", title_style="bold", header_style="bold")
     for index, (name, *column) in enumerate(zip(head, *lines, strict=True)):
@@ -154,22 +182,6 @@ def as_rich(rows: Sequence[Group], title: str | None = None) -> Table:
     for line in lines:
         table.add_row(*map(cell, line))
     return table
-
-
-def as_markdown(rows: Sequence[Group]) -> str:
-    """Lay the table out for a document."""
-    head, lines = cells(rows)
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (head, rule, *lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-
-
-def as_csv(rows: Sequence[Group]) -> str:
-    """Lay the table out for a spreadsheet."""
-    head, lines = cells(rows)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *lines])
-    return text.getvalue().rstrip("\n")
 
 
 def _has(score: Score, rows: Sequence[Group]) -> bool:
@@ -193,3 +205,14 @@ def _difference(group: Group, score: Score) -> str:
     if not all(map(math.isfinite, values)):
         return DIVERGED
     return f"{mean(values) - group.paper:+.2f}"
+
+
+def _comparison(group: Group, against: Group, score: Score) -> str:
+    found = None if group is against else compare(group, against, score)
+    if found is None:
+        return EMPTY
+    center = format(found.mean, f"+{score.form}")
+    if found.interval is None:
+        return center
+    low, high = (format(end, f"+{score.form}") for end in found.interval)
+    return f"{center} [{low}, {high}]"

@@ -34,6 +34,12 @@ class StoredRun:
     finished: bool
 
     @property
+    def seeds(self) -> tuple[int, int]:
+        """The seed of the weights, and the seed of the order of the batches."""
+        training = self.config["training"]
+        return training["seed"], training["shuffle_seed"]
+
+    @property
     def group(self) -> tuple[str, str]:
         """The key of the runs that differ only in their seeds."""
         return group_key(self.label.row, self.config)

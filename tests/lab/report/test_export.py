@@ -1,0 +1,117 @@
+"""Tables for a paper: CSV with numbers, LaTeX, paired confidence intervals and the validation score."""
+
+import csv
+import math
+import shutil
+import subprocess
+
+import pytest
+
+from lab.report.test_tables import store
+from lab.runs import call
+from polyak_lab.report import statistics, table
+from polyak_lab.runs import stored
+
+ACCURACIES = {"ALI-G": [0.90, 0.92, 0.97], "SGD & co": [0.88, 0.91, 0.93, 0.99], "Adam_1": [0.5]}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for row, accuracies in ACCURACIES.items():
+        for seed, accuracy in enumerate(accuracies):
+            held_out = {"validation_accuracy": accuracy - 0.1, "validation_loss": 1.0}
+            capped = 0.25 if row == "ALI-G" else None
+            store(tmp_path / row / f"{seed}", row, row[:3].lower(), None, seed, accuracy, capped, **held_out)
+    store(tmp_path / "ALI-G" / "unfinished", "ALI-G", "ali", None, 7, 0.1, 0.25, finished=False)
+    return tmp_path
+
+
+def read(runs, capsys, *flags):
+    assert call("table", runs, *flags) == 0
+    return list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def test_a_csv_file_holds_numbers(runs, capsys):
+    alig, *_, adam = sorted(read(runs, capsys, "--format", "csv"), key=lambda line: line["row"] != "ALI-G")
+    adam = next(line for line in [adam, *_] if line["row"] == "Adam_1")
+    assert float(alig["test_accuracy_percent_mean"]) == pytest.approx(93.0)
+    assert float(alig["test_accuracy_percent_std"]) == pytest.approx(3.6056, rel=1e-4)
+    assert float(alig["validation_accuracy_percent_mean"]) == pytest.approx(83.0)
+    assert float(alig["train_loss_mean"]) == pytest.approx(1e-3)
+    assert (alig["n"], alig["runs"], alig["capped_mean"], alig["paper"]) == ("3", "4", "0.25", "")
+    assert (adam["n"], adam["test_accuracy_percent_std"], adam["capped_mean"]) == ("1", "", "")
+
+
+def test_a_csv_file_of_seeds_holds_every_run(runs, capsys):
+    lines = read(runs, capsys, "--format", "csv-seeds")
+    assert len(lines) == 9
+    accuracies = [float(line["test_accuracy_percent"]) for line in lines if line["row"] == "ALI-G"]
+    assert accuracies == pytest.approx([90.0, 92.0, 97.0, 10.0])
+    unfinished = next(line for line in lines if line["seed"] == "7")
+    assert (unfinished["finished"], unfinished["epochs"]) == ("False", "3")
+    assert unfinished["folder"].endswith("unfinished")
+
+
+def test_the_validation_score_stands_beside_the_test_score(runs):
+    head, lines = table.cells(table.groups(stored.find_runs([runs])))
+    assert head[1:3] == ["test accuracy, %", "validation accuracy, %"]
+    assert "83.00 ± 3.61" in [line[2] for line in lines]
+
+
+def test_rows_are_compared_seed_by_seed(runs, capsys):
+    lines = {line["row"]: line for line in read(runs, capsys, "--format", "csv", "--against", "alig")}
+    sgd = {name: float(value) for name, value in lines["SGD & co"].items() if name.startswith("difference")}
+    assert sgd["difference_n"] == 3  # seed 3 has no partner
+    assert sgd["difference_mean"] == pytest.approx(-7 / 3)  # of -2, -1, -4
+    half = 4.302653 * math.sqrt(7 / 3) / math.sqrt(3)
+    assert [sgd["difference_low"], sgd["difference_high"]] == pytest.approx([-7 / 3 - half, -7 / 3 + half], rel=1e-4)
+    assert (lines["Adam_1"]["difference_n"], lines["Adam_1"]["difference_low"]) == ("1", "")
+    rows = table.groups(stored.find_runs([runs]))
+    head, cells = table.cells(rows, next(group for group in rows if group.row == "ALI-G"))
+    assert head[-1] == "test accuracy, %: difference to ALI-G [95 %]"
+    assert {line[0]: line[-1] for line in cells} == {
+        "ALI-G": "–",
+        "SGD & co": "-2.33 [-6.13, +1.46]",
+        "Adam_1": "-40.00",
+    }
+
+
+def test_a_row_to_compare_with_that_is_not_there(runs, capsys):
+    assert call("table", runs, "--against", "muon") == 1
+    assert "--against: 'muon' is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (9, 2.2622), (11, 2.2010), (15, 2.1314), (30, 2.0423), (100, 1.9840), (10**6, 1.95997)],
+)
+def test_quantiles_of_students_t(degrees, quantile):
+    assert statistics.t_quantile(degrees) == pytest.approx(quantile, abs=2e-4)
+
+
+def test_differences_that_are_no_number():
+    assert statistics.paired_difference({0: 1.0}, {1: 1.0}) is None
+    assert statistics.paired_difference({0: math.nan}, {0: 1.0}) is None
+    assert statistics.paired_difference({0: 3.0}, {0: 1.0}) == (2.0, None, 1)
+    assert statistics.paired_difference({0: 1e308, 1: 1e308}, {0: 0.0, 1: 0.0}).interval == (1e308, 1e308)
+
+
+def test_a_latex_table(runs, capsys):
+    assert call("table", runs, "--format", "latex", "--against", "ALI-G") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "\\begin{tabular}{lrrrrrr}"
+    assert (lines[1], lines[3], lines[-2:]) == ("\\toprule", "\\midrule", ["\\bottomrule", "\\end{tabular}"])
+    text = "\n".join(lines)
+    assert "$93.00 \\pm 3.61$ & $83.00 \\pm 3.61$ & $1.0 \\cdot 10^{-3} \\pm 0.0 \\cdot 10^{0}$ & 25.0 \\%" in text
+    assert "SGD \\& co" in text
+    assert "Adam\\_1" in text
+    assert "$-2.33 [-6.13, +1.46]$" in text
+    assert all(line.endswith("\\\\") for line in (lines[2], *lines[4:-2]))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_takes_the_table(runs, tmp_path, capsys):
+    assert call("table", runs, "--format", "latex") == 0
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}%s\\end{document}"
+    (tmp_path / "a.tex").write_text(document % capsys.readouterr().out, encoding="utf-8")
+    subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], cwd=tmp_path, check=True, capture_output=True)
