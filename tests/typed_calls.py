@@ -18,7 +18,7 @@ from polyak import ALIG, SPS, Box, Constraint, L2Ball, PolyakOptimizer, SmoothSP
 
 def correct(model: nn.Module, loss: Tensor, closure: Callable[[], Tensor]) -> None:
     """Calls that every checker accepts."""
-    optimizer = ALIG(model.parameters(), lr=0.1, momentum=0.9, constraint=L2Ball(100.0))
+    optimizer = ALIG(model.parameters(), lr=0.1, momentum=0.9, constraint=L2Ball(relative=1.5))
     assert_type(optimizer.step(loss=loss), Tensor | None)
     optimizer.step(loss=1.0, lower_bound=0.5, grad_sq_norm=torch.ones(()))
     optimizer.step(closure)
@@ -60,6 +60,7 @@ def wrong(model: nn.Module, loss: Tensor) -> None:
     SPS(model.parameters(), c="0.5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SmoothSPS(model.parameters())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     ALIG(model.parameters(), fused="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    L2Ball(1.0, relative=1.5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     L2Ball()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     L2Ball("100")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     L2Ball(radius=100.0).radius = 50.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]

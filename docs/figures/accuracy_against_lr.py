@@ -23,7 +23,7 @@ STYLES = {  # row: name in the figure, colour, line, and the height of the name 
 
 def main(out: Path = OUT) -> None:
     """Draw test accuracy against lr: means, and a band from the lowest to the highest seed."""
-    scores = figures.scores_by_lr(table.groups(stored.find([RUNS])))
+    scores = figures.scores_by_lr(table.groups(stored.find_runs([RUNS])))
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for row, (name, colour, line, height) in STYLES.items():

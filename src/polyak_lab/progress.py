@@ -13,6 +13,7 @@ from rich.table import Column
 from polyak_lab.console import capped_share, printable, say, shortened
 
 TAKEN = 68  # columns of the live line that are not the name of the run
+SAY_EVERY = 60.0  # seconds between the lines of a long run without a terminal
 READ_EVERY = 0.25  # seconds; reading a number synchronises with a GPU
 
 Numbers = Mapping[str, Any]
@@ -34,6 +35,7 @@ class Progress:
         self.each_epoch = epochs
         self.name = ""
         self.total = 0
+        self.said_at = monotonic()
 
     def run_named(self, name: str) -> None:
         """Set the name of the next run."""
@@ -49,10 +51,15 @@ class Progress:
         """Count `count` steps."""
 
     def epoch_done(self, record: Numbers, timing: Numbers) -> None:
-        """Print a line per epoch, if requested."""
-        if self.each_epoch:
+        """Print a line per epoch if requested, else one a minute."""
+        if self.each_epoch or self._is_silent_for_long():
             speed = f"{timing['images_per_second']:,.0f} samples/s"
-            self.say(f"epoch {record['epoch']}/{self.total}: {sentence(record)}, {speed}")
+            name = "" if self.each_epoch else f"{self.name}: "
+            epoch = f"{name}epoch {record['epoch']}/{self.total}"
+            self.say(f"{epoch}: {sentence(record)}, {speed}")
+
+    def _is_silent_for_long(self) -> bool:
+        return monotonic() - self.said_at >= SAY_EVERY
 
     def run_finished(self, record: Numbers, seconds: float) -> None:
         """Print a line per run, unless every epoch has a line."""
@@ -64,6 +71,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line."""
+        self.said_at = monotonic()
         say(self.console, line)
 
 
@@ -97,6 +105,9 @@ class LiveProgress(Progress):
         """Leave a line above the bar."""
         self.bars.update(self.task, visible=False)
         super().run_finished(record, seconds)
+
+    def _is_silent_for_long(self) -> bool:
+        return False  # the bar moves
 
     def run_failed(self) -> None:
         """Remove the bar."""

@@ -59,3 +59,12 @@ def test_a_name_in_the_bar_has_no_control_characters(tmp_path):
 
 def test_a_long_name_keeps_its_start(tmp_path):
     assert "cifar-10-al…" in show(tmp_path, terminal=True, epochs=False, name="cifar-10-ali-g-momentum-0.9", width=70)
+
+
+def test_a_long_run_without_a_terminal_gives_a_sign_of_life_now_and_then(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 45))  # 45 seconds go by between two looks at the clock
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(clock)))
+    *signs, last = show(tmp_path / "slow", terminal=False, epochs=False).splitlines()
+    assert 1 <= len(signs) < 3
+    assert all(line.startswith("ALI-G: epoch ") and "train loss" in line for line in signs)
+    assert last.startswith("ALI-G: train loss ")

@@ -1,6 +1,8 @@
 """Pictures of run folders."""
 
+import runpy
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,12 @@ def test_what_cannot_be_drawn(runs, tmp_path, capsys):
     assert "must be a file that ends in .png or .svg" in printed
     assert "two or more finite values of lr" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_picture_of_the_front_page_is_drawn_from_the_stored_runs(tmp_path):
+    root = Path(__file__).parents[3]
+    script = runpy.run_path(str(root / "docs" / "figures" / "accuracy_against_lr.py"))
+    script["main"](tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert script["OUT"].stat().st_size < 100_000
+    assert f"({script['OUT'].relative_to(root)})" in (root / "README.md").read_text(encoding="utf-8")

@@ -284,6 +284,10 @@ WRONG = {
     "constraint": (run(config.Optimizer("sgd", 3.0)), "The optimizer sgd takes no constraint: leave l2_ball out."),
     "lr": (run(config.Optimizer("alig", options={"lr": -1.0})), "optimizer alig: "),
     "momentum": (run(config.Optimizer("alig", options={"momentum": 1.5})), "optimizer alig: "),
+    "a radius": (
+        run(config.Optimizer("alig", options={"l2_bal": 1.0})),
+        "optimizer alig: 'l2_bal' is not known; did you mean 'l2_ball'?",
+    ),
     "two radii": (
         run(config.Optimizer("alig", l2_ball=3.0, l2_ball_relative=1.5)),
         "optimizer alig: l2_ball and l2_ball_relative are one radius: write one of them.",
