@@ -5,6 +5,7 @@ Every check is a function that returns plain numbers; both processes run all of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -181,6 +183,42 @@ def constraints_on_parts() -> dict[str, Any]:
     return found
 
 
+def several_optimizers(kind: str, order: str, accumulate: int) -> float:
+    """Let each of two optimizers watch each of two losses; return the largest relative error of a loss in a step."""
+    torch.manual_seed(0)
+    nets: list[Any] = [nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in range(2)]
+    for i, net in enumerate(nets):
+        if kind == "DDP":
+            nets[i] = nn.parallel.DistributedDataParallel(net)
+        else:
+            fully_shard(net[0])
+            fully_shard(net)
+    optimizers = [polyak.ALIG(net.parameters(), lr=1e-3, lower_bound=-1.0) for net in nets]
+    x, worst = torch.randn(6, 4, generator=torch.Generator().manual_seed(dist.get_rank())), 0.0
+    for _ in range(3):
+        means = []
+        for i, net in enumerate(nets):
+            optimizers[i].zero_grad()
+            total = torch.zeros(())
+            for part in range(accumulate):
+                if kind == "FSDP2":
+                    net.set_requires_gradient_sync(part == accumulate - 1)
+                loss = (i + part + 1.0) * (net(x) - 1.0).square().mean()
+                for optimizer in optimizers:
+                    optimizer.watch(loss)
+                (loss / accumulate).backward()
+                total += loss.detach() / accumulate
+            dist.all_reduce(total)
+            means.append(float(total) / SIZE)
+            if order == "each":
+                optimizers[i].step()
+        for optimizer, mean in zip(optimizers, means, strict=True):
+            if order == "all":
+                optimizer.step()
+            worst = max(worst, abs(float(optimizer.last_step().loss) / mean - 1.0))
+    return worst
+
+
 def disagreement() -> str:
     """Processes that hold different parameters and know no common norm."""
     optimizer = polyak.ALIG([nn.Parameter(torch.ones(2 + dist.get_rank()))])
@@ -268,6 +306,8 @@ def main(rank: int, folder: Path) -> None:
     found["disagreement"] = disagreement()
     found["model per process"] = model_per_process(12)
     found["model per process, told so"] = model_per_process(12, sync_loss=False)
+    for cell in itertools.product(("DDP", "FSDP2"), ("each", "all"), (1, 3)):
+        found[f"several {cell}"] = several_optimizers(*cell)
     found["constraints on parts"] = constraints_on_parts()
     for context in ("first epoch", "second epoch", "Join"):
         found[f"join {context}"] = joined(context)

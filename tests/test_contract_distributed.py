@@ -35,6 +35,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes.SIZE)]
 
 
+@pytest.mark.filterwarnings("ignore:.*rescales the parameters")  # the ball is small on purpose
 @each_row
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_processes_make_the_steps_of_one_with_all_the_data(seen, kind, row):
@@ -108,3 +109,11 @@ def test_constraints_on_coordinates_and_replicas_are_allowed_where_the_norm_is_g
         for where in ("optimizer", "group", "later"):
             assert max(map(abs, found[f"box, {where}"])) <= 0.5
         assert found["box, optimizer"] == seen[0]["constraints on parts"]["box, later"]
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("order", ["each", "all"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_each_of_several_optimizers_sees_what_reaches_its_parameters(seen, kind, order, accumulate):
+    for found in seen:
+        assert found[f"several {(kind, order, accumulate)}"] <= 1e-5

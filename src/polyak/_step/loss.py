@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .._backend.distributed import is_sharded
+from .._backend.distributed import Leaves
 from .._backend.scalars import as_tensor
 from .._backend.vector import cast
 
@@ -23,12 +23,13 @@ class WatchedLoss:
     The hook on the loss runs inside backward, so every division for accumulation is in it, whoever made it. Gradients
     that came and are gone without a step (a GradScaler skipped it, then the loop called model.zero_grad()) take the
     value with them. A pass that does not reach the parameters, such as autograd.grad for a penalty or the loss of
-    another optimizer, counts only if no pass does: sharded parameters are not in the graph themselves.
+    another optimizer, counts only if no pass does: a loop may set the gradients that autograd.grad returns.
     """
 
     def __init__(self) -> None:
         self._reached: Tensor | None = None  # the sum over the passes that reach the parameters
         self._others: Tensor | None = None
+        self._leaves = Leaves()
         self._landed = False  # whether a gradient of the value has been there; a sharded one may come late
 
     def watch(self, loss: Tensor, groups: Groups, scaler: Any = None) -> Tensor:
@@ -48,7 +49,7 @@ class WatchedLoss:
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))
         if scaler is not None:  # scale() of a one is the current scale, still on the device
             part = part / scaler.scale(torch.ones_like(part))
-        if _is_reached(groups):
+        if self._is_reached(groups):
             self._reached = part if self._reached is None else self._reached + part
         else:
             self._others = part if self._others is None else self._others + part
@@ -62,14 +63,12 @@ class WatchedLoss:
     def _look(self, groups: Groups) -> None:
         self._landed = not (self._reached is self._others is None) and _any_gradient(groups)
 
-
-def _is_reached(groups: Groups) -> bool:
-    """Return whether the backward pass that is running accumulates a gradient of one of the parameters."""
-    if torch.compiler.is_compiling():
-        return True
-    params = [p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf]
-    sharded = [p for p in params if is_sharded(p)]  # all or none are in the graph, and each takes a while to ask
-    return any(_is_executed(p) for p in (*sharded[:1], *(p for p in params if not is_sharded(p))))
+    def _is_reached(self, groups: Groups) -> bool:
+        """Return whether the backward pass that is running accumulates a gradient of one of the parameters."""
+        if torch.compiler.is_compiling():
+            return True
+        params = [p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf]
+        return any(map(_is_executed, self._leaves.of(params)))
 
 
 def _is_executed(p: Tensor) -> bool:
