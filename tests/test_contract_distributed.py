@@ -14,7 +14,9 @@ import pytest
 
 import polyak
 import processes
+from observe import SMALL_BALLS
 
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 HERE = Path(__file__).parent
 each_row = pytest.mark.parametrize("row", processes.rows(), ids="-".join)
 

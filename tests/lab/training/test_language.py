@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lab.runs import call, execute, run
+from observe import SMALL_BALLS
 from polyak_lab import data, models
 from polyak_lab.config import run as config
 from polyak_lab.data.text import parse
@@ -132,6 +133,7 @@ def test_the_context_is_spelled_out_and_others_keep_their_hashes(fable):
     assert config.as_json(resolve(language(fable)))["data"]["context"] == 16
 
 
+@pytest.mark.filterwarnings(SMALL_BALLS)
 def test_a_run_does_not_go_on_with_another_text(fable, tmp_path):
     execute(tmp_path / "run", language(fable))
     fable.write_text(FABLE.replace("fox", "cat"), encoding="utf-8")
