@@ -37,7 +37,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes.SIZE)]
 
 
-@pytest.mark.filterwarnings("ignore:.*rescales the parameters")  # the ball is small on purpose
+@pytest.mark.filterwarnings(SMALL_BALLS)
 @each_row
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_processes_make_the_steps_of_one_with_all_the_data(seen, kind, row):
