@@ -7,12 +7,15 @@ import torch
 from rich.console import Console
 
 from lab.runs import ALIG, call, execute, run
+from observe import SMALL_BALLS
 from polyak_lab.config import run as config
 from polyak_lab.errors import LabError
 from polyak_lab.progress import Progress
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import build
 from polyak_lab.training.loop import choose_step, train_epoch
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 SGD = config.Optimizer("sgd", options={"lr": 0.1, "momentum": 0.9})
 KINDS = {

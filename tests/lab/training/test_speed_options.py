@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from lab.runs import execute, run
+from observe import SMALL_BALLS
 from polyak_lab.config import run as config
 from polyak_lab.errors import LabError
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import build
+
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 SMALL = {"model": "resnet8", "epochs": 1, "max_batches": 4, "batch_size": 64}
 
