@@ -133,8 +133,8 @@ def test_every_process_scores_with_the_running_statistics_that_are_stored(tmp_pa
 WRONG = {
     "an unknown optimizer": ((*TRAIN[:-1], "aligg", "--model", "mlp"), "did you mean 'alig'?"),
     "no epochs": ((*ALIG, "--epochs", "0"), "training.epochs is 0"),
-    "one GPU for two": ((*ALIG, "--device", "cuda:0"), "write cuda, and each takes its own"),
-    "too few GPUs": ((*ALIG, "--device", "cuda"), "2 processes share this machine"),
+    "one GPU for two": ((*ALIG, "--device", "cuda:0"), "write cuda, which gives each its own GPU"),
+    "too few GPUs": ((*ALIG, "--device", "cuda"), "start at most one process per GPU"),
     "no data": ((*ALIG, "--data", "cifar100"), "polyak data fetch cifar100"),
     "an alien folder": ((*ALIG, "--out", HERE), "is not empty and not a run folder"),
     "another verb": (("table", "runs"), "torchrun starts polyak train and polyak run"),
