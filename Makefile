@@ -8,7 +8,7 @@ SWEEP := $(VENV)/.sweep
 PYRIGHT := $(VENV)/.pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-gpu test-system test-frameworks test-sweep lint types types-pyright format bench docs clean
+.PHONY: help demo test test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep lint types types-pyright format bench docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: $(READY) ## train ALI-G beside its rivals on real data; prints the table, 
 
 test: $(READY) lint types ## everything that must hold, in under 8 minutes
 	@$(BIN)/pytest -n auto --cov --cov-report=term
+
+test-full: $(READY) ## every method crossed with every backend, type and momentum: `make test` draws from these
+	@$(BIN)/pytest -n auto --full
 
 test-slow: $(READY) ## the longer checks: kills at 20 moments, the fault campaign
 	@$(BIN)/pytest -m slow

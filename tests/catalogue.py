@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
+import papers
 import polyak
 from papers import alig, smooth_sps, sps
 
@@ -28,7 +30,11 @@ MOMENTUM: dict[str, dict[str, Any]] = {
     "none": {},
     "nesterov": {"momentum": 0.4},
     "adjusted": {"momentum": 0.4, "adjusted_momentum": True},
+    "heavy ball": {"momentum": 0.4},
 }
+
+
+SOME = frozenset({"momentum", "eps"})  # options that most methods have
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,22 @@ class Method:
     momenta: tuple[str, ...] = ("none", "nesterov")
     required: Mapping[str, Any] = field(default_factory=dict)
     step_sizes: tuple[str, ...] = ("lr",)
+    hard_cap: bool = True
+    """Whether γ = min{ratio, lr}, not something smooth below."""
+    own_cap: bool = False
+    """Whether a cap of the method's own falls below lr."""
+    scale_free: bool = True
+    """Whether s times the loss gives the same points at lr / s."""
 
     def build(self, params: Iterable[Any], form: str = "none", **options: Any) -> polyak.PolyakOptimizer:
-        """Return the optimizer with one of the MOMENTUM forms."""
-        return self.cls(params, **{**self.required, **MOMENTUM[form], **options})
+        """Return the optimizer with one of the MOMENTUM forms, without an eps or a momentum that it does not have."""
+        given = {**self.required, "momentum": 0.0, **MOMENTUM[form], **options}
+        known = inspect.signature(self.cls).parameters
+        return self.cls(params, **{name: value for name, value in given.items() if name in known or name not in SOME})
 
     def transcribed(self, x: ndarray, f: Callable[..., Any], steps: int, **options: Any) -> ndarray:
         """Run the paper's pseudo-code with the library's names for the options."""
-        given = {**self.required, **options}
+        given = {**self.required, **({"momentum": 0.0} if "momentum" in self.symbols else {}), **options}
         return self.paper(x, f, steps, **{self.symbols[name]: value for name, value in given.items()})
 
     @property
@@ -66,6 +80,14 @@ class Method:
 
 
 _SPS_SYMBOLS = {"lr": "γ_b", "c": "c", "lower_bound": "f_star", "eps": "ε", "momentum": "μ", "radius": "r"}
+
+_MOMO_SYMBOLS = {
+    "lr": "α",
+    "weight_decay": "λ",
+    "learn_lower_bound": "star",
+    "lower_bound": "f_star",
+    "radius": "r",
+}
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -96,13 +118,183 @@ METHODS: tuple[Method, ...] = (
         required={"steps_per_epoch": 3},
         step_sizes=("lr", "init_step_size"),
     ),
+    Method(
+        "MoMo",
+        polyak.MoMo,
+        papers.momo,
+        symbols=_MOMO_SYMBOLS | {"momentum": "β", "bias_correction": "bias_correction"},
+        trials=(
+            {"momentum": 0.5},
+            {"lr": 0.5, "weight_decay": 0.01, "lower_bound": -1e-3, "learn_lower_bound": True},
+            {"lr": 2.0, "momentum": 0.8, "bias_correction": True, "learn_lower_bound": True},
+        ),
+        momenta=("none",),
+    ),
+    Method(
+        "MoMoAdam",
+        polyak.MoMoAdam,
+        papers.momo_adam,
+        symbols=_MOMO_SYMBOLS | {"betas": "β", "eps": "ε", "decoupled_weight_decay": "decoupled"},
+        trials=(
+            {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-4},
+            {"lr": 0.3, "weight_decay": 0.01, "learn_lower_bound": True, "eps": 1e-3},
+            {"lr": 0.1, "weight_decay": 0.01, "decoupled_weight_decay": True, "lower_bound": -1e-3},
+        ),
+        momenta=("none",),
+        scale_free=False,
+    ),
+    Method(
+        "NGN",
+        polyak.NGN,
+        papers.ngn,
+        symbols={"lr": "c", "momentum": "β", "lower_bound": "f_star", "radius": "r"},
+        trials=({}, {"lr": 3.0, "lower_bound": -1e-3}, {"lr": math.inf}),
+        momenta=("none", "heavy ball"),
+        hard_cap=False,
+    ),
+    Method(
+        "NGNMD",
+        polyak.NGNMD,
+        papers.ngn_md,
+        symbols={
+            "lr": "c",
+            "betas": "β",
+            "eps": "ε",
+            "weight_decay": "λ",
+            "lower_bound": "f_star",
+            "radius": "r",
+        },
+        trials=(
+            {},
+            {"lr": 0.5, "betas": (0.5, 0.9), "weight_decay": 0.01},
+            {"lr": 1.0, "eps": 1e-3, "lower_bound": -1e-3},
+        ),
+        momenta=("none",),
+        hard_cap=False,
+        scale_free=False,
+    ),
+    Method(
+        "MomSPS",
+        polyak.MomSPS,
+        papers.mom_sps,
+        symbols={"lr": "γ_b", "c": "c", "momentum": "β", "lower_bound": "f_star", "radius": "r"},
+        trials=({"lr": 1.0}, {"c": 1.2, "lr": 2.0}, {"c": 1.2, "lr": 2.5, "lower_bound": -1e-3}),
+        momenta=("none", "heavy ball"),
+    ),
+    Method(
+        "SmoothMomSPS",
+        polyak.SmoothMomSPS,
+        papers.smooth_mom_sps,
+        symbols={
+            "lr": "γ_b",
+            "steps_per_epoch": "n",
+            "c": "c",
+            "momentum": "β",
+            "gamma": "τ",
+            "init_step_size": "γ_0",
+            "lower_bound": "f_star",
+            "radius": "r",
+        },
+        trials=(
+            {"c": 1.2, "init_step_size": 0.1},
+            {"c": 1.2, "lr": 2.0, "steps_per_epoch": 5, "gamma": 1.5},
+            {"c": 1.0, "lr": 3.0, "gamma": 4.0, "lower_bound": -1e-3},
+        ),
+        momenta=("none", "heavy ball"),
+        required={"steps_per_epoch": 3},
+        step_sizes=("lr", "init_step_size"),
+    ),
+    Method(
+        "SafeSPS",
+        polyak.SafeSPS,
+        papers.safe_sps,
+        symbols={
+            "lr": "γ_b",
+            "floor": "M",
+            "momentum": "β",
+            "weight_decay": "λ_wd",
+            "lower_bound": "f_star",
+            "radius": "r",
+        },
+        trials=(
+            {"lr": 0.5},
+            {"lr": 2.0, "floor": 0.01},
+            {"lr": 1.0, "floor": 0.1, "weight_decay": 0.01, "lower_bound": -1e-3},
+        ),
+        momenta=("none", "heavy ball"),
+        scale_free=False,
+    ),
+    Method(
+        "DecSPS",
+        polyak.DecSPS,
+        papers.dec_sps,
+        symbols={"lr": "γ_b", "c0": "c_0", "lower_bound": "f_star", "radius": "r"},
+        trials=({"lr": 1.0}, {"lr": 2.0, "c0": 1.5}, {"lr": 0.5, "lower_bound": -1e-3}),
+        momenta=("none",),
+        own_cap=True,
+    ),
+    Method(
+        "AdaSPS",
+        polyak.AdaSPS,
+        papers.ada_sps,
+        symbols={"lr": "η_max", "c": "c_p", "lower_bound": "f_star", "radius": "r"},
+        trials=({"lr": 1.0}, {"lr": 2.0, "c": 0.7}, {"lr": 0.5, "lower_bound": -1e-3}),
+        momenta=("none",),
+        own_cap=True,
+        scale_free=False,
+    ),
+    Method(
+        "IAM",
+        polyak.IAM,
+        papers.iam,
+        symbols={"lr": "η_max", "momentum": "β", "lower_bound": "f_star", "radius": "r"},
+        trials=({}, {"lr": 0.5, "momentum": None}, {"lr": 2.0, "lower_bound": -1e-3}),
+        momenta=("none", "heavy ball"),
+    ),
+    Method(
+        "IAMAdam",
+        polyak.IAMAdam,
+        papers.iam_adam,
+        symbols={
+            "lr": "η_max",
+            "momentum": "β",
+            "beta2": "β2",
+            "eps": "ε",
+            "lower_bound": "f_star",
+            "radius": "r",
+        },
+        trials=(
+            {},
+            {"lr": 0.1, "momentum": None, "beta2": 0.9},
+            {"lr": 0.3, "eps": 1e-3, "lower_bound": -1e-3},
+        ),
+        momenta=("none", "heavy ball"),
+        scale_free=False,
+    ),
 )
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-each_form = pytest.mark.parametrize(
-    ("method", "form"),
-    [pytest.param(method, form, id=f"{method.name}-{form}") for method in METHODS for form in method.momenta],
-)
+CLASSIC = METHODS[:3]  # γ = min{gap / (c‖g‖² + ε), lr} along −g, with Nesterov's momentum if any
+
+BUFFERED = tuple(method for method in METHODS if "float32_momentum" in method.defaults)
+CAPPED = tuple(method for method in METHODS if not method.own_cap)
+SCALE_FREE = tuple(method for method in METHODS if method.scale_free)
+UNDECAYED = tuple(method for method in METHODS if "weight_decay" not in method.defaults)
+
+
+def _each(methods: Iterable[Method]) -> Any:
+    return pytest.mark.parametrize("method", methods, ids=lambda method: method.name)
+
+
+def _each_form(methods: Iterable[Method]) -> Any:
+    rows = [pytest.param(method, form, id=f"{method.name}-{form}") for method in methods for form in method.momenta]
+    return pytest.mark.parametrize(("method", "form"), rows)
+
+
+each_classic, each_classic_form = _each(CLASSIC), _each_form(CLASSIC)
+each_buffered, each_buffered_form = _each(BUFFERED), _each_form(BUFFERED)
+each_capped, each_capped_form = _each(CAPPED), _each_form(CAPPED)
+each_undecayed, each_scale_free_form = _each(UNDECAYED), _each_form(SCALE_FREE)
+each_method, each_form = _each(METHODS), _each_form(METHODS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 
 

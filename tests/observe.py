@@ -21,6 +21,19 @@ SMALL_BALLS = r"ignore:\w+. L2Ball\(radius=[^)]*\) rescales the parameters from 
 REPORTS = frozenset({"step_size", "skipped_steps"})
 
 
+AVERAGES = ("gradient_average", "square_average", "steps", "loss_average", "dot_average", "learned_lower_bound")
+
+
+def is_average(name: str) -> bool:
+    """Return whether a name of a snapshot is that of an average, which follows every finite batch."""
+    return name.split()[0] in AVERAGES
+
+
+def is_averaging(optimizer: polyak.PolyakOptimizer) -> bool:
+    """Return whether a method keeps averages."""
+    return bool(optimizer.averages())
+
+
 def snapshot(optimizer: polyak.PolyakOptimizer) -> Snapshot:
     """Copy every parameter, buffer and scalar of an optimizer."""
     found: Snapshot = {}

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import polyak
-from catalogue import Problem, each_form, each_method
+from catalogue import Problem, each_classic, each_form, each_method, each_undecayed
 from observe import give
 
 STEPS = 50
@@ -64,7 +64,7 @@ def test_fifty_steps_without_a_move_say_why_once(method, form, loss, scale, why)
     assert said(lambda: run(optimizer, 2 * STEPS, scale, loss=loss)) == []
 
 
-@each_method
+@each_classic
 def test_one_step_that_moves_starts_the_count_again(method):
     optimizer = method.build(fresh(), lr=1e-6)
     for _ in range(3):
@@ -78,7 +78,7 @@ def test_a_cap_of_zero_is_meant(method):
     run(optimizer, 2 * STEPS, loss=1.0)
 
 
-@each_method
+@each_classic
 @pytest.mark.parametrize("device", ["meta", "device arithmetic"])
 def test_nothing_is_read_where_the_host_would_wait(method, device, request):
     problem = Problem.make()
@@ -105,7 +105,7 @@ def test_a_closure_that_computes_no_gradient_is_told_once(method):
     assert said(lambda: [optimizer.step(lambda: 1.0) for _ in range(3)]) == []
 
 
-@each_method
+@each_classic
 def test_a_process_may_hold_no_gradient_if_the_whole_norm_is_given(method):
     method.build(fresh()).step(loss=1.0, grad_sq_norm=4.0)
 
@@ -144,7 +144,7 @@ def test_a_schedule_on_an_infinite_cap_is_told_once(method, scheduler, kind):
     assert sentence.endswith("give a finite lr.")
 
 
-@each_method
+@each_classic
 @pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR"])
 def test_a_schedule_that_sets_the_cap_itself_is_fine(method, scheduler):
     optimizer = method.build(fresh(), "nesterov", lr=math.inf)
@@ -171,7 +171,7 @@ LATER: dict[str, tuple[Any, str]] = {
 }
 
 
-@each_method
+@each_undecayed
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, (value, _) in LATER.items()])
 @pytest.mark.parametrize("first_off", [False, True])
 def test_an_option_that_no_method_has_is_told_once_when_it_is_set_later(method, name, value, first_off):
@@ -201,7 +201,7 @@ def test_an_option_of_another_method_is_told_once(method, when):
 # Momentum without a cap
 
 
-@each_method
+@each_classic
 @pytest.mark.parametrize("momentum", [0.9, 0.99])
 def test_a_large_momentum_without_a_cap_is_told_once(method, momentum):
     if method.name == "SmoothSPS":

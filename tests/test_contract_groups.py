@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from catalogue import Problem, each_backend, each_form, each_method, flat
+from catalogue import Problem, each_backend, each_classic, each_classic_form, each_form, each_method, flat
 from observe import SMALL_BALLS, bits, changed, give, moved, random_like, snapshot
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -36,7 +36,7 @@ def test_groups_with_the_same_options_are_one_vector(method, form, backend):
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
 
 
-@each_form
+@each_classic_form
 def test_groups_share_one_norm_and_keep_their_own_cap(method, form):
     a, b = ones(3, 2)
     optimizer = method.build([{"params": [a], "lr": 1e-3}, {"params": [b], "lr": 10.0}], form, eps=0.0)
@@ -49,7 +49,7 @@ def test_groups_share_one_norm_and_keep_their_own_cap(method, form):
     assert (float(second.step_size), bool(second.capped)) == (float(second.ratio), False)
 
 
-@each_method
+@each_classic
 def test_a_group_at_rest_still_counts_in_the_norm(method):
     a, b = ones(1, 1)
     optimizer = method.build([{"params": [a]}, {"params": [b]}])
@@ -61,7 +61,7 @@ def test_a_group_at_rest_still_counts_in_the_norm(method):
     assert a.item() < 1.0
 
 
-@each_method
+@each_classic
 def test_every_group_has_its_own_lower_bound_and_a_call_overrides_all(method):
     a, b = ones(1, 1)
     optimizer = method.build([{"params": [a], "lower_bound": 0.5}, {"params": [b]}], eps=0.0, lr=math.inf)

@@ -97,7 +97,7 @@ def _check_sets(groups: list[dict], sets: dict[int, polyak.Constraint | None]) -
             case "shared":
                 together.append(p)
     if together:
-        assert norm(together) == pytest.approx(3.0)
+        assert norm(together) <= 3.0 * (1 + 1e-6)
 
 
 @each_backend

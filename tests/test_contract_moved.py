@@ -43,7 +43,9 @@ def check(optimizer: polyak.PolyakOptimizer, skipped: int) -> None:
         assert {value.device for value in scalars} == {group["params"][0].device}
         assert {value.dtype for value in scalars} == {scalar, torch.int64}
         for p in group["params"]:
-            assert {(b.device, b.dtype) for b in optimizer.state[p].values()} <= {(p.device, p.dtype)}
+            for name, buffer in optimizer.state[p].items():
+                wide = torch.promote_types(p.dtype, torch.float32) if name == "square_average" else p.dtype
+                assert (buffer.device, buffer.dtype) == (p.device, wide)
     if not params[0].is_meta:
         assert int(optimizer.param_groups[0]["skipped_steps"]) == skipped
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from catalogue import METHODS, each_backend, each_form
+from catalogue import CLASSIC, METHODS, each_backend, each_classic_form
 from observe import bits, give
 from polyak._backend import chunks
 
 NARROW = (torch.float16, torch.complex32, torch.bfloat16)
 FORMS = [pytest.param(method, form, id=f"{method.name}-{form}") for method in METHODS for form in method.momenta[1:]]
+each_classic_momentum = pytest.mark.parametrize(("method", "form"), [row for row in FORMS if row.values[0] in CLASSIC])
 each_momentum = pytest.mark.parametrize(("method", "form"), FORMS)
 
 
@@ -33,7 +34,7 @@ def build(method: object, params: list, form: str, backend: dict, where: str, **
     return method.build(params, form, **options, **backend)
 
 
-@each_form
+@each_classic_form
 @each_backend
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
@@ -50,7 +51,7 @@ def test_a_step_that_is_long_in_all_moves_every_number(method, form, backend, dt
     assert w[0].real.item() == pytest.approx(expected, rel=2e-2)
 
 
-@each_form
+@each_classic_form
 @each_backend
 def test_float16_refuses_what_it_cannot_hold_and_nothing_else(method, form, backend, where):
     for x, sign, moves in ((6e4, 1.0, True), (6e4, -1.0, False), (-6e4, -1.0, True), (-6e4, 1.0, False)):
@@ -88,7 +89,7 @@ def test_a_buffer_that_is_too_long_decays_until_steps_fit_again(method, form, ba
     assert int(optimizer.last_step(1).skipped_steps) == skipped
 
 
-@each_momentum
+@each_classic_momentum
 @each_backend
 def test_momentum_that_pushes_out_of_float16_decays(method, form, backend, where):
     w = nn.Parameter(torch.full((3,), 6.5e4, dtype=torch.float16))

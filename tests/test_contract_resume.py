@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import polyak
-from catalogue import each_backend, each_form, each_method
+from catalogue import each_backend, each_buffered, each_classic, each_form, each_method
 from observe import SMALL_BALLS, changed, give, random_like, refused, snapshot
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -81,7 +81,7 @@ def test_a_state_survives_loading_unchanged(method, form):
     assert [set(group) for group in resumed.param_groups] == [set(group) for group in optimizer.param_groups]
 
 
-@each_method
+@each_buffered
 @each_backend
 def test_the_state_of_another_model_is_refused_and_nothing_loaded(method, backend):
     optimizer, larger = (
@@ -141,7 +141,7 @@ def test_an_optimizer_can_be_copied_before_its_first_step(method):
         copy.deepcopy(optimizer).last_step()
 
 
-@each_method
+@each_classic
 def test_a_state_from_before_an_option_existed_gets_its_default(method):
     options = method.defaults
     saved = method.build(fresh(), "nesterov").state_dict()
@@ -243,7 +243,7 @@ def test_a_step_without_loss_at_lr_zero_only_creates_the_state(method, form):
     assert optimizer.step() is None
     after = snapshot(optimizer)
     assert changed(before, after) == after.keys() - before.keys()
-    expected = {p for p in params if optimizer.defaults["momentum"]}
+    expected = {p for p in params if optimizer.buffers(optimizer.param_groups[0])}
     assert set(optimizer.state) == expected
     with pytest.raises(RuntimeError, match="before the first step"):
         optimizer.last_step()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import polyak
-from catalogue import METHODS, each_form, each_method
+from catalogue import CLASSIC, METHODS, each_form, each_method
 from observe import changed, give, random_like, refused, snapshot
 
 
@@ -65,7 +65,7 @@ def test_the_state_of_another_optimizer_is_refused_and_nothing_loaded(method, st
 @each_method
 @pytest.mark.parametrize("age", ["new", "0.1.0"])
 def test_the_state_of_another_method_is_refused(method, age):
-    for other in METHODS:
+    for other in METHODS if age == "new" else CLASSIC:
         saved = run(other.build(fresh(), "nesterov"), loss=1.0).state_dict()
         saved = saved if age == "new" else without_method(saved)
         optimizer = method.build(fresh())
@@ -78,7 +78,8 @@ def test_the_state_of_another_method_is_refused(method, age):
 
 @each_method
 def test_a_wrong_value_in_a_state_is_refused(method):
-    for name, value in {"momentum": 1.5, "lr": -1.0, "lower_bound": "0", "foreach": 3}.items():
+    wrong = {"momentum": 1.5, "lr": -1.0, "lower_bound": "0", "foreach": 3}
+    for name, value in ((name, value) for name, value in wrong.items() if name in method.defaults):
         optimizer, saved = method.build(fresh()), method.build(fresh()).state_dict()
         saved["param_groups"][0][name] = value
         with refused(ValueError, method.name, f"{name}={value!r} is not allowed"):
@@ -87,10 +88,11 @@ def test_a_wrong_value_in_a_state_is_refused(method):
 
 @each_method
 def test_a_buffer_that_is_no_tensor_is_refused(method):
-    saved = run(method.build(fresh(), "nesterov"), loss=1.0).state_dict()
-    saved["state"][0]["momentum_buffer"] = None
-    with refused(ValueError, method.name, "a momentum of shape NoneType"):
-        method.build(fresh(), "nesterov").load_state_dict(saved)
+    for name in (optimizer := method.build(fresh(), "nesterov")).buffers(optimizer.param_groups[0]):
+        saved = run(method.build(fresh(), "nesterov"), loss=1.0).state_dict()
+        saved["state"][0][name] = None
+        with refused(ValueError, method.name, "of shape NoneType"):
+            method.build(fresh(), "nesterov").load_state_dict(saved)
 
 
 @each_form
@@ -174,9 +176,10 @@ def test_the_last_step_follows_its_group(method):
     optimizer = method.build([{"params": [p], "lr": lr} for p, lr in zip(fresh(), (1e-3, 2e-3), strict=True)])
     run(optimizer, 1, loss=1e3)
     optimizer.param_groups.reverse()
-    assert float(optimizer.last_step().step_size) == pytest.approx(2e-3)
+    rel = 1e-6 if method.hard_cap else 1e-2
+    assert float(optimizer.last_step().step_size) == pytest.approx(2e-3, rel=rel)
     del optimizer.param_groups[0]
-    assert float(optimizer.last_step().step_size) == pytest.approx(1e-3)
+    assert float(optimizer.last_step().step_size) == pytest.approx(1e-3, rel=rel)
 
 
 class Interrupted(polyak.Constraint):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import polyak
-from catalogue import Problem, each_backend, each_form, each_method, flat
+from catalogue import Problem, each_backend, each_classic_form, each_form, each_method, each_scale_free_form, flat
 from observe import SMALL_BALLS
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -21,6 +21,26 @@ def _same(x: np.ndarray, expected: np.ndarray) -> None:
 
 # (one method, its options), (another, its options): the same trajectory
 EQUAL = {
+    "MoMo without momentum is SPS with c = 1": (
+        (polyak.MoMo, {"lr": 2.0, "momentum": 0.0}),
+        (polyak.SPS, {"lr": 2.0, "c": 1.0, "eps": 0.0}),
+    ),
+    "NGN without a cap is SPS with c = 1/2": (
+        (polyak.NGN, {"lr": math.inf}),
+        (polyak.SPS, {"c": 0.5, "eps": 0.0}),
+    ),
+    "SafeSPS without a floor and with momentum is IAM": (
+        (polyak.SafeSPS, {"lr": 2.0, "floor": 0.0, "momentum": 0.4}),
+        (polyak.IAM, {"lr": 2.0, "momentum": 0.4}),
+    ),
+    "MomSPS without momentum is SPS": (
+        (polyak.MomSPS, {"lr": 2.0, "momentum": 0.0}),
+        (polyak.SPS, {"lr": 2.0, "c": 1.0, "eps": 0.0}),
+    ),
+    "SmoothMomSPS whose cap grows at once is MomSPS": (
+        (polyak.SmoothMomSPS, {"lr": 2.0, "momentum": 0.4, "steps_per_epoch": 1, "gamma": 1e9}),
+        (polyak.MomSPS, {"lr": 2.0, "momentum": 0.4}),
+    ),
     "ALI-G with δ = 0 is SPS with c = 1": (
         (polyak.ALIG, {"lr": 2.0, "eps": 0.0}),
         (polyak.SPS, {"lr": 2.0, "eps": 0.0, "c": 1.0}),
@@ -55,7 +75,7 @@ def test_two_methods_are_the_same(one, other, backend):
 
 
 @each_backend
-@each_form
+@each_classic_form
 @pytest.mark.parametrize("lr", [0.05, 0.3])
 def test_with_a_cap_that_always_binds_a_method_is_sgd_with_nesterov_momentum(method, form, backend, lr):
     problem, params, sgd_params = Problem.make(), (make := Problem.make().params)(), make()
@@ -69,6 +89,46 @@ def test_with_a_cap_that_always_binds_a_method_is_sgd_with_nesterov_momentum(met
         problem.loss(sgd_params, t).backward()
         sgd.step()
     _same(flat(params), flat(sgd_params))
+
+
+def _sgd_of(cls, options, **sgd):
+    """Run a method whose cap always binds beside one of torch's optimizers, and return both points."""
+    problem, params, torch_params = Problem.make(), Problem.make().params(), Problem.make().params()
+    optimizer, twin = cls(params, lower_bound=-1e6, **options), sgd.pop("rival")(torch_params, foreach=False, **sgd)
+    for t in range(STEPS):
+        problem.steps(optimizer, params, 1, first=t)
+        assert optimizer.last_step().capped
+        twin.zero_grad()
+        problem.loss(torch_params, t).backward()
+        twin.step()
+    return flat(params), flat(torch_params)
+
+
+@each_backend
+def test_momo_whose_cap_binds_is_sgd_with_dampening(backend):
+    _same(*_sgd_of(polyak.MoMo, {"lr": 0.3, **backend}, rival=torch.optim.SGD, lr=0.3, momentum=0.9, dampening=0.9))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.4])
+@pytest.mark.parametrize("cls", [polyak.MomSPS, polyak.SafeSPS, polyak.IAM], ids=lambda cls: cls.__name__)
+def test_a_heavy_ball_whose_cap_binds_is_sgd_with_its_step_times_one_minus_momentum(cls, momentum):
+    sgd = {"rival": torch.optim.SGD, "lr": 0.3 * (1 - momentum), "momentum": momentum}
+    _same(*_sgd_of(cls, {"lr": 0.3, "momentum": momentum}, **sgd))
+
+
+@pytest.mark.parametrize("foreach", [None, False, True])
+def test_momo_adam_whose_cap_binds_is_adam_bit_for_bit(foreach):
+    x, expected = _sgd_of(polyak.MoMoAdam, {"lr": 0.01, "foreach": foreach}, rival=torch.optim.Adam, lr=0.01)
+    assert (x == expected).all()
+    decay = {"weight_decay": 0.1}
+    x, expected = _sgd_of(
+        polyak.MoMoAdam,
+        {"lr": 0.01, "foreach": foreach, "decoupled_weight_decay": True, **decay},
+        rival=torch.optim.AdamW,
+        lr=0.01,
+        **decay,
+    )
+    assert (x == expected).all()
 
 
 SPLITS = {
@@ -120,7 +180,7 @@ def _per_scale(method, options, scale):
     return options | {name: options[name] / scale for name in method.step_sizes}
 
 
-@each_form
+@each_scale_free_form
 @pytest.mark.parametrize("scale", [1e-6, 3.0, 1e6])
 @pytest.mark.parametrize("lr", [1.0, math.inf])
 def test_scaling_the_loss_divides_the_step_sizes_and_leaves_the_points(method, form, scale, lr):
@@ -142,7 +202,11 @@ def test_adding_a_constant_to_the_loss_and_its_bound_changes_nothing(method, for
 
 @each_method
 def test_the_bound_of_the_call_comes_before_the_bound_of_the_group(method):
-    low, high = method.trials[1] | {"lower_bound": -5.0}, method.trials[1] | {"lower_bound": 0.01}
+    options = {
+        name: value for name, value in method.trials[1].items() if name not in ("learn_lower_bound", "weight_decay")
+    }
+    options |= {"lr": 2.0} if method.name == "MoMo" else {}  # at the cap of its trial, no bound counts
+    low, high = options | {"lower_bound": -5.0}, options | {"lower_bound": 0.01}
     x, _ = _run(method, "none", high)
     y, _ = _run(method, "none", low, lower_bound=torch.tensor(0.01, dtype=torch.float64))
     _same(y, x)

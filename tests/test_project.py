@@ -126,7 +126,7 @@ def test_every_class_shows_an_example_that_uses_it(cls):
 def test_every_method_says_its_formula_its_source_and_its_differences(cls):
     text = inspect.cleandoc(cls.__doc__)
     assert "γ" in text
-    assert "\nDifferences from the authors' code:" in text
+    assert re.search(r"\nDifferences from the (authors' code|paper):", text)
     assert re.search(r"\nReference:\n.*arXiv:\d{4}\.\d{5}", text, re.DOTALL)
 
 

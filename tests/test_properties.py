@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import polyak
-from catalogue import BACKENDS, METHODS, Method
+from catalogue import BACKENDS, CLASSIC, METHODS, Method
 from observe import SMALL_BALLS, give, moved, random_like, snapshot
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -110,7 +110,8 @@ def held(optimizer: polyak.PolyakOptimizer, params: list[nn.Parameter]) -> float
 
 def check_scalars(optimizer: polyak.PolyakOptimizer) -> None:
     for name, value in snapshot(optimizer).items():
-        assert value.isfinite().all(), name
+        unset = name.split()[0] in ("learned_lower_bound", "previous", "previous_step_size") and value.isinf()
+        assert unset or value.isfinite().all(), name
     for group in optimizer.param_groups:
         assert group["step_size"] >= 0
         assert group.get("previous_step_size", 1.0) > 0
@@ -122,7 +123,7 @@ def check_skip(optimizer: polyak.PolyakOptimizer, index: int, finite: bool, befo
     having = [p for p in group["params"] if p.grad is not None]
     event(f"finite: {finite}, skipped: {bool(last.skipped)}")
     assert finite or not having or last.skipped
-    if last.skipped and finite:
+    if last.skipped and finite and isinstance(optimizer, tuple(method.cls for method in CLASSIC)):
         longest = min(float(last.ratio), group["lr"]) / (1 - group["momentum"])
         length = float(last.grad_sq_norm) + (held(optimizer, having) if group.get("adjusted_momentum") else 0.0)
         too_far = longest * longest * length > largest(having) or length > largest(having) * largest(having) / 4

@@ -28,12 +28,13 @@ def test_the_common_options_are_the_keyword_arguments_of_the_base():
 def test_the_signature_and_the_help_show_every_option(method):
     parameters = inspect.signature(method.cls).parameters
     shown = pydoc.plain(pydoc.render_doc(method.cls))
-    assert parameters.keys() >= COMMON | {"params", "lr"}
+    assert parameters.keys() >= set(get_type_hints(polyak.Common)) | {"params", "lr"}
     assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     assert all(f"{name}: " in method.cls.__doc__ for name in parameters)
     assert all(f"{name}:" in shown for name in parameters)
-    for name in COMMON:
+    for name in get_type_hints(polyak.Common):
         assert parameters[name].default == BASE[name].default
+    for name in COMMON:
         assert f"        {name}: " in polyak.PolyakOptimizer.__doc__
 
 

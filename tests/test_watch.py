@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from catalogue import each_method
+from catalogue import METHODS, each_method
 from observe import refused
 
 ROWS = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
@@ -251,7 +251,7 @@ def test_a_step_inside_backward_is_refused_with_the_reason(method, door, optimiz
     assert all(torch.equal(p, old) for p, old in zip(of, before, strict=True))
 
 
-@each_method
+@pytest.mark.parametrize("method", [m for m in METHODS if m.cls.takes_norm], ids=lambda method: method.name)
 def test_a_step_inside_backward_that_is_given_the_whole_norm_is_made(method):
     model, optimizer = pair(method)
     model.bias.requires_grad_(False)

@@ -3,7 +3,7 @@
 from . import _import_torch  # noqa: F401 (first)
 from ._step.decision import LastStep, Line
 from ._step.optimizer import PolyakOptimizer
-from ._step.options import Common, CommonAndMomentum
+from ._step.options import Common, CommonAndBuffers, CommonAndMomentum
 from .constraints import (
     Affine,
     Box,
@@ -15,7 +15,18 @@ from .constraints import (
     NonNegative,
     Simplex,
 )
+from .methods.ada_sps import AdaSPS
 from .methods.alig import ALIG
+from .methods.dec_sps import DecSPS
+from .methods.iam import IAM
+from .methods.iam_adam import IAMAdam
+from .methods.mom_sps import MomSPS
+from .methods.momo import MoMo
+from .methods.momo_adam import MoMoAdam
+from .methods.ngn import NGN
+from .methods.ngn_md import NGNMD
+from .methods.safe_sps import SafeSPS
+from .methods.smooth_mom_sps import SmoothMomSPS
 from .methods.smooth_sps import SmoothSPS
 from .methods.sps import SPS
 
@@ -23,20 +34,32 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALIG",
+    "IAM",
+    "NGN",
+    "NGNMD",
     "SPS",
+    "AdaSPS",
     "Affine",
     "Box",
     "Common",
+    "CommonAndBuffers",
     "CommonAndMomentum",
     "Constraint",
+    "DecSPS",
     "Halfspace",
+    "IAMAdam",
     "L1Ball",
     "L2Ball",
     "LInfBall",
     "LastStep",
     "Line",
+    "MoMo",
+    "MoMoAdam",
+    "MomSPS",
     "NonNegative",
     "PolyakOptimizer",
+    "SafeSPS",
     "Simplex",
+    "SmoothMomSPS",
     "SmoothSPS",
 ]

@@ -31,10 +31,22 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "alig": polyak.ALIG,
     "sps": polyak.SPS,
     "smooth-sps": polyak.SmoothSPS,
+    "momo": polyak.MoMo,
+    "momo-adam": polyak.MoMoAdam,
+    "ngn": polyak.NGN,
+    "ngn-md": polyak.NGNMD,
+    "mom-sps": polyak.MomSPS,
+    "smooth-mom-sps": polyak.SmoothMomSPS,
+    "safe-sps": polyak.SafeSPS,
+    "dec-sps": polyak.DecSPS,
+    "ada-sps": polyak.AdaSPS,
+    "iam": polyak.IAM,
+    "iam-adam": polyak.IAMAdam,
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+NONE = "none"  # how a recipe writes None, for which TOML has no value
 # The model, `l2_ball` and the launcher give them.
 _NOT_OPTIONS = {"params", "constraint", "sync_loss", "process_group"}
 
@@ -55,7 +67,8 @@ def resolve(choice: config.Optimizer) -> config.Optimizer:
     for key in choice.options:
         check_known(key, [*known, *(config.BALLS if "constraint" in parameters else ())], f"optimizer {choice.name}")
     _check_ball(choice, "constraint" in parameters)
-    given = {name: choice.options.get(name, parameters[name].default) for name in known}
+    options = {key: None if value == NONE else value for key, value in choice.options.items()}
+    given = {name: options.get(name, parameters[name].default) for name in known}
     spelled = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
     resolved = replace(choice, options=spelled)
     for name, value in spelled.items():

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Problem, each_form, each_method
+from catalogue import Problem, each_classic, each_classic_form
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
 
@@ -47,7 +47,7 @@ def run(optimizer, steps=2, loss=1.0):
 
 
 @without_gpu
-@each_form
+@each_classic_form
 @pytest.mark.parametrize("steps", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "rtol"), WIDE, ids=str)
 def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, interpreted):
@@ -61,7 +61,7 @@ def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, int
 
 
 @without_gpu
-@each_form
+@each_classic_form
 @pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_float16_is_rounded_as_the_loop_does(method, form, steps, interpreted):
     """Bit for bit while the cap is the step size, since then the order of the sums does not matter."""
@@ -73,7 +73,7 @@ def test_float16_is_rounded_as_the_loop_does(method, form, steps, interpreted):
 
 
 @without_gpu
-@each_form
+@each_classic_form
 def test_bfloat16_is_moved_up_to_its_rounding(method, form, interpreted):
     """The interpreter cuts bfloat16 off where GPUs round, so bits are compared on a GPU only."""
     ends = []
@@ -85,7 +85,7 @@ def test_bfloat16_is_moved_up_to_its_rounding(method, form, interpreted):
 
 @without_gpu
 @pytest.mark.parametrize("radius", [1e3, 50.0], ids=["inside", "active"])
-@each_method
+@each_classic
 def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radius, interpreted):
     ends, norms = [], []
     for backend in ({"foreach": False}, {"fused": True}):
@@ -98,7 +98,7 @@ def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radiu
 
 
 @without_gpu
-@each_form
+@each_classic_form
 def test_layouts_a_kernel_cannot_take_are_moved_all_the_same(method, form, interpreted):
     ends = []
     for backend in ({"foreach": False}, {"fused": True}):
@@ -109,7 +109,7 @@ def test_layouts_a_kernel_cannot_take_are_moved_all_the_same(method, form, inter
 
 
 @without_gpu
-@each_form
+@each_classic_form
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
 def test_a_skipped_step_stores_nothing(method, form, loss, interpreted):
     optimizer = method.build(large(shapes=SHAPES[:4]), form, lr=0.1, constraint=polyak.L2Ball(1e3), fused=True)
@@ -121,7 +121,7 @@ def test_a_skipped_step_stores_nothing(method, form, loss, interpreted):
 
 
 @without_gpu
-@each_form
+@each_classic_form
 def test_two_runs_are_the_same_bits(method, form, interpreted):
     ends = []
     for _ in range(2):

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import cuda_kernels as kernels
-from .chunks import Vector
+from .chunks import Packed, Vector
 from .general import as_general, largest_but_float16
-from .moves import Form
-from .packed import Packed
+from .moves import MOMENTUM, Form, Vectors
 from .scalars import Scalar
-from .vector import dot, relative_rounding, sum_squares
+from .vector import Products, dot, relative_rounding, sum_squares
 
 TYPES = {
     torch.float64: tl.float64,
@@ -32,7 +31,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the roundings of the ot
 
 
 @final
-class CudaKernels:
+class CudaKernels(Vectors):
     """A group's vectors in a table of addresses, each of one type; `General` documents the interface."""
 
     TYPES = tuple({*chosen} for n in (1, 2, 3) for chosen in combinations(TYPES, n))
@@ -41,16 +40,14 @@ class CudaKernels:
     def __init__(
         self, group: dict[str, Any], params: Sequence[Tensor], x: Packed, g: Packed, buffers: Mapping[str, Packed]
     ) -> None:
-        self.group, self.params, self.x, self.g, self.buffers = group, params, x, g, buffers
-        self.u: Vector = g
-        self.form = Form.PLAIN
-        self.mu: Any = 0.0
+        self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
+        self.table = x.table
         self.has_float16 = x.dtype == torch.float16
         self.largest, self.rounding = largest_but_float16({x.dtype}, group), relative_rounding(x)
 
     def sum_squares(self, x: Vector) -> Scalar:
         """Return ‖x‖²."""
-        if self.sharded or getattr(x, "table", None) is not self.x.table:
+        if self.sharded or getattr(x, "table", None) is not self.table:
             return sum_squares(x, self.params, self.group["foreach"])
         return _sums(kernels.measure, [cast(Packed, x)]).sum()
 
@@ -58,14 +55,24 @@ class CudaKernels:
         """Return ⟨x, y⟩."""
         return dot(x, y, self.params)
 
+    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False) -> Products:
+        """Average the gradients by β and their squares by β₂, and measure."""
+        return as_general(self).average_(beta, beta2, with_x)
+
+    def dual_squares(self, u: Vector) -> Scalar:
+        """Return ⟨u, D⁻¹u⟩."""
+        return as_general(self).dual_squares(u)
+
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u, unless `skip`; return their new ‖x‖² if it is to be `measured`."""
-        if getattr(self.u, "table", None) is not self.x.table:
+        if getattr(self.u, "table", None) is not self.table or not self.is_standard or self.form > Form.ADJUSTED:
             return as_general(self).move(gamma, keep, skip, measured)
-        v = self.buffers.get("momentum_buffer", self.x)
+        v = self.buffers.get(MOMENTUM, self.x)
         device, high = self.x[0].device, float(torch.tensor(self.mu, dtype=torch.float32))
         given = (*(scalar.to(device) for scalar in (gamma, keep, skip)), high, self.mu - high)
-        sums = _sums(kernels.move, [self.x, cast(Packed, self.u), v], *given, FORM=self.form.name.lower())
+        sums = _sums(
+            kernels.move, [cast(Packed, vector) for vector in (self.x, self.u, v)], *given, FORM=self.form.name.lower()
+        )
         increment_version(self.x)  # no graph holds a momentum buffer
         return sums.sum() if measured else None
 

@@ -9,14 +9,21 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .chunks import Vector, chunks, must_not_sync
-from .moves import MOVES, Form
-from .packed import types
-from .scalars import LARGEST, Scalar, number
+from .chunks import Vector, chunks, must_not_sync, types
+from .moves import MOMENTUM, MOVES, Form, Vectors
+from .scalars import LARGEST, Scalar, number, where
 from .vector import (
+    AVERAGE,
+    SQUARES,
+    Products,
     add_up,
+    average_,
+    average_squares_,
     axpy_,
+    denominator,
+    divided,
     dot,
+    is_narrow,
     over_processes,
     relative_rounding,
     rescale_,
@@ -28,7 +35,7 @@ from .vector import (
 
 
 @final
-class General:
+class General(Vectors):
     """The vectors of a group that a step measures and moves.
 
     The parameters x, their gradients g, the direction u of the move (the gradient unless a method sets another) and the
@@ -40,10 +47,8 @@ class General:
         self, group: dict[str, Any], params: Sequence[Tensor], x: Vector, g: Vector, buffers: Mapping[str, Vector]
     ) -> None:
         self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
-        self.form = Form.PLAIN
-        self.mu: Any = 0.0
         self._keep: Any = 1.0
-        self._skip: Tensor | None = None
+        self._mask: Tensor | None = None
         self.numbers, self.sharded = not must_not_sync(group["step_size"].device), False
 
     @property
@@ -69,20 +74,63 @@ class General:
         """Return ⟨x, y⟩, over all processes that hold a part of it."""
         return self._scalar(dot(x, y, self.params))
 
+    def average_(self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False) -> Products:
+        """Average the gradients by β and their squares by β₂; return what is measured beside (see `Products`)."""
+        g, skip = self.g, self.skip
+        u, s = g if beta is None else self.buffers[AVERAGE], g if beta2 is None else self.buffers[SQUARES]
+        for g_chunk, u_chunk, s_chunk in chunks(g, u, s, foreach=self.group["foreach"]):
+            if beta is not None:
+                average_(u_chunk, g_chunk, beta, skip)
+            if beta2 is not None:
+                average_squares_(s_chunk, g_chunk, beta2, skip)
+        products = (self.dot(g, self.x), self.dot(u, self.x)) if with_x else (0.0, 0.0)
+        return Products(*products, self.dual_squares(u))
+
+    def dual_squares(self, u: Vector) -> Scalar:
+        """Return ⟨u, D⁻¹u⟩, which is ‖u‖² without a preconditioner."""
+        if (preconditioner := self.preconditioner) is None or not u:
+            return self.sum_squares(u)
+
+        def here(rows: list[tuple[Tensor, Tensor]]) -> Scalar:
+            some, s = [[*column] for column in zip(*rows, strict=True)]
+            found: list[Scalar] = []
+            for y, s_chunk in chunks(some, s, foreach=self.group["foreach"]):
+                products = torch._foreach_mul(divided(y, s_chunk, preconditioner), y)
+                found += [torch.sum(product) for product in products]
+            return add_up(found, self.group["step_size"])
+
+        return self._scalar(over_processes(here, self.params, zip(u, self.buffers[SQUARES], strict=True)))
+
     def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u; return their new ‖x‖² if it is to be `measured`.
 
         Where `skip` is true, nothing moves, and the momentum is multiplied by `keep`, which is μ in every other step.
         """
-        self._keep, self._skip = (keep, None) if self.numbers else (keep, skip)
-        move, dtype = MOVES[self.form], scalar_dtype(self.x)
+        self._keep, self._mask = (keep, None) if self.numbers else (keep, skip)
+        dtype = scalar_dtype(self.x)
         squared: list[Scalar] = []
-        momentum = self.buffers.get("momentum_buffer", self.x)
-        for x, u, v in chunks(self.x, self.u, momentum, foreach=self.group["foreach"]):
-            move(self, x, u, v, gamma, self.mu)
+        for columns in chunks(*self.columns(), foreach=self.group["foreach"]):
+            self.move_chunk(columns, gamma)
             if measured:  # right after the move, while a cache still holds the chunk
-                squared += squares(x, dtype)
+                squared += squares(columns[0], dtype)
         return self._scalar(add_up(squared, self.group["step_size"])) if measured else None
+
+    def columns(self) -> list[Vector]:
+        """Return what a move reads: x, u, the momentum and, if there is a preconditioner, the averaged squares."""
+        columns = [self.x, self.u, self.buffers.get(MOMENTUM, self.x)]
+        return columns if self.preconditioner is None else [*columns, self.buffers[SQUARES]]
+
+    def move_chunk(self, columns: Sequence[Vector], gamma: Scalar) -> None:
+        """Move one chunk of the columns."""
+        (x, u, v), mask = columns[:3], self._mask
+        if not self.is_standard:
+            scale_(x, self.decay if mask is None else where(mask, 1.0, self.decay))
+            if self.preconditioner and self.form is Form.PLAIN and mask is None and not is_narrow(x):
+                torch._foreach_addcdiv_(x, u, denominator(columns[3], self.preconditioner), -number(gamma))
+                return  # with the roundings of torch's Adam
+            if self.preconditioner:
+                u = divided(u, columns[3], self.preconditioner)
+        MOVES[self.form](self, x, u, v, gamma, self.mu)
 
     def scale_(self, x: Vector, a: Scalar) -> None:
         """x ← a·x."""
@@ -90,13 +138,13 @@ class General:
 
     def axpy_(self, x: Vector, y: Vector, a: Scalar) -> None:
         """x ← x + a·y, for one chunk."""
-        axpy_(x, y, a, self._skip)
+        axpy_(x, y, a, self._mask)
 
     def accumulate_(self, x: Vector, u: Vector, v: Vector, mu: Scalar, b: Scalar, w: Scalar) -> None:
         """v ← μv + b·u;  x ← x + w·v, for one chunk."""
-        scale_(v, self._keep if self._skip is not None else mu)
-        axpy_(v, u, b, self._skip)
-        axpy_(x, v, w, self._skip)
+        scale_(v, self._keep if self._mask is not None else mu)
+        axpy_(v, u, b, self._mask)
+        axpy_(x, v, w, self._mask)
 
     def _scalar(self, scalar: Scalar) -> Scalar:
         return number(scalar) if self.numbers else scalar
@@ -111,23 +159,23 @@ def largest_but_float16(dtypes: set[torch.dtype], group: dict[str, Any]) -> floa
 def as_general(part: Any) -> General:
     """Return the vectors of a part of another backend, for a direction that its kernels cannot take."""
     general = General(part.group, part.params, part.x, part.u, part.buffers)
-    general.form, general.mu = part.form, part.mu
+    general.same_move(part)
     return general
 
 
-def sum_after(part: Any, gamma: Scalar) -> Scalar:
+def sum_after(part: Any, gamma: Any) -> Scalar:
     """Return Σ|x| + Σ|v| over what is float16, as a move would leave it: inf or NaN if float16 cannot hold that."""
-    general = as_general(part)
-    v = part.buffers.get("momentum_buffer", part.x)
-    rows = [*zip(part.params, part.x, part.u, v, strict=True)]
+    general, gamma = as_general(part), part.scaled(gamma)
+    general.same_move(part)
+    rows = [*zip(part.params, *general.columns(), strict=True)]
     narrow = [row for row in rows if torch.float16 in (row[1].dtype, row[3].dtype)]
 
     def here(some: list[tuple[Tensor, ...]]) -> Scalar:
         found: list[Scalar] = []
         _, *columns = [[*column] for column in zip(*some, strict=True)]
-        for x, u, v in chunks(*columns, foreach=part.group["foreach"]):
+        for x, u, v, *others in chunks(*columns, foreach=part.group["foreach"]):
             trial, buffer = [tensor.clone() for tensor in x], [tensor.clone() for tensor in v]
-            MOVES[part.form](general, trial, u, buffer, gamma, part.mu)
+            general.move_chunk([trial, u, buffer, *others], gamma)
             moved = trial if part.form is Form.PLAIN else [*trial, *buffer]
             found += [torch.linalg.vector_norm(tensor, 1, dtype=torch.float32) for tensor in moved]
         return add_up(found, part.group["step_size"])

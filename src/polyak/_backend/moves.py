@@ -1,17 +1,24 @@
 """How the parameters move once γ is known: each form of momentum, written once for every method.
 
-A move takes one chunk of the parameters x, the direction u and the momentum buffer v, and changes x and v in place, by
-the two operations of a backend. The compiled kernels (`cpu_kernels.c`, `cuda_kernels.py`) make the same moves in one
-pass over the memory.
+A move takes one chunk of the parameters x, the direction u and the momentum buffer v, and changes x
+and v in place, by the operations of a backend. The compiled kernels (`cpu_kernels.c`,
+`cuda_kernels.py`) make the same moves in one pass over the memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from .chunks import Vector
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+
+from .chunks import Vector, flat_views
+
+MOMENTUM = "momentum_buffer"
 
 
 class Form(IntEnum):
@@ -20,6 +27,59 @@ class Form(IntEnum):
     PLAIN = 2
     NESTEROV = 3
     ADJUSTED = 4
+    HEAVY_BALL = 5
+    SCHEDULE_FREE = 6
+
+
+class Preconditioner(NamedTuple):
+    """Adam's D = ε + √(s / (1 − β₂^k)), where s is the buffer `square_average`."""
+
+    correction: Any
+    eps: float
+
+
+class Vectors:
+    """The vectors of a group, and the coefficients of their move; every backend is one.
+
+    A move is x ← decay·x, and then the form of momentum with γ / divisor along D⁻¹u.
+    """
+
+    group: dict[str, Any]
+    params: Sequence[Tensor]
+    x: Vector
+    g: Vector
+    u: Vector
+    buffers: Mapping[str, Vector]
+    form = Form.PLAIN
+    mu: Any = 0.0
+    is_standard: bool = True
+    """Whether the move is one of γ along u, with neither a decay nor a preconditioner."""
+    decay: Any = 1.0
+    coupled_decay: float = 0.0
+    """λ of a decay x ← (1 − λγ)x that depends on the step size."""
+    divisor: Any = 1.0
+    preconditioner: Preconditioner | None = None
+    skip: Any = None
+    """A mask on the device that is true where the loss or the gradient is not finite."""
+
+    squares: Any = 0.0
+    """‖u‖² of these vectors alone,"""
+    model: Any = 0.0
+    """the value of an averaged model at x, over all groups, and"""
+    floor: Any = 0.0
+    """the smallest bound on the loss that may be learned; the last two of the first group alone."""
+
+    def scaled(self, gamma: Any) -> Any:
+        """Return the γ of the form, and set the decay that depends on the step size."""
+        if self.coupled_decay:
+            self.decay, self.is_standard = 1.0 - self.coupled_decay * gamma, False
+        return gamma / self.divisor
+
+    def same_move(self, other: Vectors) -> None:
+        """Take the coefficients of another's move."""
+        self.form, self.mu, self.decay, self.skip = other.form, other.mu, other.decay, other.skip
+        self.divisor, self.preconditioner = other.divisor, other.preconditioner
+        self.is_standard = other.is_standard
 
 
 class Operations(Protocol):
@@ -38,19 +98,83 @@ def plain(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) 
 
 
 def nesterov(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) -> None:
-    """v ← μv − γu;  x ← x − γu + μv: the step size is inside the buffer (ALI-G's standard momentum)."""
+    """v ← μv − γu;  x ← x − γu + μv: the step size is inside the buffer (ALI-G's momentum)."""
     on.axpy_(x, u, -gamma)
     on.accumulate_(x, u, v, mu, -gamma, mu)
 
 
 def adjusted(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) -> None:
-    """v ← μv − u;  x ← x − γu + γμv: the step size is outside the buffer, as in torch.optim.SGD."""
+    """v ← μv − u;  x ← x − γu + γμv: the step size is outside the buffer, as in torch's SGD."""
     on.axpy_(x, u, -gamma)
     on.accumulate_(x, u, v, mu, -1.0, gamma * mu)
+
+
+def heavy_ball(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) -> None:
+    """v ← μv − γu;  x ← x + v: Polyak's momentum; v is the last move."""
+    on.accumulate_(x, u, v, mu, -gamma, 1.0)
+
+
+def schedule_free(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) -> None:
+    """z ← z − γu, average ← (1 − c)·average + c·z, x = (1 − β)z + β·average, where v = z − average.
+
+    Written in x and v alone: v ← (1 − c)(v − γu), x ← x − (1 − β)γu + βc/(1 − c)·v.
+    """
+    beta, c = mu
+    on.axpy_(x, u, -(1 - beta) * gamma)
+    on.accumulate_(x, u, v, 1 - c, -(1 - c) * gamma, beta * c / (1 - c))
 
 
 MOVES: dict[Form, Callable[..., None]] = {
     Form.PLAIN: plain,
     Form.NESTEROV: nesterov,
     Form.ADJUSTED: adjusted,
+    Form.HEAVY_BALL: heavy_ball,
+    Form.SCHEDULE_FREE: schedule_free,
 }
+
+
+# What is measured beside a move, for one chunk on the CPU.
+
+ROW = 1 << 12  # numbers of one sum on the CPU: torch keeps few accumulators, so that long float32 sums lose digits
+SHORT = 1 << 8  # and a single one where the numbers do not lie side by side
+
+
+def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
+    """Return numbers whose sum is ‖x‖², for one chunk on the CPU, summed in short rows, then over the rows' norms."""
+    x: Tensor = piece[0] if len(piece) == 1 else _flatten_dense_tensors(piece)
+    if not x.is_contiguous():
+        views = flat_views((x,))
+        if views is None:
+            return _squares_with_gaps(x, dtype)
+        (x,) = views
+    x = x.view(-1)
+    rows, rest = divmod(len(x), ROW)
+    if rows < 4:
+        x = x if x.dtype == dtype else x.to(dtype)
+        return [torch.dot(x, x)]
+    norms = torch.linalg.vector_norm(x[: rows * ROW].view(rows, ROW), dim=1, dtype=dtype)
+    found = [torch.dot(norms, norms)] if rows < ROW else squares_of_piece([norms], dtype)
+    return [*found, *squares_of_piece([x[-rest:]], dtype)] if rest else found
+
+
+def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
+    """Do the same for numbers that are repeated, or do not lie side by side, without a copy of them."""
+    repeated = math.prod([size for size, stride in zip(x.shape, x.stride(), strict=True) if stride == 0])
+    if repeated != 1:
+        once = x[tuple([slice(None) if stride else 0 for stride in x.stride()])]
+        return [repeated * part for part in squares_of_piece([once], dtype)]
+    x = x.movedim(min(range(x.dim()), key=x.stride().__getitem__), -1)
+    rows, rest = divmod(x.shape[-1], SHORT)
+    parts = [x[..., : rows * SHORT].view(*x.shape[:-1], rows, SHORT)] if rows else []
+    parts += [x[..., rows * SHORT :]] if rest else []
+    return [
+        square
+        for part in parts
+        for square in squares_of_piece([torch.linalg.vector_norm(part, dim=-1, dtype=dtype)], dtype)
+    ]
+
+
+def dot_of_piece(x: Vector, y: Vector) -> float:
+    """Return ⟨x, y⟩ of one chunk of one type on the CPU."""
+    a, b = (piece[0] if len(piece) == 1 else _flatten_dense_tensors(piece) for piece in (x, y))
+    return torch.dot(a.reshape(-1), b.reshape(-1)).item()

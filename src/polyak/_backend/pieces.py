@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
-from .chunks import SHARED, SMALL, Vector, flat_views, pieces_of_one_type
-from .moves import MOVES, Form
-from .scalars import LARGEST
+from .chunks import SHARED, SMALL, Vector, pieces_of_one_type
+from .general import as_general
+from .moves import MOMENTUM, MOVES, Vectors, dot_of_piece, squares_of_piece
+from .scalars import LARGEST, number
+from .vector import AVERAGE, SQUARES, Products, average_, average_squares_, divided
 
-ROW = 1 << 12  # numbers of one sum: torch keeps few accumulators on the CPU, so that a long float32 sum loses digits
-SHORT = 1 << 8  # and a single one where the numbers do not lie side by side
 TINY = 2.0**-20  # 1 − b keeps 32 digits of a larger b
 
 
 @final
-class Pieces:
+class Pieces(Vectors):
     """A group's plain tensors of one type, float32 or float64; `General` documents the interface."""
 
     numbers, sharded, has_float16 = True, False, False
@@ -29,8 +27,6 @@ class Pieces:
         self, group: dict[str, Any], params: Sequence[Tensor], x: Vector, g: Vector, buffers: Mapping[str, Vector]
     ) -> None:
         self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
-        self.form = Form.PLAIN
-        self.mu: Any = 0.0
         self.dtype = x[0].dtype
         self.largest, self.rounding = LARGEST[self.dtype], 4 * torch.finfo(self.dtype).eps
         self._sizes = [*map(Tensor.numel, x)]
@@ -45,12 +41,39 @@ class Pieces:
 
     def dot(self, x: Vector, y: Vector) -> float:
         """Return ⟨x, y⟩."""
-        return sum([torch.dot(a.reshape(-1), b.reshape(-1)).item() for a, b in zip(x, y, strict=True)])
+        return sum([dot_of_piece(a, b) for a, b in self._cut(x, y)])
+
+    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False) -> Products:
+        """Average the gradients by β and their squares by β₂, and measure, all while a cache holds the piece."""
+        u, s = self.g if beta is None else self.buffers[AVERAGE], self.g if beta2 is None else self.buffers[SQUARES]
+        gradient_dot_x = direction_dot_x = squares = 0.0
+        for x, g, u_piece, s_piece in self._cut(self.x, self.g, u, s):
+            if beta is not None:
+                average_(u_piece, g, number(beta))
+            if beta2 is not None:
+                average_squares_(s_piece, g, beta2)
+            if with_x:
+                gradient_dot_x += dot_of_piece(g, x)
+                direction_dot_x += dot_of_piece(u_piece, x)
+            squares += self._dual_squares(u_piece, s_piece)
+        return Products(gradient_dot_x, direction_dot_x, squares)
+
+    def dual_squares(self, u: Vector) -> float:
+        """Return ⟨u, D⁻¹u⟩."""
+        s = u if self.preconditioner is None else self.buffers[SQUARES]
+        return sum([self._dual_squares(*pair) for pair in self._cut(u, s)])
+
+    def _dual_squares(self, u: Vector, s: Vector) -> float:
+        if self.preconditioner is None:
+            return sum(map(Tensor.item, squares_of_piece(u, self.dtype)))
+        return dot_of_piece(u, divided(u, s, self.preconditioner))
 
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> float:
         """Move the parameters by γ along −u; return their new ‖x‖², or 0 if it is not `measured`."""
+        if not self.is_standard:
+            return cast(float, as_general(self).move(gamma, keep, None, measured))
         move, found = MOVES[self.form], 0.0
-        for x, u, v in self._cut(self.x, self.u, self.buffers.get("momentum_buffer", self.x)):
+        for x, u, v in self._cut(self.x, self.u, self.buffers.get(MOMENTUM, self.x)):
             move(self, x, u, v, gamma, self.mu)
             if measured:  # right after the move, while a cache still holds the piece
                 found += sum(map(Tensor.item, squares_of_piece(x, self.dtype)))
@@ -88,42 +111,9 @@ class Pieces:
         """
         if self.dtype != torch.float32 or abs(b) < TINY or x.numel() < SMALL:
             return False
+        if not x.shape == u.shape == v.shape:  # which that kernel does not check
+            return False
         return x.is_contiguous() and u.is_contiguous() and v.is_contiguous()
 
     def _cut(self, *vectors: Vector, whole: bool = False) -> Iterable[tuple[Vector, ...]]:
         return [vectors] if self._fits_one else pieces_of_one_type(vectors, self._sizes, whole)
-
-
-def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
-    """Return numbers whose sum is ‖x‖², for one chunk on the CPU, summed in short rows, then over the rows' norms."""
-    x: Tensor = piece[0] if len(piece) == 1 else _flatten_dense_tensors(piece)
-    if not x.is_contiguous():
-        views = flat_views((x,))
-        if views is None:
-            return _squares_with_gaps(x, dtype)
-        (x,) = views
-    x = x.view(-1)
-    rows, rest = divmod(len(x), ROW)
-    if rows < 4:
-        x = x if x.dtype == dtype else x.to(dtype)
-        return [torch.dot(x, x)]
-    norms = torch.linalg.vector_norm(x[: rows * ROW].view(rows, ROW), dim=1, dtype=dtype)
-    found = [torch.dot(norms, norms)] if rows < ROW else squares_of_piece([norms], dtype)
-    return [*found, *squares_of_piece([x[-rest:]], dtype)] if rest else found
-
-
-def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
-    """Do the same for numbers that are repeated, or do not lie side by side, without a copy of them."""
-    repeated = math.prod([size for size, stride in zip(x.shape, x.stride(), strict=True) if stride == 0])
-    if repeated != 1:
-        once = x[tuple([slice(None) if stride else 0 for stride in x.stride()])]
-        return [repeated * part for part in squares_of_piece([once], dtype)]
-    x = x.movedim(min(range(x.dim()), key=x.stride().__getitem__), -1)
-    rows, rest = divmod(x.shape[-1], SHORT)
-    parts = [x[..., : rows * SHORT].view(*x.shape[:-1], rows, SHORT)] if rows else []
-    parts += [x[..., rows * SHORT :]] if rest else []
-    return [
-        square
-        for part in parts
-        for square in squares_of_piece([torch.linalg.vector_norm(part, dim=-1, dtype=dtype)], dtype)
-    ]

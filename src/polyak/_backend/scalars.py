@@ -15,6 +15,7 @@ from torch import Tensor
 Scalar = Tensor | float
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LARGEST = {t: torch.finfo(t).max for t in TYPES}
+WIDEST = {"mps": torch.float32}  # which has no float64
 TINY = {t: torch.finfo(t).tiny for t in TYPES}  # below it, a product with a number near 1 is rounded to what it was
 
 
@@ -27,7 +28,7 @@ def as_tensor(scalar: Scalar, like: Tensor) -> Tensor:
     """Return a scalar as a 0-dim tensor; a number in the type of another and beside it, inf if it is too large."""
     if isinstance(scalar, Tensor):
         return scalar
-    return torch.full_like(like, scalar if abs(scalar) <= LARGEST[like.dtype] else scalar * math.inf)
+    return torch.full_like(like, scalar if abs(scalar) <= LARGEST.get(like.dtype, math.inf) else scalar * math.inf)
 
 
 def away_from_zero(a: Scalar, dtype: torch.dtype) -> Scalar:
@@ -46,6 +47,11 @@ def minimum(a: Scalar, b: Scalar) -> Scalar:
     return b if b < a or b != b else a
 
 
+def maximum(a: Scalar, b: Scalar) -> Any:
+    """Return max{a, b}, or NaN if either is NaN."""
+    return -minimum(-a, -b)
+
+
 def positive_part(a: Scalar) -> Scalar:
     """Return max{a, 0}, or NaN if a is NaN."""
     if isinstance(a, Tensor):
@@ -56,5 +62,7 @@ def positive_part(a: Scalar) -> Scalar:
 def where(condition: Tensor | bool, a: Scalar, b: Scalar) -> Any:
     """Return a where the condition holds, else b."""
     if isinstance(condition, Tensor):
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):  # of two numbers, torch would make float32
+            a = torch.full((), a, dtype=WIDEST.get(condition.device.type, torch.float64), device=condition.device)
         return torch.where(condition, a, b)
     return a if condition else b

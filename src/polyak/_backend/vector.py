@@ -7,17 +7,17 @@ Scalars that come from the loss are 0-dim tensors on the device and are never re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .chunks import Vector, chunks, must_not_sync
+from .chunks import Vector, chunks, must_not_sync, types
 from .distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
-from .packed import types
-from .pieces import squares_of_piece
-from .scalars import Scalar, as_tensor
+from .moves import Preconditioner, dot_of_piece, squares_of_piece
+from .scalars import Scalar, as_tensor, where
 
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 DOUBLE = frozenset({torch.float64, torch.complex128})
@@ -74,7 +74,7 @@ def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
     """x ← x + a·y, for one chunk; where the mask `skip` is true, x stays as it is, whatever y holds."""
     if skip is not None:
         _add_(x, _scaled(y, a, skip))
-    elif _is_narrow(x):
+    elif is_narrow(x):
         _add_(x, _scaled(y, a))
     elif not isinstance(a, Tensor):
         _add_(x, y, a)
@@ -88,9 +88,9 @@ def scale_(x: Vector, a: Scalar) -> None:
     """x ← a·x, for one chunk."""
     if isinstance(a, Tensor):
         a = send(a, x[0])
-    elif not (_is_narrow(x) or must_not_sync(x[0].device)):
+    elif not (is_narrow(x) or must_not_sync(x[0].device)):
         a = torch.full((), a, dtype=x[0].dtype)  # thrice as fast as a number on the CPU
-    if isinstance(a, Tensor) and _is_narrow(x):  # torch would round a to the type of x first
+    if isinstance(a, Tensor) and is_narrow(x):  # torch would round a to the type of x first
         for tensor in x:
             tensor.copy_(tensor.to(a.dtype) * a)
     elif len(x) == 1:
@@ -113,10 +113,17 @@ def add_(x: Vector, y: Vector, a: Scalar, *, foreach: bool | None = None) -> Non
 
 def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Scalar:
     """Return ⟨x, y⟩ as a 0-dim tensor, summed in float32 or wider, over all processes that hold a part."""
+    if not x:
+        return 0.0
     dtype = scalar_dtype([*x, *y])
 
     def here(pairs: list[tuple[Tensor, Tensor]]) -> Scalar:
-        products = [torch.sum(send(a, b) * b, dtype=dtype) for a, b in pairs]
+        first = pairs[0][0]
+        alike = {tensor.dtype for pair in pairs for tensor in pair} == {first.dtype}
+        if alike and first.dtype.itemsize > 2 and not must_not_sync(first.device):  # without a large temporary
+            columns = [[*column] for column in zip(*pairs, strict=True)]
+            return sum([dot_of_piece(a, b) for a, b in chunks(*columns, foreach=None)])
+        products = [torch.sum(send(a, b).to(dtype) * b, dtype=dtype) for a, b in pairs]
         return add_up(products, products[0])
 
     return over_processes(here, owners or y, zip(x, y, strict=True))
@@ -163,7 +170,7 @@ def _scaled(y: Vector, a: Scalar, skip: Tensor | None = None) -> Vector:
     """Return a·y, in float32 for narrow types; all zeros where `skip` is true, even if y holds inf or NaN."""
     if isinstance(a, Tensor):
         a = send(a, y[0])
-    wide = [tensor.float() for tensor in y] if _is_narrow(y) else y
+    wide = [tensor.float() for tensor in y] if is_narrow(y) else y
     product = [wide[0] * a] if len(y) == 1 else list(torch._foreach_mul(wide, a))
     if skip is not None:
         for tensor in product:
@@ -178,5 +185,59 @@ def _add_(x: Vector, y: Vector, a: float = 1.0) -> None:
         torch._foreach_add_(x, y, alpha=a)
 
 
-def _is_narrow(x: Vector) -> bool:
+def is_narrow(x: Vector) -> bool:
+    """Return whether a chunk's type is bfloat16 or float16."""
     return x[0].dtype.itemsize < 4
+
+
+# Averages of gradients, and Adam's preconditioner, for one chunk.
+
+AVERAGE, SQUARES = "gradient_average", "square_average"  # the names of the buffers
+WIDE = frozenset({SQUARES})  # buffers in float32 at least: in bfloat16, 0.999 s is rounded to s
+
+
+class Products(NamedTuple):
+    """What one pass measures beside the averages that it makes: u is the average, or the gradient."""
+
+    gradient_dot_x: Any
+    direction_dot_x: Any
+    sum_squares: Any
+    """⟨u, u⟩ in the norm of D⁻¹."""
+
+
+def average_(v: Vector, y: Vector, beta: Scalar, skip: Tensor | None = None) -> None:
+    """v ← βv + (1 − β)y; where the mask `skip` is true, v stays as it is, whatever y holds."""
+    if not isinstance(beta, Tensor) and skip is None and not is_narrow(v) and v[0].dtype == y[0].dtype:
+        torch._foreach_lerp_(v, y, 1.0 - beta)  # as torch's Adam does
+        return
+    scale_(v, where(skip, 1.0, beta) if skip is not None else beta)
+    axpy_(v, y, 1.0 - beta, skip)
+
+
+def average_squares_(v: Vector, y: Vector, beta: Scalar, skip: Tensor | None = None) -> None:
+    """v ← βv + (1 − β)y², under the same mask; v is float32 or wider."""
+    y = [tensor.to(kept.dtype) for tensor, kept in zip(y, v, strict=True)]
+    if skip is not None:
+        y = [tensor.masked_fill(send(skip, tensor), 0.0) for tensor in y]
+        beta = where(skip, 1.0, beta)
+    scale_(v, beta)
+    if isinstance(beta, Tensor):
+        torch._foreach_addcmul_(v, torch._foreach_mul(y, 1.0 - send(beta, y[0])), y)
+    else:
+        torch._foreach_addcmul_(v, y, y, 1.0 - beta)
+
+
+def divided(u: Vector, s: Vector, preconditioner: Preconditioner) -> Vector:
+    """Return D⁻¹u."""
+    d = denominator(s, preconditioner)
+    return list(torch._foreach_div([tensor.to(like.dtype) for tensor, like in zip(u, d, strict=True)], d))
+
+
+def denominator(s: Vector, preconditioner: Preconditioner) -> Vector:
+    """Return the diagonal of D."""
+    correction = preconditioner.correction
+    root = correction.sqrt() if isinstance(correction, Tensor) else math.sqrt(correction)
+    d = torch._foreach_sqrt(s)
+    torch._foreach_div_(d, send(root, s[0]) if isinstance(root, Tensor) else root)
+    torch._foreach_add_(d, preconditioner.eps)
+    return list(d)

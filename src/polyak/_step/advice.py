@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from .._backend.moves import Form
 from .decision import Decision
 from .options import INSTEAD, REFUSED, is_off
 from .parts import Part
@@ -51,10 +52,12 @@ class Advice:
         """Never warn on a topic."""
         self._given.add(topic)
 
-    def on_momentum(self, group: Mapping[str, Any]) -> None:
+    def on_momentum(self, group: Mapping[str, Any], form: Form) -> None:
         """Warn of a momentum that makes steps without a cap many times too long."""
         capped_otherwise = "steps_per_epoch" in group  # SmoothSPS has a cap that grows
-        if group.get("momentum", 0.0) > 0.5 and _is_infinite(group["lr"]) and not capped_otherwise:
+        if form not in (Form.NESTEROV, Form.ADJUSTED) or capped_otherwise:
+            return
+        if group["momentum"] > 0.5 and _is_infinite(group["lr"]):
             factor = 1 / (1 - group["momentum"])
             self.give(
                 "momentum",

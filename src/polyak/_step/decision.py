@@ -40,12 +40,15 @@ class Line(NamedTuple):
         gap = self.value if self.lower_bound is NONE else self.value - self.lower_bound
         return gap.clamp(min=0.0) if isinstance(gap, Tensor) else 0.0 if gap < 0 else gap
 
-    def above(self, lower_bound: Tensor | None, part: Part) -> Line:
-        """Return the line above the bound of a call, or of the part's group, in the scalars that the part takes."""
-        bound = part.group["lower_bound"] or NONE if lower_bound is None else lower_bound
-        if not part.numbers:
-            return self._replace(lower_bound=bound).on(part.group["step_size"])
-        scalars = [self.value, self.slope, bound]
+    def above(self, part: Part) -> Line:
+        """Return the line above its own bound, or that of the part's group, in the scalars that the part takes."""
+        bound = part.group["lower_bound"] or NONE if self.lower_bound is NONE else self.lower_bound
+        line = Line(self.value, self.slope, bound)
+        return line.as_numbers() if part.numbers else line.on(part.group["step_size"])
+
+    def as_numbers(self) -> Line:
+        """Return the line in plain numbers."""
+        scalars: list[Any] = [*self]
         for i, scalar in enumerate(scalars):
             if isinstance(scalar, Tensor):
                 scalars[i] = scalar.item()
@@ -59,6 +62,9 @@ class Line(NamedTuple):
 
 
 NONE: float = Line._field_defaults["lower_bound"]  # the usual bound, which needs no subtraction
+
+
+DECAYING = frozenset({Form.PLAIN, Form.NESTEROV, Form.ADJUSTED, Form.HEAVY_BALL})  # their μ shortens the momentum
 
 
 class Decision(NamedTuple):
@@ -85,10 +91,12 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
         for name in (*memory, "lr"):
             if isinstance(seen[name], Tensor):
                 seen[name] = seen[name].item()
+        if seen["lr"] < 0:
+            seen["lr"] = 0.0
         with suppress(ZeroDivisionError):  # a ratio of tensors is inf or NaN
             found = method.step_size(line, seen)
     if found is None:
-        seen = dict(group)
+        seen = {**group, "lr": positive_part(group["lr"])}
         on_tensors = method.step_size(line.on(group["step_size"]), seen)
         found = number(on_tensors[0]), number(on_tensors[1])
     ratio, cap = found
@@ -99,7 +107,7 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
         gamma = 0.0
         group["skipped_steps"].add_(1)
     for name in memory:
-        if gamma >= TINY[group[name].dtype]:
+        if gamma >= TINY[group["step_size"].dtype]:
             group[name].copy_(as_tensor(seen[name], group[name]))
     group["step_size"] = torch.full_like(group["step_size"], gamma)
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
@@ -108,6 +116,9 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
 def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decision:
     """Decide the same on the device, which the host does not wait for."""
     group, memory, seen = part.group, method.memory(part.group), dict(part.group)
+    seen["lr"] = positive_part(seen["lr"]) if isinstance(seen["lr"], Tensor) else seen["lr"]
+    for name in memory:
+        seen[name] = seen[name].to(group["step_size"].dtype)  # counts, too: their root would be float32
     found, cap = method.step_size(line, seen)
     ratio = cast(Tensor, found)
     cap = positive_part(send(cap, ratio).to(ratio.dtype) if isinstance(cap, Tensor) else cap)
@@ -116,7 +127,8 @@ def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     gamma = torch.where(skip, 0.0, gamma)
     group["skipped_steps"].add_(skip)
     for name in memory:
-        group[name].copy_(torch.where(gamma >= TINY[group[name].dtype], seen[name], group[name]))
+        moves = gamma >= TINY[gamma.dtype]
+        group[name].copy_(torch.where(moves, seen[name], group[name]))
     group["step_size"] = gamma
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
 
@@ -135,7 +147,7 @@ def _refuse_numbers(gamma: float, line: Line, part: Part) -> tuple[bool, float]:
         fits = fits and _buffer_fits(gamma, slope, part)
     if fits and part.has_float16:
         fits = sum_after(part, gamma) < math.inf
-    return not fits, part.mu if length == length else 1.0
+    return not fits, part.mu if length == length and part.form in DECAYING else 1.0
 
 
 def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tensor]:
@@ -146,7 +158,8 @@ def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tens
         fits &= _buffer_fits(gamma, line.slope, part)
     if part.has_float16:
         fits &= cast(Tensor, sum_after(part, gamma)) < math.inf
-    return ~fits, torch.where(length == length, as_tensor(part.mu, length), 1.0)
+    mu = part.mu if part.form in DECAYING else 1.0
+    return ~fits, torch.where(length == length, as_tensor(mu, length), 1.0)
 
 
 def _buffer_fits(gamma: Any, slope: Any, part: Part) -> Any:

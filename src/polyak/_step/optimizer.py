@@ -19,9 +19,9 @@ from ..constraints.balls import measured_ball
 from . import options as _options
 from . import state as _state
 from .advice import Advice
-from .decision import LastStep, Line, decide_on_numbers, decide_on_tensors, is_unusual, last_step_of
-from .loops import refuse_without_loss
-from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward
+from .decision import NONE, LastStep, Line, decide_on_numbers, decide_on_tensors, is_unusual, last_step_of
+from .lines import learn, measure
+from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Part, decay_momentum, gather, places, sum_squares
 from .projection import keep_constraints, project, start_inside
@@ -32,9 +32,9 @@ from .torch_hooks import hook_step
 class PolyakOptimizer(Optimizer):
     """Base of every method: the step is written here once, a method adds the formula of its step size.
 
-    A method is a final class that defines `step_size`, and may define `memory` (scalars carried between steps) and
-    `linearize` (methods that measure along another direction than the gradient). Its constructor names the options of
-    its own and takes the common ones as `**common`.
+    A method is a final class that defines `step_size`, and may define `memory` (scalars that follow every move) and
+    `linearize` (for another line than the gradient's), with the `averages` and `buffers` that this line needs. Its
+    constructor names the options of its own and takes the common ones as `**common`.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
@@ -43,9 +43,13 @@ class PolyakOptimizer(Optimizer):
     """
 
     _ranges: ClassVar[dict[str, Any]] = {}
+    _has_own_line: ClassVar[bool] = False
+    takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
+    takes_norm: ClassVar[bool] = True  # whether ‖g‖² is all that it needs of the whole gradient
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._has_own_line = "linearize" in vars(cls)
         if "__init__" in vars(cls):
             complete(cls, PolyakOptimizer.__init__)
 
@@ -64,12 +68,11 @@ class PolyakOptimizer(Optimizer):
         process_group: ProcessGroup | None = None,
         **own: Any,
     ) -> None:
-        owner, options = type(self).__name__, {"lr": lr, **own, "lower_bound": lower_bound}
-        options |= {"foreach": foreach, "fused": fused}
-        if "momentum" in options_of(type(self)):
-            options |= {"momentum": momentum, "float32_momentum": float32_momentum}
-        self._constraint = _options.check_constraint(owner, constraint)
-        self._sync_loss = sync_loss
+        owner = type(self).__name__
+        options = {"lr": lr, **own, "lower_bound": lower_bound, "foreach": foreach, "fused": fused}
+        buffers = {"momentum": momentum, "float32_momentum": float32_momentum}
+        options |= {name: buffers[name] for name in buffers if name in options_of(type(self))}
+        self._constraint, self._sync_loss = _options.check_constraint(owner, constraint), sync_loss
         self._begin(process_group, ready=False)
         _options.check(owner, options, options, self._ranges)
         super().__init__(params, options)
@@ -78,12 +81,9 @@ class PolyakOptimizer(Optimizer):
 
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
-        self._watched, self._ready = WatchedLoss(), ready
-        self._processes, self._advice = Processes(type(self).__name__, process_group), Advice(type(self).__name__)
-        self._last: list[Any] = []
-        self._places: list[Any] = []
-
-    takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
+        owner, self._watched, self._ready = type(self).__name__, WatchedLoss(), ready
+        self._processes, self._advice = Processes(owner, process_group), Advice(owner)
+        self._last, self._places = list[Any](), list[Any]()
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """Return the method's uncapped step size and its cap: γ = min(ratio, cap)."""
@@ -95,16 +95,19 @@ class PolyakOptimizer(Optimizer):
 
     def form(self, group: Group) -> Form:
         """Return how a group's momentum moves it."""
-        if not group.get("momentum"):
-            return Form.PLAIN
-        return Form.ADJUSTED if group.get("adjusted_momentum") else Form.NESTEROV
+        moving = Form.ADJUSTED if group.get("adjusted_momentum") else Form.NESTEROV
+        return moving if group.get("momentum") else Form.PLAIN
 
     def memory(self, group: Group) -> dict[str, float]:
         """Return the scalars a group carries from step to step, with their first values."""
         return {}
 
-    def linearize(self, line: Line, parts: list[Part]) -> Line:
-        """Return the line that the step follows: here the one along the gradient, which is given."""
+    def averages(self) -> dict[str, float]:
+        """Return the scalars that follow every finite batch, whether it moves or not, with their first values."""
+        return {}
+
+    def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
+        """Return the line that the step follows, given the one along the gradient; write the new `averages`."""
         return line
 
     # The step
@@ -127,25 +130,21 @@ class PolyakOptimizer(Optimizer):
             closure: a callable that returns the loss, with or without computing the gradients.
             loss: the loss, unscaled, with one element, exactly the value whose gradient was computed.
             lower_bound: a bound on this call's loss from below, instead of each group's own.
-            grad_sq_norm: ‖g‖² of the whole gradient, where this optimizer holds only a part of the parameters
-                (ZeroRedundancyOptimizer, pipeline stages).
+            grad_sq_norm: ‖g‖² of the whole gradient, of which this optimizer holds a part (ZeroRedundancyOptimizer …).
 
         Returns:
-            The loss as a detached 0-dim tensor; None, and nothing moves, if there was none and every `lr` is 0 or no
-            parameter has a gradient.
+            The loss as a detached 0-dim tensor; None if there was none, and every `lr` is 0 or there is no gradient.
 
         Raises:
-            TypeError: both a closure and a loss were given, or something that is no loss.
-            ValueError: the loss has more than one element.
+            TypeError, ValueError: both a closure and a loss were given, or something that is no single number.
             RuntimeError: there is no loss, or a gradient is sparse.
         """
         if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
         given = read_loss(self._watched, closure, loss)
         self._init_group()
-        groups, parts = self.param_groups, []
-        for group in groups:
-            parts.append(gather(group, self.state, self.buffers(group), self.form(group)))
+        groups = self.param_groups
+        parts = [gather(group, self.state, self.buffers(group), self.form(group)) for group in groups]
         if given is None:
             refuse_without_loss(type(self).__name__, groups)
             return None
@@ -155,26 +154,29 @@ class PolyakOptimizer(Optimizer):
             value = self._processes.mean(value, groups, self._constraint, grad_sq_norm)
         if not parts:
             return value
-        bound = None if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
-        norm = sum_squares(parts, scalar) if grad_sq_norm is None else as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
         self._last[:] = [value]  # in place: torch.compile of 2.11 cannot set an attribute here
-        self._move(self.linearize(Line(value, norm), parts), parts, bound)
+        norm = sum_squares(parts, scalar) if grad_sq_norm is None else as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
+        line = Line(value, norm, NONE if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound"))
+        self._move(measure(self, line, parts, groups, grad_sq_norm) if self._has_own_line else line, parts)
         if not torch.compiler.is_compiling() and is_unusual(self._advice, groups, parts, self._last):
             self._advice.after(self, parts, closure, grad_sq_norm)
         return value
 
-    def _move(self, line: Line, parts: list[Part], lower_bound: Tensor | None) -> None:
+    def _move(self, line: Line, parts: list[Part]) -> None:
         """Decide γ for every group from the line, move, and project."""
         ball = measured_ball(parts, self._constraint)
         squares: list[Any] = []
         for part in parts:
             decide = decide_on_numbers if part.numbers else decide_on_tensors
-            decided = decide(self, line.above(lower_bound, part), part)
+            decided = decide(self, line.above(part), part)
             self._last.append(decided)
             if decided.skip is True:
                 decay_momentum(part, decided.keep)
             else:
-                squares.append(part.move(decided.gamma, decided.keep, decided.skip, ball is not None))
+                gamma = part.scaled(decided.gamma) if self._has_own_line else decided.gamma
+                squares.append(part.move(gamma, decided.keep, decided.skip, ball is not None))
+        if parts[0].group.get("learn_lower_bound"):
+            learn(self.param_groups, parts, self._last[1:])
         if ball is not None and len(squares) == len(parts):
             ball.shrink_(parts, squares)
         elif squares:
@@ -191,11 +193,10 @@ class PolyakOptimizer(Optimizer):
             scaler: the torch.amp.GradScaler that scales the loss afterwards, if there is one.
 
         Returns:
-            The same tensor, so that the call fits in one line: `loss = optimizer.watch(loss)`.
+            The same tensor, for `loss = optimizer.watch(loss)`.
 
         Raises:
-            TypeError: the loss is not a real tensor.
-            ValueError: the loss has more than one element.
+            TypeError, ValueError: the loss is not a real tensor, or has more than one element.
         """
         return self._watched.watch(loss, self.param_groups, scaler)
 
@@ -210,8 +211,7 @@ class PolyakOptimizer(Optimizer):
             smaller than the ratio, whether the step was skipped, and how many steps were skipped so far.
 
         Raises:
-            RuntimeError: the group was in no step yet, or the last step was interrupted before it.
-            IndexError: there is no such group.
+            RuntimeError, IndexError: the group was in no (uninterrupted) step yet; there is no such group.
         """
         return last_step_of(self.param_groups, self._last, group)
 
@@ -228,11 +228,11 @@ class PolyakOptimizer(Optimizer):
         for group in self.param_groups:
             if not isinstance(lr := group["lr"], Tensor) and not lr >= 0:
                 _options.refuse_cap(type(self).__name__, lr)
+        for group in self.param_groups:
             names = self.buffers(group)
             for p in group["params"] if names else ():
                 if p.grad is not None and names[-1] not in self.state[p]:
-                    buffers = {name: torch.zeros_like(p, dtype=_state.buffer_dtype(group, p)) for name in names}
-                    self.state[p].update(buffers)
+                    _state.add_buffers(self.state[p], group, p, names)
 
     # Groups and state
 
@@ -243,24 +243,24 @@ class PolyakOptimizer(Optimizer):
             param_group: `params` and the options that differ from the optimizer's; a `constraint` holds for it alone.
 
         Raises:
-            ValueError: an option is misspelt or has a value that is not allowed.
-            TypeError: a parameter is sparse or an integer tensor, or the constraint is not a Constraint.
+            ValueError, TypeError: an option is misspelt or not allowed; a parameter is sparse or an integer tensor.
         """
         with _state.without_trace(self.param_groups):
-            group = _state.own_keys(param_group, self._scalars(self.defaults | param_group))
-            _options.check(type(self).__name__, group, self.defaults, self._ranges)
-            _options.check_constraint(type(self).__name__, group.get("constraint"))
-            group.pop("weight_decay", None)
+            owner, group = type(self).__name__, _state.own_keys(param_group, self._scalars(self.defaults | param_group))
+            _options.check(owner, group, self.defaults, self._ranges)
+            _options.check_constraint(owner, group.get("constraint"))
+            if "weight_decay" not in self.defaults:
+                group.pop("weight_decay", None)
             super().add_param_group(group)
-            _options.check_params(type(self).__name__, group["params"], group.get("fused"))
-            _state.place_scalars(type(self).__name__, self.param_groups, self._scalars)
+            _options.check_params(owner, group["params"], group.get("fused"))
+            _state.place_scalars(self)
             if self._ready:
                 self._constraint = start_inside(self.param_groups, self._constraint, self._advice)
-            self._advice.on_momentum(self.param_groups[-1])
+            self._advice.on_momentum(group, self.form(group))
         self._processes.compare_again()
 
     def _scalars(self, group: Group) -> dict[str, float]:
-        return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group)}
+        return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group), **self.averages()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: scalars as copies, buffers as the optimizer's own, as torch has it, and no constraints."""
@@ -281,7 +281,7 @@ class PolyakOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what torch's own __getstate__ leaves out; a pickled optimizer has no process group."""
-        own = {name: self.__dict__[name] for name in ("_constraint", "_sync_loss")}
+        own = {"_constraint": self._constraint, "_sync_loss": self._sync_loss}
         return {**super().__getstate__(), **own, "_process_group": _state.OfThisProcess(self._processes.group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -52,6 +52,24 @@ Finite = Annotated[float, numbers(math.isfinite, "a finite number")]
 Positive = Annotated[float, numbers(lambda value: 0 < value < math.inf, "a finite number > 0")]
 NonNegative = Annotated[float, numbers(lambda value: 0 <= value < math.inf, "a finite number ≥ 0")]
 Fraction = Annotated[float, numbers(lambda value: 0 <= value < 1, "a number in [0, 1)")]
+FractionOrNone = Annotated[
+    float | None,
+    Allowed(lambda value: value is None or (is_number(value) and 0 <= value < 1), "None or a number in [0, 1)"),
+]
+Steps = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a number ≥ 1, usually len(data_loader)")]
+PositiveOrInf = Annotated[float, numbers(lambda gamma: gamma > 0, "a number > 0")]
+Growth = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a finite number ≥ 1, the growth of the cap per epoch")]
+Betas = Annotated[
+    tuple[float, float],
+    Allowed(
+        lambda betas: (
+            isinstance(betas, tuple | list)
+            and len(betas) == 2
+            and all(is_number(beta) and 0 <= beta < 1 for beta in betas)
+        ),
+        "two numbers in [0, 1)",
+    ),
+]
 Flag = Annotated[bool, Allowed(lambda value: isinstance(value, bool), "True or False")]
 Choice = Annotated[bool | None, Allowed(lambda value: value is None or isinstance(value, bool), "None, True or False")]
 
@@ -85,7 +103,17 @@ class Common(TypedDict, total=False):
     process_group: ProcessGroup | None
 
 
-class CommonAndMomentum(Common, total=False):
+class CommonAndBuffers(Common, total=False):
+    """The options of every method that keeps a momentum or an average of gradients.
+
+    Args:
+        float32_momentum: keep the momentum of bfloat16 and float16 parameters in float32. Default False.
+    """
+
+    float32_momentum: Flag
+
+
+class CommonAndMomentum(CommonAndBuffers, total=False):
     """The options of every method with ALI-G's momentum.
 
     Args:
@@ -94,7 +122,6 @@ class CommonAndMomentum(Common, total=False):
     """
 
     momentum: Fraction
-    float32_momentum: Flag
 
 
 INSTEAD: dict[str, str] = {
@@ -110,7 +137,7 @@ INSTEAD: dict[str, str] = {
 
 # What these options of other optimizers mean cannot be left out: a group that asks for it is refused.
 REFUSED = frozenset({"weight_decay", "maximize", "nesterov", "projection_fn", "differentiable"})
-SCHEDULED = frozenset({"base_momentum", "max_momentum"})  # what schedulers add to a group
+FOREIGN = frozenset({"base_momentum", "max_momentum", "betas", "beta1", "beta2"})  # schedulers' and Adam's keys
 NEAR = 0.8  # how similar a misspelt option is: momentm, lower_bnd, but not min_lr
 
 
@@ -126,6 +153,9 @@ def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any], rang
         elif (name in REFUSED and not is_off(value)) or _misspelt(name, options):
             raise ValueError(unknown(owner, name, options))
     both = {**options, **group}
+    by_lr = "floor" not in both  # SafeSPS multiplies its decay by γ
+    if by_lr and both.get("weight_decay") and is_number(both["lr"]) and both["lr"] == math.inf:
+        raise ValueError(f"{owner}: weight_decay needs a finite lr, which scales it: lower lr from inf.")
     if both.get("fused") and both.get("foreach"):
         raise ValueError(f"{owner}: fused=True and foreach=True are two ways to move the parameters: choose one.")
 
@@ -137,7 +167,7 @@ def is_off(value: Any) -> bool:
 
 def _misspelt(name: Any, options: Iterable[str]) -> bool:
     """Return whether a key is nearly an option, but not one with a further word, as max_momentum is."""
-    if not isinstance(name, str) or name in SCHEDULED:
+    if not isinstance(name, str) or name in FOREIGN:
         return False
     lower, words = name.lower(), f"_{name}_"
     for option in options:

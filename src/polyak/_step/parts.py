@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from .._backend import chunks
-from .._backend.chunks import Vector, by_type, same_layout
+from .._backend.chunks import COMMON, DEVICE, DTYPE, Vector, by_type, pack, same_layout
 from .._backend.cpu import CpuKernels
 from .._backend.distributed import aligned, any_sharded
 from .._backend.general import General
-from .._backend.moves import Form
-from .._backend.packed import COMMON, DEVICE, DTYPE, pack
+from .._backend.moves import MOMENTUM, Form, Preconditioner, Vectors
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
-from .._backend.vector import add_up, real
+from .._backend.vector import Products, add_up, real
 from .options import check_dense
 
 Group = dict[str, Any]
@@ -41,6 +40,15 @@ class Part(Protocol):
     buffers: Mapping[str, Vector]
     form: Form
     mu: Any
+    decay: Any
+    coupled_decay: float
+    divisor: Any
+    preconditioner: Preconditioner | None
+    is_standard: bool
+    skip: Any
+    squares: Any
+    model: Any
+    floor: Any
     numbers: bool
     sharded: bool
 
@@ -52,6 +60,10 @@ class Part(Protocol):
     def rounding(self) -> float: ...
     def sum_squares(self, x: Vector) -> Scalar: ...
     def dot(self, x: Vector, y: Vector) -> Scalar: ...
+    def average_(self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False) -> Products: ...
+    def dual_squares(self, u: Vector) -> Scalar: ...
+    def same_move(self, other: Any) -> None: ...
+    def scaled(self, gamma: Any) -> Any: ...
     def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None: ...
     def scale_(self, x: Vector, a: Scalar) -> None: ...
 
@@ -108,8 +120,8 @@ def sum_squares(parts: Sequence[Part], like: Tensor) -> Scalar:
 
 def decay_momentum(part: Part, keep: Scalar) -> None:
     """Let momentum that is too long for its type decay, although nothing moves."""
-    if keep != 1.0 and "momentum_buffer" in part.buffers:
-        part.scale_(part.buffers["momentum_buffer"], keep)
+    if keep != 1.0 and MOMENTUM in part.buffers:
+        part.scale_(part.buffers[MOMENTUM], keep)
 
 
 def places(groups: Sequence[Group]) -> list[Any]:
@@ -191,16 +203,16 @@ def _columns(rows: Iterable[tuple[Tensor, ...]]) -> list[Vector]:
 
 
 @final
-class Several:
+class Several(Vectors):
     """The parts of a group whose tensors need several backends, as one part."""
 
     sharded = False
 
     def __init__(self, group: Group, params: Sequence[Tensor], parts: Sequence[Part]) -> None:
-        self.group, self.params, self.parts, self.numbers = group, params, parts, parts[0].numbers
-        self.x, self.g = self._joined([part.x for part in parts]), self._joined([part.g for part in parts])
-        names = parts[0].buffers
-        self.buffers = {name: self._joined([part.buffers[name] for part in parts]) for name in names}
+        x, g = (_Joined([getattr(part, name) for part in parts]) for name in "xg")
+        buffers = {name: _Joined([part.buffers[name] for part in parts]) for name in parts[0].buffers}
+        self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
+        self.parts, self.numbers = parts, parts[0].numbers
 
     @property
     def largest(self) -> float:
@@ -217,36 +229,6 @@ class Several:
         """The relative error that rounding may leave in the norm of the rescaled parameters."""
         return max([part.rounding for part in self.parts])
 
-    @property
-    def form(self) -> Form:
-        """The form of momentum."""
-        return self.parts[0].form
-
-    @form.setter
-    def form(self, form: Form) -> None:
-        for part in self.parts:
-            part.form = form
-
-    @property
-    def mu(self) -> Any:
-        """The momentum of this step."""
-        return self.parts[0].mu
-
-    @mu.setter
-    def mu(self, mu: Any) -> None:
-        for part in self.parts:
-            part.mu = mu
-
-    @property
-    def u(self) -> Vector:
-        """The direction of the move."""
-        return self._joined([part.u for part in self.parts])
-
-    @u.setter
-    def u(self, u: Vector) -> None:
-        for part, own in zip(self.parts, self._split(u), strict=True):
-            part.u = own
-
     def sum_squares(self, x: Vector) -> Scalar:
         """Return ‖x‖²."""
         pairs = zip(self.parts, self._split(x), strict=True)
@@ -257,9 +239,29 @@ class Several:
         triples = zip(self.parts, self._split(x), self._split(y), strict=True)
         return self._sum([part.dot(own_x, own_y) for part, own_x, own_y in triples])
 
+    def average_(self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False) -> Products:
+        """Average the gradients by β and their squares by β₂, and measure."""
+        rows = []
+        for part in self.parts:
+            part.same_move(self)
+            rows.append(part.average_(beta, beta2, with_x))
+        return Products(*[self._sum(column) for column in zip(*rows, strict=True)])
+
+    def dual_squares(self, u: Vector) -> Scalar:
+        """Return ⟨u, D⁻¹u⟩."""
+        found = []
+        for part, own in zip(self.parts, self._split(u), strict=True):
+            part.same_move(self)
+            found.append(part.dual_squares(own))
+        return self._sum(found)
+
     def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
         """Move every part; return the new ‖x‖² if it is to be `measured`."""
-        squares = [part.move(gamma, keep, skip, measured) for part in self.parts]
+        squares = []
+        for part, own in zip(self.parts, self._split(self.u), strict=True):
+            part.same_move(self)
+            part.u = own
+            squares.append(part.move(gamma, keep, skip, measured))
         return self._sum([square for square in squares if square is not None]) if measured else None
 
     def scale_(self, x: Vector, a: Scalar) -> None:
@@ -269,9 +271,6 @@ class Several:
 
     def _sum(self, scalars: Sequence[Scalar]) -> Scalar:
         return add_up(scalars, self.group["step_size"])
-
-    def _joined(self, vectors: Sequence[Vector]) -> Vector:
-        return _Joined(vectors)
 
     def _split(self, x: Vector) -> Sequence[Vector]:
         if isinstance(x, _Joined):

@@ -68,7 +68,7 @@ def _checked(init: Callable[..., None], signature: inspect.Signature) -> Callabl
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        if "weight_decay" not in options and is_off(kwargs.get("weight_decay")):
+        if is_off(kwargs.get("weight_decay")):  # which is every method's default, if it has the option
             del kwargs["weight_decay"]
         for name in () if open_ended else kwargs:
             if name not in signature.parameters:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from .._backend.moves import MOMENTUM
 from .._backend.scalars import away_from_zero
-from .._backend.vector import scalar_dtype
+from .._backend.vector import AVERAGE, SQUARES, WIDE, scalar_dtype
 from .options import Allowed, check
 from .parts import Group
 
@@ -26,6 +26,9 @@ EARLIEST = {  # states of 0.1.0 name no method, but these options tell
     "gamma": "SmoothSPS",
     "c": "SPS",
 }
+
+
+BUFFERS = {MOMENTUM: "momentum", AVERAGE: "gradient average", SQUARES: "average of squares"}
 
 
 class OfThisProcess:
@@ -64,15 +67,15 @@ def _method_of(group: Mapping[str, Any]) -> str | None:
 
 
 def check_buffers(owner: str, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-    """Raise ValueError unless every momentum buffer has the shape of its parameter."""
-    for p, held in state.items():
-        buffer = held.get("momentum_buffer", p)
-        if not isinstance(buffer, Tensor) or buffer.shape != p.shape:
-            shape = tuple(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
-            raise ValueError(
-                f"{owner}: the state holds a momentum of shape {shape} for a parameter of shape "
-                f"{tuple(p.shape)}: load the state of an optimizer with the same parameters in the same order."
-            )
+    """Raise ValueError unless every buffer has the shape of its parameter."""
+    for p, buffers in state.items():
+        for name, buffer in buffers.items():
+            if name in BUFFERS and (not isinstance(buffer, Tensor) or buffer.shape != p.shape):
+                shape = tuple(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
+                raise ValueError(
+                    f"{owner}: the state holds a {BUFFERS[name]} of shape {shape} for a parameter of shape "
+                    f"{tuple(p.shape)}: load the state of an optimizer with the same parameters in the same order."
+                )
 
 
 def for_saving(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -84,17 +87,21 @@ def for_saving(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
-def place_scalars(owner: str, groups: list[Group], scalars: Callable[[Group], dict[str, float]]) -> None:
+def place_scalars(optimizer: Any) -> None:
     """Keep every group's scalars on the device of its parameters, in one type that is float32 or wider."""
+    owner, groups, scalars = type(optimizer).__name__, optimizer.param_groups, optimizer._scalars
+    shared = optimizer.averages().keys()
     dtype = scalar_dtype([p for group in groups for p in group["params"]])
     for group in groups:
         group[METHOD] = owner
         device = group["params"][0].device if group["params"] else None
         for name, first in scalars(group).items():
-            value, kind = group.get(name, first), torch.int64 if name == "skipped_steps" else dtype
+            value, kind = group.get(name, first), torch.int64 if isinstance(first, int) else dtype
             if kind is dtype and getattr(value, "dtype", None) != dtype:
                 value = away_from_zero(value, dtype)
             group[name] = torch.as_tensor(value, dtype=kind, device=device)
+            if name in shared and group[name].device == groups[0][name].device:
+                group[name] = groups[0][name]
         if isinstance(group["lr"], Tensor) and group["lr"].dim():  # a captured graph reads this very tensor
             group["lr"] = group["lr"].reshape(())
 
@@ -104,26 +111,35 @@ def follow_parameters(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         for name, default in optimizer.defaults.items():
             group.setdefault(name, default)
-    place_scalars(type(optimizer).__name__, optimizer.param_groups, optimizer._scalars)
+    place_scalars(optimizer)
     for group in optimizer.param_groups:
         for p in group["params"]:
             buffers = optimizer.state.get(p, {})
             for name in buffers.keys() & {*optimizer.buffers(group)}:
-                buffers[name] = buffers[name].to(p.device, buffer_dtype(group, p))
+                buffers[name] = buffers[name].to(p.device, buffer_dtype(group, p, name))
 
 
-def buffer_dtype(group: Group, p: Tensor) -> torch.dtype:
-    """Return the type of a momentum buffer: its parameter's, or at least float32 if the group asks for it."""
-    return torch.promote_types(p.dtype, torch.float32) if group.get("float32_momentum") else p.dtype
+def buffer_dtype(group: Group, p: Tensor, name: str) -> torch.dtype:
+    """Return the type of a buffer: its parameter's, or at least float32 if it needs that or the group asks for it."""
+    wide = name in WIDE or group.get("float32_momentum")
+    return torch.promote_types(p.dtype, torch.float32) if wide else p.dtype
 
 
-def restore_buffers(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+def add_buffers(state: dict[str, Any], group: Group, p: Tensor, names: Sequence[str]) -> None:
+    """Create the buffers of a parameter that are missing, with zeros."""
+    for name in names:
+        if name not in state:
+            state[name] = torch.zeros_like(p, dtype=buffer_dtype(group, p, name))
+
+
+def restore_buffers(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     """Take wide buffers from a state dict once more, since torch has rounded them to their parameters' type."""
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         for p, key in zip(group["params"], saved["params"], strict=True):
-            buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
-            if buffer is not None and buffer_dtype(group, p) != p.dtype:
-                optimizer.state[p]["momentum_buffer"] = buffer.to(p.device, buffer_dtype(group, p), copy=True)
+            for name in optimizer.buffers(group):
+                buffer = state_dict["state"].get(key, {}).get(name)
+                if buffer is not None and (dtype := buffer_dtype(group, p, name)) != p.dtype:
+                    optimizer.state[p][name] = buffer.to(p.device, dtype, copy=True)
 
 
 def own_keys(group: Group, scalars: Mapping[str, float]) -> Group:

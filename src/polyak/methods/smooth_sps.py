@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Unpack, final
+from typing import Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
 from .._backend.scalars import Scalar, minimum
 from .._step.decision import Line
 from .._step.optimizer import PolyakOptimizer
-from .._step.options import Cap, CommonAndMomentum, NonNegative, Positive, numbers
+from .._step.options import Cap, CommonAndMomentum, Growth, NonNegative, Positive, PositiveOrInf, Steps
 from .._step.parts import Group
-
-Steps = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a number ≥ 1, usually len(data_loader)")]
-First = Annotated[float, numbers(lambda gamma: gamma > 0, "a number > 0")]
-Growth = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a finite number ≥ 1, the growth of the cap per epoch")]
 
 
 @final
@@ -66,7 +62,7 @@ class SmoothSPS(PolyakOptimizer):
         steps_per_epoch: Steps,
         c: Positive = 0.5,
         gamma: Growth = 2.0,
-        init_step_size: First = 1.0,
+        init_step_size: PositiveOrInf = 1.0,
         eps: NonNegative = 1e-8,
         **common: Unpack[CommonAndMomentum],
     ) -> None:

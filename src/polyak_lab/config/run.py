@@ -84,7 +84,8 @@ class Optimizer:
     """The optimizer; what is not given is the default of its class."""
 
     name: Annotated[str, arg(name="optimizer")]
-    """alig, sps, smooth-sps, sgd, adam or adamw."""
+    """sgd, adam, adamw or a method that reads the loss: alig, sps, smooth-sps, momo, momo-adam, ngn, ngn-md, mom-sps,
+    smooth-mom-sps, safe-sps, dec-sps, ada-sps, iam or iam-adam."""
     l2_ball: Annotated[float | None, arg(aliases=["--radius"])] = None
     """Radius of the l2 ball that the weights stay in."""
     options: Annotated[Mapping[str, Any], arg(name="", constructor=options_from_flags)] = field(default_factory=dict)

@@ -110,8 +110,8 @@ def _check_same_type(expected: Any, stored: Any) -> None:
             raise KeyError("state")
         for key in expected.keys() & stored.keys():
             _check_same_type(expected[key], stored[key])
-    elif isinstance(expected, list):
-        if not isinstance(stored, list) or len(expected) != len(stored):
+    elif isinstance(expected, (list, tuple)):  # betas are a tuple by default, and a list in a recipe
+        if not isinstance(stored, (list, tuple)) or len(expected) != len(stored):
             raise ValueError("state")
         for one, other in zip(expected, stored, strict=True):
             _check_same_type(one, other)

@@ -8,7 +8,7 @@ import pytest
 
 from lab.runs import call
 from polyak_lab.config import run as config
-from polyak_lab.optimizers import SCHEDULES
+from polyak_lab.optimizers import OPTIMIZERS, SCHEDULES
 
 SPELLINGS = [  # of 0.1.0, which people have in their scripts
     *("--data", "--model", "--optimizer", "--lr", "--momentum", "--l2-ball", "--radius", "--set"),
@@ -30,6 +30,10 @@ def text(capsys, monkeypatch):
 
 def test_every_flag_keeps_its_spelling(text):
     assert {*SPELLINGS} <= {*re.findall(r"(?<![\w-])--[\w-]+", text)}
+
+
+def test_the_help_names_every_optimizer(text):
+    assert {*OPTIMIZERS} <= {*re.findall(r"[\w-]+", text)}
 
 
 def test_every_field_of_a_run_is_a_flag(text):

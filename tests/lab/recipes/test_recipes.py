@@ -10,6 +10,7 @@ from lab.runs import execute
 from observe import SMALL_BALLS
 from polyak_lab.errors import LabError
 from polyak_lab.recipes import recipe as recipes
+from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import batches, build
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -317,3 +318,28 @@ def test_a_grid_repeats_every_row(tmp_path):
 def test_grids_that_are_refused(grid, tmp_path):
     with pytest.raises(LabError, match=r"\[grid\] needs one option with a list of numbers"):
         load(tmp_path, f"grid = {{ {grid} }}\n" + GOOD)
+
+
+OPTIONS = {  # what a recipe gives, and what the parameter group then holds
+    "momo": ("momentum = 0.5, weight_decay = 0.01, bias_correction = true, learn_lower_bound = true", {}),
+    "momo-adam": ("betas = [0.5, 0.9], eps = 1e-6, decoupled_weight_decay = true, weight_decay = 0.01", {}),
+    "ngn": ("lr = 0.5, momentum = 0.9", {}),
+    "ngn-md": ("betas = [0.5, 0.9], weight_decay = 0.01", {}),
+    "mom-sps": ("c = 0.5, momentum = 0.8, lower_bound = 0.1", {}),
+    "smooth-mom-sps": ("steps_per_epoch = 9, gamma = 3, init_step_size = 0.1", {}),
+    "safe-sps": ("floor = 0.5, lr = 2.0, momentum = 0.5", {}),
+    "dec-sps": ("lr = 2.0, c0 = 1.5", {}),
+    "ada-sps": ("lr = inf, c = 0.5", {}),
+    "iam": ('momentum = "none"', {"momentum": None}),
+    "iam-adam": ("beta2 = 0.9, momentum = 0.5, float32_momentum = true", {}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_of_a_method_reach_its_group(name, tmp_path):
+    given, other = OPTIONS[name]
+    row = f'optimizer = {{ name = "{name}", {given} }}'
+    wanted = load(tmp_path, GOOD.replace('optimizer = { name = "alig", lr = 1, l2_ball = 100 }', row)).rows[1].run
+    (group,) = build.build_session(resolve(wanted)).optimizer.param_groups
+    for option, value in (dict(wanted.optimizer.options) | other).items():
+        assert group[option] == value

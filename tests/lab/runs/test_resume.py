@@ -20,6 +20,7 @@ from lab.runs import ALIG, ROW, execute, in_child, run
 from polyak_lab import progress
 from polyak_lab.config import run as config
 from polyak_lab.errors import LabError
+from polyak_lab.optimizers import OPTIMIZERS
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs import checkpoint, documents, stored
 from polyak_lab.runs import folder as record
@@ -229,7 +230,7 @@ def test_what_a_power_cut_left_behind_the_last_line_is_dropped(rest, tmp_path):
     assert_same_end(tmp_path / "cut", expected.path)
 
 
-def stopped_after(epochs, path):
+def stopped_after(epochs, path, wanted=None):
     """Run so many epochs, and stop."""
 
     class Stop(progress.Progress):
@@ -237,9 +238,31 @@ def stopped_after(epochs, path):
             if record["epoch"] == epochs:
                 raise KeyboardInterrupt
 
-    resolved = resolve(run())
+    resolved = resolve(run() if wanted is None else wanted)
     with pytest.raises(KeyboardInterrupt):
         train(resolved, RunFolder(path, resolved, ROW), Stop(Console(quiet=True), epochs=False))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_continues_with_its_state(name, tmp_path):
+    wanted = run(config.Optimizer(name), epochs=2, max_batches=2)
+    expected = execute(tmp_path / "whole", wanted)
+    stopped_after(1, tmp_path / "cut", wanted)
+    execute(tmp_path / "cut", wanted)
+    assert_same_end(tmp_path / "cut", expected.path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momo-adam", "ngn-md"])
+def test_options_that_are_written_out_continue_a_run_with_the_same_defaults(name, tmp_path):
+    """The default betas are a tuple, those of a recipe a list."""
+    default, written = (
+        run(config.Optimizer(name, options=options), epochs=2, max_batches=2)
+        for options in ({}, {"betas": [0.9, 0.999]})
+    )
+    for number, (first, second) in enumerate([(default, written), (written, default)]):
+        stopped_after(1, tmp_path / str(number), first)
+        execute(tmp_path / str(number), second)
+    assert_same_end(tmp_path / "0", tmp_path / "1")
 
 
 def test_a_folder_can_be_sent_to_another_process(tmp_path):

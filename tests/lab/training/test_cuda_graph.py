@@ -22,6 +22,10 @@ KINDS = {
     "alig": (ALIG, "constant"),
     "alig, cosine": (ALIG, "cosine"),
     "smooth-sps": (config.Optimizer("smooth-sps", options={"momentum": 0.9}), "constant"),
+    "momo-adam, cosine": (config.Optimizer("momo-adam"), "cosine"),
+    "ngn-md": (config.Optimizer("ngn-md"), "constant"),
+    "ada-sps": (config.Optimizer("ada-sps"), "constant"),
+    "iam": (config.Optimizer("iam"), "constant"),
     "sgd": (SGD, "constant"),
     "adamw": (config.Optimizer("adamw", options={"capturable": True}), "constant"),
 }
@@ -53,7 +57,7 @@ def assert_same(one, other):
         for pair in zip(one, other, strict=True):
             assert_same(*pair)
     elif isinstance(one, torch.Tensor):
-        assert torch.equal(one.double(), torch.as_tensor(other).double())
+        assert torch.equal(one.double(), torch.as_tensor(other, dtype=torch.float64))
     else:
         assert one == other
 

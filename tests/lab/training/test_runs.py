@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+import polyak
 from lab.runs import ALIG, ROW, execute, run
 from polyak_lab.config import run as config
 from polyak_lab.errors import LabError
+from polyak_lab.optimizers import OPTIMIZERS
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs import stored
 from polyak_lab.runs.stored import Label
@@ -217,9 +219,26 @@ def test_step_schedule(tmp_path):
     assert [record["step_size"] for record in records] == pytest.approx([0.1, 0.05, 0.05, 0.025])
 
 
-def test_smooth_sps_learns_the_length_of_an_epoch():
-    assert build.build_session(resolve(run(config.Optimizer("smooth-sps")))).optimizer.defaults["steps_per_epoch"] == 6
-    given = config.Optimizer("smooth-sps", options={"steps_per_epoch": 9})
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_trains_by_its_name(name, tmp_path):
+    records = execute(tmp_path, run(config.Optimizer(name), epochs=2, max_batches=2)).records
+    assert all(math.isfinite(record[score]) for record in records for score in SCORES)
+    assert records[0]["weight_norm"] != records[1]["weight_norm"]
+    assert not any(record["skipped"] for record in records)
+
+
+def test_every_method_of_the_library_has_a_name():
+    exported = [getattr(polyak, name) for name in polyak.__all__]
+    methods = {cls for cls in exported if isinstance(cls, type) and issubclass(cls, polyak.PolyakOptimizer)}
+    assert methods - {polyak.PolyakOptimizer} == {
+        cls for cls in OPTIMIZERS.values() if issubclass(cls, polyak.PolyakOptimizer)
+    }
+
+
+@pytest.mark.parametrize("name", ["smooth-sps", "smooth-mom-sps"])
+def test_smooth_methods_learn_the_length_of_an_epoch(name):
+    assert build.build_session(resolve(run(config.Optimizer(name)))).optimizer.defaults["steps_per_epoch"] == 6
+    given = config.Optimizer(name, options={"steps_per_epoch": 9})
     assert build.build_session(resolve(run(given))).optimizer.defaults["steps_per_epoch"] == 9
 
 

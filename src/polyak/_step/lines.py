@@ -1,0 +1,160 @@
+"""Lines that methods follow instead of the gradient's: along an average, from an average, in another norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .._backend.moves import MOMENTUM, Preconditioner
+from .._backend.scalars import Scalar, as_tensor, maximum, number, where
+from .._backend.vector import AVERAGE, add_up
+from .decision import Line
+from .parts import Group, Part
+
+if TYPE_CHECKING:
+    from .optimizer import PolyakOptimizer
+
+MODEL: dict[str, float] = {"steps": 0, "loss_average": 0.0, "dot_average": 0.0, "learned_lower_bound": -math.inf}
+
+
+def measure(method: PolyakOptimizer, line: Line, parts: list[Part], groups: list[Group], norm: Any) -> Line:
+    """Return the line that the method follows; RuntimeError if ‖g‖² was given as `norm`, but more is needed.
+
+    A batch that is not finite leaves every buffer and scalar as it was, and makes a line that is NaN.
+    """
+    if norm is not None and not method.takes_norm:
+        raise RuntimeError(
+            f"{type(method).__name__} needs more of the whole gradient than grad_sq_norm: leave it out, and give this "
+            "optimizer all parameters with gradients that are not clipped."
+        )
+    names = [*method.averages()]
+    scalars: dict[str, Any] = {}
+    if not any([part.params for part in parts]):
+        return line
+    if all([part.numbers for part in parts]):
+        line, skip = line.as_numbers(), None
+        if not all(map(math.isfinite, line)):
+            return line._replace(value=math.nan)
+        for name in names:
+            scalars[name] = groups[0][name].item()
+    else:
+        line = line.on(groups[0]["step_size"])
+        skip = ~torch.isfinite(line.value + line.slope * 0.0 + line.lower_bound)
+        for name in names:
+            scalars[name] = groups[0][name].to(line.value.dtype)  # counts, too: β ** count would be float32
+    for part in parts:
+        part.skip = skip
+    line = method.linearize(line, parts, scalars)
+    for name in names:
+        store(groups, name, scalars[name], skip)
+    return line if skip is None else line._replace(value=torch.where(skip, math.nan, line.value))
+
+
+def store(groups: list[Group], name: str, scalar: Any, skip: Any) -> None:
+    """Store a scalar in all groups, which share one tensor if they are on one device."""
+    stored: list[Any] = []
+    for group in groups:
+        old = group[name]
+        if not any([old is tensor for tensor in stored]):
+            new = as_tensor(scalar, old).to(old.device)
+            old.copy_(new if skip is None else torch.where(skip.to(old.device), old, new))
+            stored.append(old)
+
+
+def dampen(line: Line, parts: list[Part]) -> Line:
+    """Let a heavy ball take (1 − μ)γ, so that one gradient moves x by γ in all; return the same line."""
+    for part in parts:
+        part.divisor = 1.0 / (1.0 - part.mu)
+    return line
+
+
+def iterate_average(line: Line, parts: list[Part], t: Scalar = 0) -> Line:
+    """Return the line from z where x ← (λx + z) / (1 + λ) is a moving average of z, with λ = μ / (1 − μ), or t.
+
+    x moves as a heavy ball v does, since z − x = λv with the λ of the step before.
+    """
+    found: list[Any] = []
+    for part in parts:
+        mu = part.mu
+        ahead = t - 1 if mu is None else mu / (1.0 - mu)
+        part.mu, part.divisor = (ahead / (t + 1), t + 1) if mu is None else (mu, 1.0 / (1.0 - mu))
+        if MOMENTUM in part.buffers:
+            found.append(ahead * part.dot(part.g, part.buffers[MOMENTUM]))
+    return line._replace(value=line.value + add_up(found, parts[0].group["step_size"])) if found else line
+
+
+def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line:
+    """Average the squares of the gradients, and return the line along D⁻¹g."""
+    found = []
+    for part in parts:
+        part.preconditioner, part.is_standard = Preconditioner(1.0 - beta2**k, part.group["eps"]), False
+        found.append(part.average_(None, beta2).sum_squares)
+    return line._replace(slope=add_up(found, parts[0].group["step_size"]))
+
+
+def averaged(
+    line: Line,
+    parts: list[Part],
+    averages: dict[str, Any],
+    beta: Scalar,
+    rho: Scalar,
+    beta2: float | None = None,
+    decoupled: bool = False,
+) -> Line:
+    """Return the line of an average of linear models, along the average d of the gradients.
+
+    At y, the average of f + ⟨g, y − x⟩ over the batches is f̄ + ⟨d, y⟩ − p̄, where p̄ is the average of ⟨g, x⟩. Weight
+    decay λ makes its minimiser start from x / s, where s = 1 + lr·λ (MoMo, section 4). All is divided by ρ. Decoupled
+    weight decay is AdamW's.
+    """
+    like, rows = parts[0].group["step_size"], []
+    for part in parts:
+        decay = number(decay_of(part.group)) if part.numbers else decay_of(part.group)
+        s = 1.0 + decay
+        products = part.average_(beta, beta2, with_x=True)
+        part.u, part.squares = part.buffers[AVERAGE], products.sum_squares / rho**2
+        part.decay, part.divisor = (1.0 - decay, rho) if decoupled else (1.0 / s, rho * s)
+        part.is_standard = part.preconditioner is None and not part.group["weight_decay"]
+        rows.append((products.gradient_dot_x, products.direction_dot_x / s, products.direction_dot_x, part.squares))
+    g_x, d_x, d_x_undecayed, squares = (add_up(column, like) for column in zip(*rows, strict=True))
+    loss = averages["loss_average"] = beta * averages["loss_average"] + (1.0 - beta) * line.value
+    dot = averages["dot_average"] = beta * averages["dot_average"] + (1.0 - beta) * g_x
+    parts[0].model = (loss + d_x_undecayed - dot) / rho
+    return Line((loss + d_x - dot) / rho, squares, line.lower_bound)
+
+
+def learned(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
+    """Return the line above the learned bound, which a model below it halves (MoMo*, section 4.2)."""
+    floor = parts[0].floor = line.above(parts[0]).lower_bound
+    bound = maximum(averages["learned_lower_bound"], floor)
+    bound = where(line.value < bound, maximum(line.value / 2, floor), bound)
+    averages["learned_lower_bound"] = bound
+    return line._replace(lower_bound=bound)
+
+
+def learn(groups: list[Group], parts: list[Part], decisions: Sequence[Any]) -> None:
+    """Raise the learned bound to what the model can fall to: model − Σ γ‖d‖² / 2 (MoMo*, section 4.2)."""
+    skip = decisions[0].skip
+    if skip is not True:
+        like = groups[0]["step_size"]
+        falls = [decided.gamma * part.squares for decided, part in zip(decisions, parts, strict=True)]
+        bound = maximum(parts[0].model - add_up(falls, like) / 2, parts[0].floor)
+        store(groups, "learned_lower_bound", bound, None if skip is False else skip)
+
+
+def growth(group: Group) -> Any:
+    """Return s = 1 + lr·λ."""
+    return 1.0 + decay_of(group)
+
+
+def decay_of(group: Group) -> Any:
+    """Return lr·λ, the share of x that decays in a step; 0 without weight decay, even without a cap."""
+    return group["lr"] * group["weight_decay"] if group["weight_decay"] else 0.0
+
+
+def after_first(beta: float, k: Scalar) -> Any:
+    """Return β, or 0 in the first step, from which averages begin."""
+    return beta * (k > 1).to(k.dtype) if isinstance(k, torch.Tensor) else beta if k > 1 else 0.0

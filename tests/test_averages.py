@@ -1,0 +1,114 @@
+"""Averages that methods keep while they measure: one model for all groups, exact in copies, refused in parts."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+import polyak
+from catalogue import METHODS, Problem
+from observe import changed, refused, snapshot
+
+AVERAGING = tuple(method for method in METHODS if method.cls.averages is not polyak.PolyakOptimizer.averages)
+each_averaging = pytest.mark.parametrize("method", AVERAGING, ids=lambda method: method.name)
+
+
+@each_averaging
+def test_all_groups_share_the_averages(method):
+    problem = Problem.make()
+    params = problem.params()
+    optimizer = method.build([{"params": [p]} for p in params], **method.trials[0])
+    problem.steps(optimizer, params, 2)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    problem.steps(optimizer, params, 2, first=2)
+    for name in optimizer.averages():
+        assert len({id(group[name]) for group in optimizer.param_groups}) == 1
+    assert int(optimizer.param_groups[-1]["steps"]) == 4
+
+
+@each_averaging
+def test_the_averages_outlive_the_first_group(method):
+    problem = Problem.make()
+    params = problem.params()
+    optimizer = method.build([{"params": params[:2]}, {"params": params[2:]}], **method.trials[0])
+    problem.steps(optimizer, params, 3)
+    del optimizer.param_groups[0]
+    problem.steps(optimizer, params, 1, first=3)
+    assert int(optimizer.param_groups[0]["steps"]) == 4
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.cls.takes_norm], ids=lambda method: method.name)
+def test_the_norm_alone_is_not_enough_for_a_method_that_needs_more_of_the_gradient(method):
+    problem = Problem.make()
+    params = problem.params()
+    optimizer = method.build(params)
+    problem.loss(params).backward()
+    before = snapshot(optimizer)
+    with refused(RuntimeError, method.name, "needs more of the whole gradient than grad_sq_norm"):
+        optimizer.step(loss=1.0, grad_sq_norm=1.0)
+    assert {name for name in changed(before, snapshot(optimizer)) if name in before} == set()
+
+
+@pytest.mark.parametrize("cls", [polyak.MoMo, polyak.MoMoAdam, polyak.NGNMD], ids=lambda cls: cls.__name__)
+def test_a_decay_that_lr_multiplies_needs_a_finite_lr(cls):
+    params = Problem.make().params()
+    with refused(ValueError, cls.__name__, "weight_decay needs a finite lr"):
+        cls(params, lr=math.inf, weight_decay=0.1)
+    with refused(ValueError, cls.__name__, "weight_decay needs a finite lr"):
+        cls([{"params": params, "lr": math.inf}], weight_decay=0.1)
+    cls(params, lr=math.inf)
+
+
+def test_a_group_may_have_a_weight_decay_of_its_own():
+    for cls, key in ((polyak.MoMo, 0.1), (polyak.MoMoAdam, 0.1), (polyak.NGNMD, 0.1), (polyak.SafeSPS, 0.1)):
+        a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+        optimizer = cls([{"params": [a], "weight_decay": key}, {"params": [b]}], lr=0.1)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [key, 0.0]
+        a.grad, b.grad = torch.full((3,), 1e-3), torch.full((3,), 1e-3)
+        optimizer.step(loss=1.0)
+        assert (a < b).all()
+
+
+@pytest.mark.parametrize("cls", [polyak.MoMo, polyak.MoMoAdam], ids=lambda cls: cls.__name__)
+def test_a_learned_bound_rises_to_about_the_loss_that_can_be_reached(cls):
+    problem = Problem.make(noise=0.5)
+    params = problem.params()
+    optimizer = cls(params, lr=0.05, learn_lower_bound=True, lower_bound=-1.0)
+    problem.steps(optimizer, params, 300)
+    learned = float(optimizer.param_groups[0]["learned_lower_bound"])
+    reached = sum(float(problem.loss(params, t).detach()) for t in range(3)) / 3
+    assert 0.5 * reached < learned < 1.5 * reached
+    optimizer.zero_grad()
+    problem.loss(params).backward()
+    before = snapshot(optimizer)
+    optimizer.step(loss=math.nan)
+    assert {name.split()[0] for name in changed(before, snapshot(optimizer))} <= {"skipped_steps", "step_size"}
+
+
+def test_a_method_without_options_of_its_own_may_average_too():
+    class Averaged(polyak.PolyakOptimizer):
+        """Half of the gradient, half of the last one."""
+
+        def __init__(self, params, lr=1.0):
+            super().__init__(params, lr)
+
+        def averages(self):
+            return {"loss_average": 0.0}
+
+        def linearize(self, line, parts, averages):
+            averages["loss_average"] = 0.5 * averages["loss_average"] + 0.5 * line.value
+            return line._replace(value=averages["loss_average"])
+
+        def step_size(self, line, group):
+            return line.gap / line.slope, group["lr"]
+
+    problem = Problem.make()
+    params, expected = problem.params(), 0.0
+    optimizer = Averaged(params)
+    for t in range(3):
+        expected = 0.5 * expected + 0.5 * float(problem.loss(params, t).detach())
+        problem.steps(optimizer, params, 1, first=t)
+    assert float(optimizer.param_groups[0]["loss_average"]) == pytest.approx(expected, rel=1e-12)
