@@ -16,7 +16,7 @@ help: ## list the commands
 demo: $(READY) ## train ALI-G beside its rivals on real data; prints the table, writes runs/demo/report.html
 	@$(BIN)/polyak run recipes/demo.toml --out runs/demo --report
 
-test: $(READY) lint types ## everything that must hold, in under 8 minutes
+test: $(READY) lint types ## everything that must hold; minutes on two cores
 	@$(BIN)/pytest -n auto --cov --cov-report=term
 
 test-full: $(READY) ## every method crossed with every backend, type and momentum: `make test` draws from these
