@@ -52,6 +52,18 @@ def test_the_norm_alone_is_not_enough_for_a_method_that_needs_more_of_the_gradie
     assert {name for name in changed(before, snapshot(optimizer)) if name in before} == set()
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.filterwarnings("ignore:.*step.loss=loss. moves nothing")
+def test_a_step_without_gradients_passes_where_the_momentum_depends_on_the_step(where, request):
+    if where == "device":
+        request.getfixturevalue("device_arithmetic")
+    for cls in (polyak.IAM, polyak.IAMAdam):
+        optimizer = cls(Problem.make().params(), momentum=None)
+        before = snapshot(optimizer)
+        optimizer.step(loss=1.0)
+        assert changed(before, snapshot(optimizer)) == set()
+
+
 @pytest.mark.parametrize("cls", [polyak.MoMo, polyak.MoMoAdam, polyak.NGNMD], ids=lambda cls: cls.__name__)
 def test_a_decay_that_lr_multiplies_needs_a_finite_lr(cls):
     params = Problem.make().params()

@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 from .chunks import Packed, Vector
 from .cpu_build import Pass, kernels
 from .general import as_general
-from .moves import MOMENTUM, Form, Vectors
+from .moves import MOMENTUM, NO_DECAY, Form, Vectors
 from .scalars import LARGEST, Scalar, number
 from .vector import Products, dot, sum_squares
 
@@ -56,7 +56,8 @@ class CpuKernels(Vectors):
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> float:
         """Move the parameters by γ along −u; return their new ‖x‖², or 0 if it is not `measured`."""
         v = self.buffers.get(MOMENTUM)
-        if getattr(self.u, "table", None) is not self.table or not self.is_standard or self.form > Form.ADJUSTED:
+        without_kernel = self.preconditioner or self.decay is not NO_DECAY or self.form is Form.HEAVY_BALL
+        if getattr(self.u, "table", None) is not self.table or without_kernel:
             return cast(float, as_general(self).move(gamma, keep, skip, measured))
         found = self._pass(self.form, self.x, self.u, v, gamma, self.mu, measured)
         increment_version(self.x)  # no graph holds a momentum buffer

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from . import cuda_kernels as kernels
 from .chunks import Packed, Vector
 from .general import as_general, largest_but_float16
-from .moves import MOMENTUM, Form, Vectors
+from .moves import MOMENTUM, NO_DECAY, Form, Vectors
 from .scalars import Scalar
 from .vector import Products, dot, relative_rounding, sum_squares
 
@@ -65,7 +65,8 @@ class CudaKernels(Vectors):
 
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u, unless `skip`; return their new ‖x‖² if it is to be `measured`."""
-        if getattr(self.u, "table", None) is not self.table or not self.is_standard or self.form > Form.ADJUSTED:
+        without_kernel = self.preconditioner or self.decay is not NO_DECAY or self.form is Form.HEAVY_BALL
+        if getattr(self.u, "table", None) is not self.table or without_kernel:
             return as_general(self).move(gamma, keep, skip, measured)
         v = self.buffers.get(MOMENTUM, self.x)
         device, high = self.x[0].device, float(torch.tensor(self.mu, dtype=torch.float32))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .chunks import Vector, chunks, must_not_sync, types
-from .moves import MOMENTUM, MOVES, Form, Vectors
+from .moves import MOMENTUM, MOVES, NO_DECAY, Form, Vectors
 from .scalars import LARGEST, Scalar, number, where
 from .vector import (
     AVERAGE,
@@ -123,13 +123,13 @@ class General(Vectors):
     def move_chunk(self, columns: Sequence[Vector], gamma: Scalar) -> None:
         """Move one chunk of the columns."""
         (x, u, v), mask = columns[:3], self._mask
-        if not self.is_standard:
+        if self.decay is not NO_DECAY:
             scale_(x, self.decay if mask is None else where(mask, 1.0, self.decay))
-            if self.preconditioner and self.form is Form.PLAIN and mask is None and not is_narrow(x):
-                torch._foreach_addcdiv_(x, u, denominator(columns[3], self.preconditioner), -number(gamma))
-                return  # with the roundings of torch's Adam
-            if self.preconditioner:
-                u = divided(u, columns[3], self.preconditioner)
+        if self.preconditioner and self.form is Form.PLAIN and mask is None and not is_narrow(x):
+            torch._foreach_addcdiv_(x, u, denominator(columns[3], self.preconditioner), -number(gamma))
+            return  # with the roundings of torch's Adam
+        if self.preconditioner:
+            u = divided(u, columns[3], self.preconditioner)
         MOVES[self.form](self, x, u, v, gamma, self.mu)
 
     def scale_(self, x: Vector, a: Scalar) -> None:

@@ -19,6 +19,7 @@ from torch._utils import _flatten_dense_tensors
 from .chunks import Vector, flat_views
 
 MOMENTUM = "momentum_buffer"
+NO_DECAY = 1.0  # this very number: the multiplication is then left out
 
 
 class Form(IntEnum):
@@ -28,7 +29,6 @@ class Form(IntEnum):
     NESTEROV = 3
     ADJUSTED = 4
     HEAVY_BALL = 5
-    SCHEDULE_FREE = 6
 
 
 class Preconditioner(NamedTuple):
@@ -52,9 +52,7 @@ class Vectors:
     buffers: Mapping[str, Vector]
     form = Form.PLAIN
     mu: Any = 0.0
-    is_standard: bool = True
-    """Whether the move is one of γ along u, with neither a decay nor a preconditioner."""
-    decay: Any = 1.0
+    decay: Any = NO_DECAY
     coupled_decay: float = 0.0
     """λ of a decay x ← (1 − λγ)x that depends on the step size."""
     divisor: Any = 1.0
@@ -72,14 +70,13 @@ class Vectors:
     def scaled(self, gamma: Any) -> Any:
         """Return the γ of the form, and set the decay that depends on the step size."""
         if self.coupled_decay:
-            self.decay, self.is_standard = 1.0 - self.coupled_decay * gamma, False
+            self.decay = 1.0 - self.coupled_decay * gamma
         return gamma / self.divisor
 
     def same_move(self, other: Vectors) -> None:
         """Take the coefficients of another's move."""
         self.form, self.mu, self.decay, self.skip = other.form, other.mu, other.decay, other.skip
         self.divisor, self.preconditioner = other.divisor, other.preconditioner
-        self.is_standard = other.is_standard
 
 
 class Operations(Protocol):
@@ -114,22 +111,11 @@ def heavy_ball(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: 
     on.accumulate_(x, u, v, mu, -gamma, 1.0)
 
 
-def schedule_free(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) -> None:
-    """z ← z − γu, average ← (1 − c)·average + c·z, x = (1 − β)z + β·average, where v = z − average.
-
-    Written in x and v alone: v ← (1 − c)(v − γu), x ← x − (1 − β)γu + βc/(1 − c)·v.
-    """
-    beta, c = mu
-    on.axpy_(x, u, -(1 - beta) * gamma)
-    on.accumulate_(x, u, v, 1 - c, -(1 - c) * gamma, beta * c / (1 - c))
-
-
 MOVES: dict[Form, Callable[..., None]] = {
     Form.PLAIN: plain,
     Form.NESTEROV: nesterov,
     Form.ADJUSTED: adjusted,
     Form.HEAVY_BALL: heavy_ball,
-    Form.SCHEDULE_FREE: schedule_free,
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .chunks import SHARED, SMALL, Vector, pieces_of_one_type
 from .general import as_general
-from .moves import MOMENTUM, MOVES, Vectors, dot_of_piece, squares_of_piece
+from .moves import MOMENTUM, MOVES, NO_DECAY, Vectors, dot_of_piece, squares_of_piece
 from .scalars import LARGEST, number
 from .vector import AVERAGE, SQUARES, Products, average_, average_squares_, divided
 
@@ -70,7 +70,7 @@ class Pieces(Vectors):
 
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> float:
         """Move the parameters by γ along −u; return their new ‖x‖², or 0 if it is not `measured`."""
-        if not self.is_standard:
+        if self.preconditioner or self.decay is not NO_DECAY:
             return cast(float, as_general(self).move(gamma, keep, None, measured))
         move, found = MOVES[self.form], 0.0
         for x, u, v in self._cut(self.x, self.u, self.buffers.get(MOMENTUM, self.x)):

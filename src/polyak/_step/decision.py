@@ -64,9 +64,6 @@ class Line(NamedTuple):
 NONE: float = Line._field_defaults["lower_bound"]  # the usual bound, which needs no subtraction
 
 
-DECAYING = frozenset({Form.PLAIN, Form.NESTEROV, Form.ADJUSTED, Form.HEAVY_BALL})  # their μ shortens the momentum
-
-
 class Decision(NamedTuple):
     """What was decided for one group: the ratio and the cap of the formula, the step size γ, and whether to skip.
 
@@ -147,7 +144,7 @@ def _refuse_numbers(gamma: float, line: Line, part: Part) -> tuple[bool, float]:
         fits = fits and _buffer_fits(gamma, slope, part)
     if fits and part.has_float16:
         fits = sum_after(part, gamma) < math.inf
-    return not fits, part.mu if length == length and part.form in DECAYING else 1.0
+    return not fits, part.mu if length == length else 1.0
 
 
 def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tensor]:
@@ -158,8 +155,7 @@ def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tens
         fits &= _buffer_fits(gamma, line.slope, part)
     if part.has_float16:
         fits &= cast(Tensor, sum_after(part, gamma)) < math.inf
-    mu = part.mu if part.form in DECAYING else 1.0
-    return ~fits, torch.where(length == length, as_tensor(mu, length), 1.0)
+    return ~fits, torch.where(length == length, as_tensor(part.mu, length), 1.0)
 
 
 def _buffer_fits(gamma: Any, slope: Any, part: Part) -> Any:

@@ -78,7 +78,7 @@ def iterate_average(line: Line, parts: list[Part], t: Scalar = 0) -> Line:
     """
     found: list[Any] = []
     for part in parts:
-        mu = part.mu
+        mu = part.group["momentum"]
         ahead = t - 1 if mu is None else mu / (1.0 - mu)
         part.mu, part.divisor = (ahead / (t + 1), t + 1) if mu is None else (mu, 1.0 / (1.0 - mu))
         if MOMENTUM in part.buffers:
@@ -90,7 +90,7 @@ def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line
     """Average the squares of the gradients, and return the line along D⁻¹g."""
     found = []
     for part in parts:
-        part.preconditioner, part.is_standard = Preconditioner(1.0 - beta2**k, part.group["eps"]), False
+        part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"])
         found.append(part.average_(None, beta2).sum_squares)
     return line._replace(slope=add_up(found, parts[0].group["step_size"]))
 
@@ -116,8 +116,9 @@ def averaged(
         s = 1.0 + decay
         products = part.average_(beta, beta2, with_x=True)
         part.u, part.squares = part.buffers[AVERAGE], products.sum_squares / rho**2
-        part.decay, part.divisor = (1.0 - decay, rho) if decoupled else (1.0 / s, rho * s)
-        part.is_standard = part.preconditioner is None and not part.group["weight_decay"]
+        part.divisor = rho if decoupled else rho * s
+        if part.group["weight_decay"]:
+            part.decay = 1.0 - decay if decoupled else 1.0 / s
         rows.append((products.gradient_dot_x, products.direction_dot_x / s, products.direction_dot_x, part.squares))
     g_x, d_x, d_x_undecayed, squares = (add_up(column, like) for column in zip(*rows, strict=True))
     loss = averages["loss_average"] = beta * averages["loss_average"] + (1.0 - beta) * line.value

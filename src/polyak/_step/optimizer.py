@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .._backend.distributed import Processes
-from .._backend.moves import Form
+from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from ..constraints import Constraint
 from ..constraints.balls import measured_ball
@@ -45,6 +45,7 @@ class PolyakOptimizer(Optimizer):
     _ranges: ClassVar[dict[str, Any]] = {}
     _has_own_line: ClassVar[bool] = False
     takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
+    momentum_form: ClassVar[Form] = Form.NESTEROV
     takes_norm: ClassVar[bool] = True  # whether ‖g‖² is all that it needs of the whole gradient
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -81,9 +82,9 @@ class PolyakOptimizer(Optimizer):
 
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
-        owner, self._watched, self._ready = type(self).__name__, WatchedLoss(), ready
+        owner, self._last, self._places = type(self).__name__, list[Any](), list[Any]()
         self._processes, self._advice = Processes(owner, process_group), Advice(owner)
-        self._last, self._places = list[Any](), list[Any]()
+        self._watched, self._ready = WatchedLoss(), ready
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """Return the method's uncapped step size and its cap: γ = min(ratio, cap)."""
@@ -91,12 +92,12 @@ class PolyakOptimizer(Optimizer):
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the buffers that a method keeps for every parameter of a group."""
-        return ("momentum_buffer",) if group.get("momentum") else ()
+        return (MOMENTUM,) if group.get("momentum") else ()
 
     def form(self, group: Group) -> Form:
         """Return how a group's momentum moves it."""
-        moving = Form.ADJUSTED if group.get("adjusted_momentum") else Form.NESTEROV
-        return moving if group.get("momentum") else Form.PLAIN
+        moving = Form.ADJUSTED if group.get("adjusted_momentum") else self.momentum_form
+        return moving if MOMENTUM in self.buffers(group) else Form.PLAIN
 
     def memory(self, group: Group) -> dict[str, float]:
         """Return the scalars a group carries from step to step, with their first values."""
@@ -109,8 +110,6 @@ class PolyakOptimizer(Optimizer):
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line that the step follows, given the one along the gradient; write the new `averages`."""
         return line
-
-    # The step
 
     profile_hook_step = staticmethod(hook_step)  # torch puts it around `step`
 
@@ -207,8 +206,8 @@ class PolyakOptimizer(Optimizer):
             group: index of the parameter group.
 
         Returns:
-            The loss, the squared norm ‖u‖² over all groups, the uncapped ratio, the step size γ, whether the cap was
-            smaller than the ratio, whether the step was skipped, and how many steps were skipped so far.
+            The loss, the squared norm ‖u‖² over all groups, the uncapped ratio, the step size γ, whether it was capped,
+            whether the step was skipped, and how many were skipped so far.
 
         Raises:
             RuntimeError, IndexError: the group was in no (uninterrupted) step yet; there is no such group.

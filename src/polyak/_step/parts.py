@@ -44,7 +44,6 @@ class Part(Protocol):
     coupled_decay: float
     divisor: Any
     preconditioner: Preconditioner | None
-    is_standard: bool
     skip: Any
     squares: Any
     model: Any
@@ -82,7 +81,7 @@ def gather(group: Group, state: State, names: Iterable[str], form: Form) -> Part
         for p in params:
             buffers[name].append(state[p][name])
     part = part_of(group, params, grads, buffers)
-    part.form, part.mu = form, group.get("momentum", 0.0)
+    part.form, part.mu = form, group.get("momentum") or 0.0  # IAM's None stands for a μ of its own
     return part
 
 

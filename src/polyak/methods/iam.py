@@ -65,11 +65,8 @@ class IAM(PolyakOptimizer):
         super().__init__(params, lr, **own, **common)
 
     takes_numbers = True
+    momentum_form = Form.HEAVY_BALL
     takes_norm = False
-
-    def form(self, group: Group) -> Form:
-        """Return the heavy ball, as which averaged iterates move."""
-        return Form.HEAVY_BALL
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the name of the last move."""

@@ -71,11 +71,8 @@ class IAMAdam(PolyakOptimizer):
         super().__init__(params, lr, beta2=beta2, eps=eps, **own, **common)
 
     takes_numbers = True
+    momentum_form = Form.HEAVY_BALL
     takes_norm = False
-
-    def form(self, group: Group) -> Form:
-        """Return the heavy ball, as which averaged iterates move."""
-        return Form.HEAVY_BALL
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the last move and of v."""

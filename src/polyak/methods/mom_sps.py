@@ -65,10 +65,7 @@ class MomSPS(PolyakOptimizer):
         super().__init__(params, lr, c=c, momentum=momentum, **common)
 
     takes_numbers = True
-
-    def form(self, group: Group) -> Form:
-        """Return the heavy ball, if there is momentum."""
-        return Form.HEAVY_BALL if group["momentum"] else Form.PLAIN
+    momentum_form = Form.HEAVY_BALL
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along the gradient, whose step the heavy ball multiplies by 1 − β."""

@@ -7,7 +7,6 @@ from typing import Any, Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
-from .._backend.moves import Form
 from .._backend.scalars import Scalar
 from .._backend.vector import AVERAGE
 from .._step.decision import Line
@@ -79,10 +78,6 @@ class MoMo(PolyakOptimizer):
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the name of d."""
         return (AVERAGE,)
-
-    def form(self, group: Group) -> Form:
-        """Return the move along −d."""
-        return Form.PLAIN
 
     def averages(self) -> dict[str, float]:
         """k, f̄, p̄ and f*."""

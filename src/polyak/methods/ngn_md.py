@@ -67,11 +67,8 @@ class NGNMD(PolyakOptimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, **common)
 
     takes_numbers = True
+    momentum_form = Form.HEAVY_BALL
     takes_norm = False
-
-    def form(self, group: Group) -> Form:
-        """Return the heavy ball."""
-        return Form.HEAVY_BALL
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of u and v."""
@@ -86,7 +83,9 @@ class NGNMD(PolyakOptimizer):
         k = averages["steps"] = averages["steps"] + 1
         beta1, beta2 = parts[0].group["betas"]
         for part in parts:
-            part.mu, part.decay = beta1, 1.0 - decay_of(part.group)
+            part.mu = beta1
+            if part.group["weight_decay"]:
+                part.decay = 1.0 - decay_of(part.group)
         return dampen(precondition(line, parts, k, beta2), parts)
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:

@@ -67,11 +67,8 @@ class SafeSPS(PolyakOptimizer):
         super().__init__(params, lr, floor=floor, weight_decay=weight_decay, **common)
 
     takes_numbers = True
+    momentum_form = Form.HEAVY_BALL
     takes_norm = False
-
-    def form(self, group: Group) -> Form:
-        """Return the heavy ball, as which averaged iterates move, if there is momentum."""
-        return Form.HEAVY_BALL if group["momentum"] else Form.PLAIN
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along the gradient, with the loss as it would be at z."""

@@ -72,10 +72,7 @@ class SmoothMomSPS(PolyakOptimizer):
         super().__init__(params, lr, c=c, momentum=momentum, **own, **common)
 
     takes_numbers = True
-
-    def form(self, group: Group) -> Form:
-        """Return the heavy ball, if there is momentum."""
-        return Form.HEAVY_BALL if group["momentum"] else Form.PLAIN
+    momentum_form = Form.HEAVY_BALL
 
     def memory(self, group: Group) -> dict[str, float]:
         """γ_{t−1} / (1 − β), of the last step that was not 0."""
