@@ -17,8 +17,8 @@ LAYERS = {  # from the bottom to the top: a module imports only from its own lay
     "polyak": ("_import_torch", "_backend", "constraints", "_step", "methods", "integrations"),
     # from the bottom to the top: a module imports only from its own layer and from those before it
     "polyak_lab": (
-        *("errors", "files", "console", "progress", "config", "processes", "data", "models", "objectives"),
-        *("optimizers", "recipes", "runs", "training", "report", "sweep", "cli", "__main__"),
+        *("errors", "files", "console", "progress", "config", "processes", "imports", "data", "models", "objectives"),
+        *("optimizers", "schedules", "recipes", "runs", "training", "report", "sweep", "cli", "__main__"),
     ),
 }
 MOST_MODULES = 11

@@ -110,7 +110,14 @@ def show(console: Console, table: Table) -> None:
 
 def warn(error: LabError) -> None:
     """Print on stderr what is wrong with one run of several."""
-    say(make_console(stderr=True), printable(f"polyak: {error}"))
+    say_error(make_console(stderr=True), f"polyak: {error}", error.details)
+
+
+def say_error(console: Console, text: str, details: str = "") -> None:
+    """Print an error in one line, and below it its details, such as the traceback of the user's own code."""
+    say(console, printable(text))
+    if details:
+        say(console, details)
 
 
 def printable(text: str) -> str:

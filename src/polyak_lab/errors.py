@@ -1,8 +1,22 @@
-"""The exceptions that the runner shows without a traceback."""
+"""The exceptions that the runner shows without a traceback of its own."""
 
 
 class LabError(RuntimeError):
     """One clear sentence for the person at the terminal."""
+
+    details = ""
+    """Lines that are printed below it, such as the traceback of the user's own code."""
+
+
+class RowError(LabError):
+    """An error in the user's own code or files: it belongs to one row of a recipe, and the others are trained."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message, details)
+        self.details = details
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def missing_package(error: ModuleNotFoundError) -> LabError:

@@ -1,21 +1,16 @@
 """Optimizers by name, and the only place that depends on which of them take the loss."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import (
-    ChainedScheduler,
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    MultiStepLR,
-)
 
 import polyak
+from polyak_lab import imports
 from polyak_lab.config import run as config
 from polyak_lab.config.strict import (
     LARGEST_FLOAT32,
@@ -23,9 +18,10 @@ from polyak_lab.config.strict import (
     is_float32,
     is_int64,
     is_number,
+    near_miss,
     shown,
 )
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, RowError
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "alig": polyak.ALIG,
@@ -49,6 +45,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 NONE = "none"  # how a recipe writes None, for which TOML has no value
 # The model, `l2_ball` and the launcher give them.
 _NOT_OPTIONS = {"params", "constraint", "sync_loss", "process_group"}
+StepForm = Literal["plain", "loss", "closure"]
+"""How an optimizer steps: `step()`, `step(loss=loss)`, or `step(closure)`."""
 
 
 class StepInfo(NamedTuple):
@@ -61,20 +59,76 @@ class StepInfo(NamedTuple):
 
 def resolve(choice: config.Optimizer) -> config.Optimizer:
     """Fill in every option with the defaults of its class, and refuse unknown ones."""
-    check_known(choice.name, OPTIMIZERS, "optimizer")
-    parameters = inspect.signature(OPTIMIZERS[choice.name]).parameters
+    choice = _with_path(choice)
+    parameters = _parameters(choice.name)
     known = [name for name in parameters if name not in _NOT_OPTIONS]
-    for key in choice.options:
-        check_known(key, [*known, *(config.BALLS if "constraint" in parameters else ())], f"optimizer {choice.name}")
+    _check_keys(choice, known, "constraint" in parameters)
     _check_ball(choice, "constraint" in parameters)
     options = {key: None if value == NONE else value for key, value in choice.options.items()}
     given = {name: options.get(name, parameters[name].default) for name in known}
-    spelled = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
-    resolved = replace(choice, options=spelled)
-    for name, value in spelled.items():
-        _check_option(choice.name, name, value, parameters[name].default)
+    spelled = {name: value for name, value in given.items() if name in options or _is_stated(choice, value)}
+    resolved = replace(choice, options=spelled | options)
+    for name, value in resolved.options.items():
+        _check_option(choice.name, name, value, parameters[name].default if name in parameters else None)
     _try_out(resolved)
     return resolved
+
+
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """Return the class of a name or of an import path."""
+    if not imports.is_path(name):
+        return OPTIMIZERS[name]
+    found: Callable[..., torch.optim.Optimizer] = imports.load(name, "optimizer")
+    if not callable(found):
+        raise RowError(f"optimizer {name!r} is no class of an optimizer.")
+    return found
+
+
+def reads_loss(name: str) -> bool:
+    """Tell whether an optimizer is one of this library's kind."""
+    cls = optimizer_class(name)
+    return isinstance(cls, type) and issubclass(cls, polyak.PolyakOptimizer)
+
+
+def _with_path(choice: config.Optimizer) -> config.Optimizer:
+    """Check the name; record the import path of a class that is not built in, and the version of its package."""
+    path = imports.expand(choice.name, "optimizer", OPTIMIZERS)
+    if imports.is_path(path):
+        optimizer_class(path)
+        return replace(choice, name=path, version=imports.version(path, choice.version))
+    if choice.version:
+        raise LabError(f"optimizer {path!r} takes no version: leave it out.")
+    return choice
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return the named parameters of a class."""
+    try:
+        parameters = inspect.signature(optimizer_class(name)).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return {}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {key: value for key, value in parameters.items() if value.kind not in variadic}
+
+
+def _check_keys(choice: config.Optimizer, known: Sequence[str], takes_constraint: bool) -> None:
+    """Refuse unknown options; a class with **kwargs takes all but misspellings of what it names."""
+    where = f"optimizer {choice.name}"
+    known = [*known, *(config.BALLS if takes_constraint else ())]
+    signature = inspect.signature(optimizer_class(choice.name))
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for key in choice.options:
+        if not takes_any or near_miss(key, known):
+            check_known(key, known, where)
+
+
+def _is_stated(choice: config.Optimizer, value: Any) -> bool:
+    """Tell whether a default is written into the configuration: in JSON, objects of other packages have no form."""
+    if value is inspect.Parameter.empty:
+        return False
+    plain = (bool, int, float, str, type(None))
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return not imports.is_path(choice.name) or all(isinstance(part, plain) for part in parts)
 
 
 def _check_ball(choice: config.Optimizer, takes_constraint: bool) -> None:
@@ -92,7 +146,7 @@ def _check_option(optimizer: str, name: str, value: Any, default: Any) -> None:
     """Refuse numbers beyond float32, and values that torch's optimizers reject only in a step."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     _check_size(optimizer, name, numbers)
-    if issubclass(OPTIMIZERS[optimizer], polyak.PolyakOptimizer):
+    if imports.is_path(optimizer) or reads_loss(optimizer):
         return
     if isinstance(default, tuple):
         fits = len(numbers) == len(default) and all(map(is_number, numbers))
@@ -116,18 +170,40 @@ def _check_size(optimizer: str, name: str, numbers: Sequence[Any]) -> None:
 
 
 def _try_out(choice: config.Optimizer) -> None:
-    """Build the optimizer; test torch's own with a step, where some options fail."""
+    """Build the optimizer; test one that is not this library's with a step, where some options fail."""
+    if not reads_loss(choice.name) and not choice.options.get("capturable"):
+        step_form(choice)
+        return
+    _on_trial(choice)
+
+
+def step_form(choice: config.Optimizer) -> StepForm:
+    """Find out by a step on a weight of its own whether an optimizer needs a closure."""
+    if reads_loss(choice.name) or (not imports.is_path(choice.name) and choice.options.get("capturable")):
+        return "plain"
+    optimizer, weight = _on_trial(choice)
+    step: Callable[..., object] = optimizer.step
+    parameters = inspect.signature(step).parameters
+    if "loss" in parameters:
+        return "loss"
+    set_mode(optimizer, training=True)
+    try:
+        step()
+    except Exception as error:
+        if not imports.is_path(choice.name) or "closure" not in parameters:
+            raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+        with imports.own_code(f"optimizer {choice.name!r}"):
+            step(lambda: weight.detach().square().sum())
+        return "closure"
+    return "plain"
+
+
+def _on_trial(choice: config.Optimizer) -> tuple[torch.optim.Optimizer, Tensor]:
     weight = torch.zeros(1, requires_grad=True)
     if choice.l2_ball_relative is not None:
         torch.nn.init.ones_(weight)  # it is a multiple of their norm
-    optimizer = build(choice, [weight], steps_per_epoch=1)
-    if isinstance(optimizer, polyak.PolyakOptimizer) or choice.options.get("capturable"):
-        return
     weight.grad = torch.zeros(1)
-    try:
-        optimizer.step()
-    except Exception as error:
-        raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+    return build(choice, [weight], steps_per_epoch=1), weight
 
 
 def _first_line(error: Exception) -> str:
@@ -141,18 +217,23 @@ def build(
     steps_per_epoch: int,
 ) -> torch.optim.Optimizer:
     """Make the optimizer; one that counts epochs learns their length unless the row says it."""
-    cls = OPTIMIZERS[choice.name]
     options: dict[str, Any] = dict(choice.options)
-    if "steps_per_epoch" in inspect.signature(cls).parameters:
+    if "steps_per_epoch" in _parameters(choice.name):
         options.setdefault("steps_per_epoch", steps_per_epoch)
     try:
         if ball := _ball(choice):
             options["constraint"] = ball
-        return cls(parameters, **options)
+        made = optimizer_class(choice.name)(parameters, **options)
     except LabError:
         raise
     except Exception as error:  # of any kind, such as IndexError for one beta
+        if imports.is_path(choice.name):
+            text = f"optimizer {choice.name!r} raised {imports.in_one_line(error)}"
+            raise RowError(text, imports.own_traceback(error)) from error
         raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise RowError(f"optimizer {choice.name!r} made {type(made).__name__}, not a torch.optim.Optimizer.")
+    return made
 
 
 def _ball(choice: config.Optimizer) -> polyak.L2Ball | None:
@@ -172,56 +253,31 @@ def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) ->
         group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
 
 
+def set_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Call `train()` or `eval()` of optimizers that evaluate other weights than they train, such as schedule-free."""
+    mode = getattr(optimizer, "train" if training else "eval", None)
+    if callable(mode):
+        mode()
+
+
 def take_step(
     optimizer: torch.optim.Optimizer,
     loss: Tensor,
     grad_sq_norm: Tensor | None = None,
+    form: StepForm = "plain",
 ) -> StepInfo:
     """Take one step and report it; `grad_sq_norm` is ‖g‖² from before the gradient was clipped."""
     if isinstance(optimizer, polyak.PolyakOptimizer):
         optimizer.step(loss=loss, grad_sq_norm=grad_sq_norm)
         last = optimizer.last_step()
         return StepInfo(last.step_size, last.capped, last.skipped)
-    step_size = optimizer.param_groups[0]["lr"]
-    optimizer.step()
+    step_size = current_lr(optimizer)
+    step: Callable[..., object] = optimizer.step
+    step(**({"loss": loss} if form == "loss" else {}))
     return StepInfo(step_size)
 
 
-def build_schedule(
-    choice: config.Schedule, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
-) -> LRScheduler | None:
-    """Make the schedule of `lr`, counted in steps; None where it is constant."""
-    schedule = SCHEDULES[choice.name](choice, optimizer, epochs, steps_per_epoch)
-    if choice.warmup_steps < 2:
-        return schedule
-    rise = LinearLR(optimizer, 1 / choice.warmup_steps, total_iters=choice.warmup_steps - 1)
-    return rise if schedule is None else ChainedScheduler([schedule, rise])
-
-
-def _constant(*_: object) -> None:
-    return None
-
-
-def _cosine(
-    _: config.Schedule,
-    optimizer: torch.optim.Optimizer,
-    epochs: int,
-    steps: int,
-) -> LRScheduler:
-    return CosineAnnealingLR(optimizer, T_max=epochs * steps)
-
-
-def _step(
-    choice: config.Schedule,
-    optimizer: torch.optim.Optimizer,
-    _: int,
-    steps: int,
-) -> LRScheduler:
-    return MultiStepLR(optimizer, [epoch * steps for epoch in choice.milestones], choice.multiplier)
-
-
-SCHEDULES: dict[str, Callable[..., LRScheduler | None]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "step": _step,
-}
+def current_lr(optimizer: torch.optim.Optimizer) -> float | Tensor:
+    """Return the learning rate of the first group, NaN if it has none."""
+    lr: float | Tensor = optimizer.param_groups[0].get("lr", math.nan)
+    return lr

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from polyak_lab.cli import signals
 from polyak_lab.cli.verbs import RunRecipe, Train, Verb
-from polyak_lab.console import OutputLostError, guarded, make_console, printable, say
+from polyak_lab.console import OutputLostError, guarded, make_console, say_error
 from polyak_lab.errors import LabError, missing_package
 from polyak_lab.processes import torchrun
 
@@ -51,7 +51,7 @@ def _call(argv: Sequence[str] | None) -> int:
         return _say_last(errors, f"polyak: {missing_package(error)}", 1)
     except LabError as error:
         errors.quiet &= not isinstance(error, torchrun.SingleRankError)
-        return _say_last(errors, f"polyak: {error}", 1)
+        return _say_last(errors, f"polyak: {error}", 1, error.details)
     except KeyboardInterrupt as stop:
         return _say_last(errors, signals.STOPPED, 143 if isinstance(stop, signals.Terminated) else 130)
     except SystemExit as stop:  # after a usage error, or --help
@@ -59,10 +59,10 @@ def _call(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _say_last(errors: Console, text: str, status: int) -> int:
+def _say_last(errors: Console, text: str, status: int, details: str = "") -> int:
     """Print why this process ends, and return its status; later signals are ignored."""
     signals.ends(status)
-    say(errors, printable(text))
+    say_error(errors, text, details)
     return status
 
 

@@ -27,12 +27,12 @@ from rich.console import Console
 
 from polyak_lab.config.run import Run
 from polyak_lab.console import warn
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, RowError
 from polyak_lab.processes import torchrun
 from polyak_lab.progress import READ_EVERY, Numbers, Progress, Readable
 from polyak_lab.runs.folder import RunFolder
+from polyak_lab.training.failures import is_out_of_memory
 from polyak_lab.training.loop import train
-from polyak_lab.training.memory import is_out_of_memory
 
 # Seconds; a worker that has not ended by then is killed, which loses at most the current epoch.
 PATIENCE = 10.0
@@ -165,7 +165,7 @@ class _Worker:
     def _start_process(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, worker_end = context.Pipe()
-        process = context.Process(target=_work, args=(worker_end, torch.get_num_threads()), daemon=True)
+        process = context.Process(target=_work, args=(worker_end, torch.get_num_threads()), daemon=False)
         with worker_end, _no_interrupt():
             process.start()
         self.process = process
@@ -180,10 +180,10 @@ class _Worker:
         how = f"signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"exit status {status}"
         return f"its process ended with {how}; the checkpoint is kept."
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, details: str = "") -> None:
         self.failures += 1
         self.shown.run_failed()
-        warn(LabError(f"{self.shown.name}: {reason}"))
+        warn(RowError(f"{self.shown.name}: {reason}", details))
         self.job = None
 
 
@@ -228,7 +228,7 @@ def _attempt(run: Run, folder: RunFolder, pipe: "Connection[Any, Any]") -> bool:
         train(run, folder, _Relay(pipe))
     except LabError as error:
         hint = f" {FEWER_JOBS}" if is_out_of_memory(error.__cause__) else ""
-        pipe.send(("failed", (f"{error}{hint}",)))
+        pipe.send(("failed", (f"{error}{hint}", error.details)))
     except Exception as error:
         pipe.send(("broken", (_describe(error),)))
         return False

@@ -13,7 +13,8 @@ from polyak_lab.cli.jobs import Job, check_jobs, cores_warning, train_side_by_si
 from polyak_lab.config.run import Run, as_json, content_hash
 from polyak_lab.config.strict import shown
 from polyak_lab.console import say, warn
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, RowError
+from polyak_lab.imports import uses_own_code
 from polyak_lab.processes import group
 from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.recipe import Recipe, Row
@@ -29,14 +30,23 @@ from polyak_lab.training.loop import train
 @group.process_group()
 def train_one(wanted: Run, out: Path | None, console: Console) -> None:
     """Train one run in its own folder."""
-    run = group.on_rank_zero(lambda: resolve(wanted))
+    run = group.on_rank_zero(lambda: _resolved_and_tried(wanted))
     name = f"{run.data.name}-{run.model.name}-{run.optimizer.name}"
-    path = out or Path("runs") / f"{name}-{content_hash(as_json(run))[:8]}"
+    folder_name = recipes.slug(name) if uses_own_code(run) else name  # a path has colons
+    path = out or Path("runs") / f"{folder_name}-{content_hash(as_json(run))[:8]}"
     folder = RunFolder(path, run, Label(name))
     with progress.showing(console, epochs=True) as shown:
         shown.run_named(name)
         train(run, folder, shown)
     group.on_rank_zero(lambda: say(console, f"{path}: {progress.sentence(stored.load_run(path).records[-1])}"))
+
+
+def _resolved_and_tried(wanted: Run) -> Run:
+    """Resolve a run, and try out the user's own code."""
+    run = resolve(wanted)
+    if uses_own_code(run):
+        check_fit(run)
+    return run
 
 
 @group.process_group()
@@ -56,18 +66,24 @@ def run_recipe(
     check_jobs(count)
     recipe = group.on_rank_zero(lambda: recipes.load(path))
     folder = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
-    jobs = group.on_rank_zero(lambda: _all_jobs(path, recipe, rows, seeds, folder, device, smoke))
+    jobs, problems = group.on_rank_zero(lambda: _all_jobs(path, recipe, rows, seeds, folder, device, smoke))
+    if not jobs:
+        raise problems.pop()
+    for problem in problems if group.rank() == 0 else ():
+        warn(problem)
     if before := sum(job.finished for _, job in jobs):
         say(console, f"{before} of {len(jobs)} runs were finished before.")
     failures = _train_all(jobs, count, console)
     if failures < len(jobs):
         group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
+    if problems:
+        raise LabError(f"{len(problems)} rows cannot be trained: correct them, and run the same command again.")
     if failures:
         raise LabError(f"{failures} of {len(jobs)} runs failed: run the same command again to retry them.")
 
 
 def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console) -> int:
-    """Train runs, `count` at a time; return how many failed, or raise if `count` = 1."""
+    """Train runs, `count` at a time; return how many failed. With `count` = 1 only the user's own code may fail."""
     jobs = [
         Job(f"[{number}/{len(runs)}] {folder.label.row}, seed {run.training.seed}", run, folder)
         for number, (run, folder) in enumerate(runs, 1)
@@ -78,11 +94,17 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
             say(console, warning)
         with progress.showing_several(console, epochs=False) as make_progress:
             return train_side_by_side(left, count, make_progress)
+    failures = 0
     with progress.showing(console, epochs=False) as shown:
         for job in jobs:
             shown.run_named(job.name)
-            train(job.run, job.folder, shown)
-    return 0
+            try:
+                train(job.run, job.folder, shown)
+            except RowError as error:
+                failures += 1
+                shown.run_failed()
+                warn(RowError(f"{job.name}: {error}", error.details))
+    return failures
 
 
 def show(
@@ -123,9 +145,16 @@ def _of_recipe(
 
 def _all_jobs(
     path: Path, recipe: Recipe, rows: Sequence[str], seeds: Sequence[int], out: Path, device: str | None, smoke: bool
-) -> list[tuple[Run, RunFolder]]:
-    chosen = [_cut(row, device, smoke) for row in recipes.select(recipe.rows, rows)]
-    return [job for row in chosen for job in _jobs(path, recipe, row, seeds or recipe.seeds, out)]
+) -> tuple[list[tuple[Run, RunFolder]], list[RowError]]:
+    """Return the runs of all rows, and what is wrong with the user's own code or files of others."""
+    jobs: list[tuple[Run, RunFolder]] = []
+    problems: list[RowError] = []
+    for row in recipes.select(recipe.rows, rows):
+        try:
+            jobs += _jobs(path, recipe, _cut(row, device, smoke), seeds or recipe.seeds, out)
+        except RowError as error:
+            problems.append(error)
+    return jobs, problems
 
 
 def _cut(row: Row, device: str | None, smoke: bool) -> Row:
@@ -158,7 +187,10 @@ def _jobs(
 
 @contextmanager
 def _name_row_in_errors(path: Path, row: Row) -> Iterator[None]:
+    where = "" if row.line is None else f" (line {row.line})"
     try:
         yield
+    except RowError as error:
+        raise RowError(f"{path}, row {shown(row.name)}{where}: {error}", error.details) from error
     except LabError as error:
         raise LabError(f"{path}, row {shown(row.name)}: {error}") from error

@@ -24,6 +24,7 @@ class Train:
     optimizer: config.Optimizer = field(default_factory=lambda: config.Optimizer(tyro.MISSING, options=tyro.MISSING))
     schedule: config.Schedule = field(default_factory=config.Schedule)
     training: config.Training = field(default_factory=lambda: config.Training(epochs=10))
+    objective: config.Objective = field(default_factory=config.Objective)
     out: Path | None = None
     """The folder of the run. Default: a name made of the run's content, below runs/."""
 
@@ -31,7 +32,7 @@ class Train:
         """Train."""
         from polyak_lab.cli.train import train_one
 
-        run = config.Run(self.data, self.model, self.optimizer, self.training, self.schedule)
+        run = config.Run(self.data, self.model, self.optimizer, self.training, self.schedule, self.objective)
         train_one(run, self.out, console)
 
 

@@ -1,4 +1,4 @@
-"""The keyword arguments of an optimizer as flags of the command line."""
+"""Keyword arguments as flags of the command line."""
 
 import tomllib
 from typing import Any
@@ -23,22 +23,49 @@ def options_from_flags(
             weight_decay=5e-4.
     """
     named = {"lr": lr, "momentum": momentum}
-    options = {key: value for key, value in named.items() if value is not None}
-    for pair in set:
-        options |= _parse(pair)
+    return {key: value for key, value in named.items() if value is not None} | _parse_all(set, "--set")
+
+
+def data_options(data_set: UseAppendAction[tuple[str, ...]] = ()) -> dict[str, Any]:
+    """Collect the keyword arguments of the user's own data.
+
+    Args:
+        data_set: A keyword argument of your own data, as KEY=VALUE.
+    """
+    return _parse_all(data_set, "--data-set")
+
+
+def model_options(model_set: UseAppendAction[tuple[str, ...]] = ()) -> dict[str, Any]:
+    """Collect the keyword arguments of the user's own model.
+
+    Args:
+        model_set: A keyword argument of your own network, as KEY=VALUE.
+    """
+    return _parse_all(model_set, "--model-set")
+
+
+def objective_options(objective_set: UseAppendAction[tuple[str, ...]] = ()) -> dict[str, Any]:
+    """Collect the keyword arguments of the user's own loss.
+
+    Args:
+        objective_set: A keyword argument of your own loss, as KEY=VALUE.
+    """
+    return _parse_all(objective_set, "--objective-set")
+
+
+def _parse_all(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
+    """Parse KEY=VALUE as a recipe does."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        try:
+            parsed = tomllib.loads(pair)
+        except (ValueError, RecursionError) as error:
+            raise _no_pair(pair, flag) from error
+        if not parsed:
+            raise _no_pair(pair, flag)
+        options |= parsed
     return options
 
 
-def _parse(pair: str) -> dict[str, Any]:
-    """Parse KEY=VALUE as a recipe does."""
-    try:
-        parsed = tomllib.loads(pair)
-    except (ValueError, RecursionError) as error:
-        raise _no_pair(pair) from error
-    if not parsed:
-        raise _no_pair(pair)
-    return parsed
-
-
-def _no_pair(pair: str) -> LabError:
-    return LabError(f"--set {shown(pair)}: write KEY=VALUE, such as c=0.2 or nesterov=true.")
+def _no_pair(pair: str, flag: str) -> LabError:
+    return LabError(f"{flag} {shown(pair)}: write KEY=VALUE, such as c=0.2 or nesterov=true.")

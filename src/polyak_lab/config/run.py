@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from tyro.conf import arg
 
-from polyak_lab.config.options import options_from_flags
+from polyak_lab.config.options import data_options, model_options, objective_options, options_from_flags
 from polyak_lab.config.strict import (
     check_known,
     is_int64,
@@ -31,6 +31,7 @@ Precision = Literal["float32", "bfloat16"]
 ScheduleName = Literal["constant", "cosine", "step"]
 BALLS: Final = ("l2_ball", "l2_ball_relative")
 """The keys of an optimizer that become its constraint."""
+Options = Mapping[str, Any]
 LARGEST_WIDTH = 1e18
 """The square of a kernel's width must be a float32 number."""
 MOST_THREADS = 1024
@@ -38,6 +39,10 @@ LATER_KEYS = (  # not in the first configurations, whose hashes must stay
     ("data", "root"),
     ("data", "context"),
     ("data", "sha256"),
+    *(("data", key) for key in ("outputs", "workers", "options", "version")),
+    *((section, key) for section in ("model", "objective") for key in ("options", "version")),
+    ("objective", "name"),
+    ("optimizer", "version"),
     ("optimizer", "l2_ball_relative"),
     ("schedule", "warmup_steps"),
     ("training", "cuda_graph"),
@@ -50,7 +55,7 @@ class Data:
     """What to train on."""
 
     name: Annotated[str, arg(name="data")]
-    """Data set; `polyak data list` prints the names."""
+    """Data set; `polyak data list` prints the names. Your own: package.module:function."""
     augment: bool = False
     """Crop (padding 4) and flip the training images at random."""
     holdout: int | None = None
@@ -65,9 +70,17 @@ class Data:
     """Characters in a sequence of text; 128 unless given."""
     sha256: str | None = None
     """SHA-256 checksum of that file; filled in when the run starts, so that it never resumes with another text."""
+    outputs: int | None = None
+    """Number of classes of your own data, where it cannot be told from the data."""
+    workers: int | None = None
+    """Worker processes that read your own Datasets. Default: none."""
+    options: Annotated[Options, arg(name="", constructor=data_options)] = field(default_factory=dict, hash=False)
+    """Keyword arguments of your own function."""
+    version: Annotated[str | None, arg(name="data-version")] = None
+    """The version of its package, as a pin; filled in when the run starts."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "data", ("holdout", "train_size", "context"))
+        require_at_least_one(self, "data", ("holdout", "train_size", "context", "outputs", "workers"))
         require_positive(self, "data", ("kernel_width",), largest=LARGEST_WIDTH)
 
 
@@ -76,7 +89,23 @@ class Model:
     """The network."""
 
     name: Annotated[str, arg(name="model")]
-    """Network: mlp, logistic, resnet8, resnet20, resnet34, gpt-small, ..."""
+    """Network: mlp, logistic, resnet8, resnet20, resnet34, gpt-small, ... Your own: package.module:function."""
+    options: Annotated[Options, arg(name="", constructor=model_options)] = field(default_factory=dict, hash=False)
+    """Keyword arguments of your own function or class."""
+    version: Annotated[str | None, arg(name="model-version")] = None
+    """The version of its package, as a pin; filled in when the run starts."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss; that of the data unless given."""
+
+    name: Annotated[str | None, arg(name="objective")] = None
+    """Loss: cross_entropy, logistic, squared or next_token. Your own: package.module:function."""
+    options: Annotated[Options, arg(name="", constructor=objective_options)] = field(default_factory=dict, hash=False)
+    """Keyword arguments of your own function or class."""
+    version: Annotated[str | None, arg(name="objective-version")] = None
+    """The version of its package, as a pin; filled in when the run starts."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +114,15 @@ class Optimizer:
 
     name: Annotated[str, arg(name="optimizer")]
     """sgd, adam, adamw or a method that reads the loss: alig, sps, smooth-sps, momo, momo-adam, ngn, ngn-md, mom-sps,
-    smooth-mom-sps, safe-sps, dec-sps, ada-sps, iam or iam-adam."""
+    smooth-mom-sps, safe-sps, dec-sps, ada-sps, iam or iam-adam. Any class: package.module:Class."""
     l2_ball: Annotated[float | None, arg(aliases=["--radius"])] = None
     """Radius of the l2 ball that the weights stay in."""
     options: Annotated[Mapping[str, Any], arg(name="", constructor=options_from_flags)] = field(default_factory=dict)
     """The keyword arguments of the optimizer's class."""
     l2_ball_relative: float | None = None
     """The radius of the l2 ball as a multiple of the norm of the initial weights, such as 1.5."""
+    version: Annotated[str | None, arg(name="optimizer-version")] = None
+    """The version of the class's package, as a pin; filled in when the run starts."""
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> "Optimizer":
@@ -188,6 +219,7 @@ class Run:
     optimizer: Optimizer
     training: Training
     schedule: Schedule = field(default_factory=Schedule)
+    objective: Objective = field(default_factory=Objective)
 
 
 def as_json(run: Run) -> dict[str, Any]:
@@ -197,7 +229,7 @@ def as_json(run: Run) -> dict[str, Any]:
     for section, key in LATER_KEYS:
         if not table[section][key]:
             del table[section][key]
-    return {section: plain(values) for section, values in table.items()}
+    return {section: plain(values) for section, values in table.items() if values}
 
 
 def plain(value: Any) -> Any:

@@ -85,6 +85,12 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     raise LabError(f"{where}: {name!r} is not known; {hint}")
 
 
+def near_miss(name: str, known: Iterable[str]) -> bool:
+    """Tell whether a name is not known, but hardly differs from one that is."""
+    known = tuple(known)
+    return name not in known and bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
+
+
 def read(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     """Make a dataclass from a table, by its own `from_table` if it has one."""
     from_table: Callable[[Mapping[str, Any], str], T] | None = getattr(kind, "from_table", None)

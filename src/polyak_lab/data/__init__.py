@@ -1,6 +1,19 @@
 """Data sets as tensors: `load` one by name, `fetch` its files, `check` those on the disk."""
 
-from polyak_lab.data.catalogue import NAMES, check, default_root, describe, fetch, load, resolve
+from polyak_lab.data.catalogue import NAMES, check, default_root, describe, fetch, load, load_chosen, resolve
 from polyak_lab.data.dataset import Dataset, Split
+from polyak_lab.data.streamed import Streamed
 
-__all__ = ["NAMES", "Dataset", "Split", "check", "default_root", "describe", "fetch", "load", "resolve"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "Split",
+    "Streamed",
+    "check",
+    "default_root",
+    "describe",
+    "fetch",
+    "load",
+    "load_chosen",
+    "resolve",
+]

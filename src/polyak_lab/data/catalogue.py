@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from polyak_lab import imports
 from polyak_lab.config.run import Data
 from polyak_lab.config.strict import check_known
+from polyak_lab.data import imported
 from polyak_lab.data.cifar import CIFAR10, CIFAR100
 from polyak_lab.data.dataset import Dataset
 from polyak_lab.data.digits import DIGITS
@@ -14,6 +16,7 @@ from polyak_lab.data.fetch import OnProgress, download
 from polyak_lab.data.idx import FASHION_MNIST, MNIST
 from polyak_lab.data.libsvm import MUSHROOMS
 from polyak_lab.data.source import Source, sha256_of
+from polyak_lab.data.streamed import Streamed
 from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
 from polyak_lab.data.text import PYTHON_DOCS, TEXT
 from polyak_lab.errors import LabError
@@ -73,9 +76,21 @@ def load(name: str, root: Path | None = None, *, context: int | None = None) -> 
     return source.load(_place(source, root), **options)
 
 
+def load_chosen(chosen: Data) -> Dataset | Streamed:
+    """Read the data of a resolved configuration: a data set of this package, or the user's own."""
+    if imports.is_path(chosen.name):
+        return imported.load(chosen)
+    return load(chosen.name, None if chosen.root is None else Path(chosen.root), context=chosen.context)
+
+
 def resolve(chosen: Data) -> Data:
-    """Check the options of single data sets; fill in the context and checksum of a text."""
-    check_known(chosen.name, NAMES, "data")
+    """Check the options of single data sets; fill in the context and checksum of a text, or the user's version."""
+    path = imports.expand(chosen.name, "data", NAMES)
+    if imports.is_path(path):
+        return _resolve_own(replace(chosen, name=path))
+    for option in ("outputs", "workers", "options", "version"):
+        if getattr(chosen, option):
+            raise LabError(f"data {chosen.name!r} takes no {option}: only your own data does, by import path.")
     source = SOURCES[chosen.name]
     if chosen.root is None and source.needs_root:
         raise _without_root(source)
@@ -90,6 +105,14 @@ def resolve(chosen: Data) -> Data:
     if chosen.sha256 not in (None, checksum):
         raise LabError(f"{place} is not the file of data.sha256: its checksum is {checksum}.")
     return replace(chosen, context=chosen.context or source.context, sha256=checksum)
+
+
+def _resolve_own(chosen: Data) -> Data:
+    for option in ("root", "context", "sha256"):
+        if getattr(chosen, option) is not None:
+            raise LabError(f"data {chosen.name!r} takes no {option}: write data.options = {{ {option} = ... }}.")
+    imports.load(chosen.name, "data")
+    return replace(chosen, version=imports.version(chosen.name, chosen.version))
 
 
 def _refuse_text_options(chosen: Data) -> None:

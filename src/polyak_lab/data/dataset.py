@@ -28,10 +28,10 @@ class Dataset:
     name: str
     train: Split
     test: Split
-    outputs: int
-    """Number of classes, characters of the vocabulary, or the width of the output."""
-    loss: str
-    """"cross_entropy", "logistic" (targets ±1, one output), "squared" or "next_token"."""
+    outputs: int | None
+    """Number of classes, characters of the vocabulary, or the width of the output; None where it is not known."""
+    loss: str | None
+    """"cross_entropy", "logistic" (targets ±1, one output), "squared" or "next_token"; None where the run says it."""
     mean: Tensor | None = None
     """Per-channel mean (C,) of the training images in 0..1; None for vectors."""
     std: Tensor | None = None

@@ -4,16 +4,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.utils.data as torch_data
 from torch import Tensor
 
 from polyak_lab.data.dataset import Dataset, Split
+from polyak_lab.data.streamed import Streamed
 from polyak_lab.errors import LabError
 
 PARTS_SEED = 0
 _ROWS_AT_ONCE = 1024
 
 
-def parts(dataset: Dataset, holdout: int | None, train_size: int | None) -> Dataset:
+def parts(dataset: Dataset | Streamed, holdout: int | None, train_size: int | None) -> Dataset | Streamed:
     """Hold training samples out for validation, and train on so many of the others.
 
     The samples are drawn by one fixed permutation: every seed and every method holds out the same
@@ -24,7 +26,11 @@ def parts(dataset: Dataset, holdout: int | None, train_size: int | None) -> Data
     """
     if holdout is None and train_size is None:
         return dataset
-    total = len(dataset.train.targets)
+    total = dataset.train_samples if isinstance(dataset, Streamed) else len(dataset.train.targets)
+    if total is None:
+        raise LabError(
+            f"{dataset.name} has DataLoaders: return a third one for validation, and leave holdout and train_size out."
+        )
     left = total - (holdout or 0)
     if left < (train_size or 1):
         raise LabError(
@@ -32,18 +38,21 @@ def parts(dataset: Dataset, holdout: int | None, train_size: int | None) -> Data
             "together must not exceed that."
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(PARTS_SEED))
-    chosen = _rows(dataset.train, order[:left][:train_size])
-    return replace(dataset, train=chosen, validation=_rows(dataset.train, order[left:]) if holdout else None)
+    chosen, rest = order[:left][:train_size], order[left:]
+    changed: dict[str, Any] = {"train": _rows(dataset.train, chosen)}
+    if holdout:
+        changed["validation"] = _rows(dataset.train, rest)
+    return replace(dataset, **changed)
 
 
-def through_kernel(dataset: Dataset, width: float) -> Dataset:
+def through_kernel(dataset: Dataset | Streamed, width: float) -> Dataset:
     """Replace every vector by its Gaussian kernel values at the training vectors.
 
     A linear model of them is a kernel machine, as in the experiments with kernels of Loizou et al.
     (2021), arXiv:2002.10542, section 4.2; on separable data it interpolates.
     """
-    if dataset.is_image or dataset.is_text:
-        content = "images" if dataset.is_image else "text"
+    if isinstance(dataset, Streamed) or dataset.is_image or dataset.is_text:
+        content = "images" if dataset.is_image else "text" if dataset.is_text else "data that is not in memory"
         raise LabError(f"{dataset.name} holds {content}: a kernel (data.kernel_width) needs vectors.")
     centers = dataset.train.inputs
     splits = {name: getattr(dataset, name) for name in ("train", "test", "validation")}
@@ -51,7 +60,9 @@ def through_kernel(dataset: Dataset, width: float) -> Dataset:
     return replace(dataset, **seen)
 
 
-def _rows(split: Split, which: Tensor) -> Split:
+def _rows(split: Any, which: Tensor) -> Any:
+    if not isinstance(split, Split):
+        return torch_data.Subset(split, which.tolist())
     return Split(split.inputs[which], split.targets[which])
 
 

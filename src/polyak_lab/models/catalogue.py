@@ -1,13 +1,17 @@
 """The table of models."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import nn
 
+from polyak_lab import imports
+from polyak_lab.config.run import Model
 from polyak_lab.config.strict import check_known
 from polyak_lab.errors import LabError
+from polyak_lab.models import imported
 from polyak_lab.models.dense import deep_linear, linear, logistic, mlp
 from polyak_lab.models.densenet import densenet121, densenet_40_40
 from polyak_lab.models.resnet import resnet34, small_resnet
@@ -55,19 +59,37 @@ NAMES = tuple(ARCHITECTURES)
 _INPUTS = {1: "vectors", 3: "images (channels, height, width)"}
 
 
-def build(name: str, shape: Shape, outputs: int, *, text: bool = False) -> nn.Module:
+def resolve(chosen: Model) -> Model:
+    """Check the name; record the import path of the user's own model, and the version of its package."""
+    path = imports.expand(chosen.name, "model", NAMES)
+    if imports.is_path(path):
+        imports.load(path, "model")
+        return replace(chosen, name=path, version=imports.version(path, chosen.version))
+    if chosen.options or chosen.version:
+        raise LabError(f"model {path!r} takes no options and no version: leave them out.")
+    return chosen
+
+
+def build(
+    name: str, shape: Shape, outputs: int | None, *, text: bool = False, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Build a model with weights drawn from torch's global generator.
 
     Args:
-        name: One of `NAMES`.
+        name: One of `NAMES`, or an import path.
         shape: Shape of one input: (C, H, W) of an image, (d,) of a vector or (context,) of a text.
         outputs: Number of outputs, at least 1: classes, or tokens of a vocabulary.
         text: Whether the inputs are tokens.
+        options: Keyword arguments of what an import path names.
 
     Raises:
         LabError: The name is unknown, or the model does not take such inputs.
     """
+    if imports.is_path(name):
+        return imported.build(name, shape, outputs, options or {})
     check_known(name, NAMES, "model")
+    if outputs is None:
+        raise LabError(f"Model {name!r} needs the number of outputs, which the data does not tell: write data.outputs.")
     if ARCHITECTURES[name].text is not text:
         fitting = [known for known in NAMES if ARCHITECTURES[known].text is text]
         given, wanted = ("text", "images or vectors") if text else ("images or vectors", "text")

@@ -12,10 +12,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, RowError
 from polyak_lab.processes import torchrun
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def process_group() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, LabError) or not _is_lost_connection(error):
+        if isinstance(error, LabError) or not is_lost_connection(error):
             raise
         raise LabError(
             "Another process of this run has ended: run the same command again to resume from the checkpoint."
@@ -54,7 +54,8 @@ def _init() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Tell whether an error says that another process has ended."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
@@ -78,7 +79,7 @@ def on_rank_zero(call: Callable[[], T]) -> T:
         return call()
     received: list[Any] = [_outcome(call) if rank() == 0 else None]
     dist.broadcast_object_list(received)
-    outcome: tuple[T | None, str | None] = received[0]
+    outcome: tuple[T | None, LabError | None] = received[0]
     return _result(outcome)
 
 
@@ -92,17 +93,19 @@ def on_all_ranks(call: Callable[[], T]) -> T:
     return _result((value, next((error for error in errors if error is not None), None)))
 
 
-def _outcome(call: Callable[[], T]) -> tuple[T | None, str | None]:
+def _outcome(call: Callable[[], T]) -> tuple[T | None, LabError | None]:
     try:
         return call(), None
+    except RowError as error:
+        return None, RowError(str(error), error.details)
     except LabError as error:
-        return None, str(error)
+        return None, LabError(str(error))
 
 
-def _result(outcome: tuple[T | None, str | None]) -> T:
+def _result(outcome: tuple[T | None, LabError | None]) -> T:
     value, error = outcome
     if error is not None:
-        raise LabError(error)
+        raise error
     return cast(T, value)
 
 
@@ -130,6 +133,15 @@ def all_reduce_sum(value: float) -> float:
     total = torch.tensor([value], dtype=torch.float64)
     dist.all_reduce(total)
     return float(total)
+
+
+def mean_over_ranks(loss: Tensor) -> Tensor:
+    """Return the mean of a loss over the ranks, which optimizers of other packages do not compute."""
+    if world_size() == 1:
+        return loss
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return mean / world_size()
 
 
 def sync_batch_norm(model: nn.Module, device: str) -> nn.Module:

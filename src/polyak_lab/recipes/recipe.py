@@ -41,6 +41,8 @@ class Row:
     """What `--smoke` runs instead."""
     family: str = ""
     """The name that the rows of a grid share."""
+    line: int | None = None
+    """The line of its [[row]] in the file."""
 
     @property
     def slug(self) -> str:
@@ -95,11 +97,13 @@ def slug(name: str) -> str:
 
 def load(path: Path) -> Recipe:
     """Read a recipe, refusing anything it does not know."""
-    content = read(_File, _parse(path), str(path))
-    tables = [(row, table) for row in content.row for table in _on_grid(row, content.grid, str(path))]
+    text = _read(path)
+    content = read(_File, _parse(path, text), str(path))
+    tables = [(i, table) for i, row in enumerate(content.row) for table in _on_grid(row, content.grid, str(path))]
+    starts = _starts_of_rows(text, len(content.row))
     rows = tuple(
-        replace(_row(table, content, f"{path}, row {i + 1}"), family=str(row.get("name")))
-        for i, (row, table) in enumerate(tables)
+        replace(_row(table, content, f"{path}, row {number}"), family=str(content.row[i].get("name")), line=starts[i])
+        for number, (i, table) in enumerate(tables, 1)
     )
     if not rows:
         raise LabError(f"{path} has no [[row]]: a recipe needs at least one.")
@@ -176,16 +180,33 @@ def smoke(row: Row) -> Run:
     return two_steps(row.run) if row.small is None else row.small
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise LabError(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise _not_toml(path, error) from error
+
+
+def _starts_of_rows(text: str, count: int) -> Sequence[int | None]:
+    """Return the line of every [[row]]; None for all if they are written in another way."""
+    lines = [i for i, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*[\"']?row[\"']?\s*\]\]", line)]
+    return lines if len(lines) == count else [None] * count
+
+
+def _not_toml(path: Path, error: ValueError) -> LabError:
+    reason = " ".join(str(error).split())[:120]
+    return LabError(f"The recipe {path} is not valid TOML: {reason}.")
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
     except RecursionError as error:
         raise LabError(f"The recipe {path} is not valid TOML: it is nested too deeply.") from error
-    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
-        reason = " ".join(str(error).split())[:120]
-        raise LabError(f"The recipe {path} is not valid TOML: {reason}.") from error
+    except ValueError as error:  # not TOML, or a number of thousands of digits
+        raise _not_toml(path, error) from error
 
 
 def _row(table: Mapping[str, Any], recipe: _File, where: str) -> Row:

@@ -2,37 +2,38 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-import polyak
-from polyak_lab import data, models, optimizers
+from polyak_lab import data, models, objectives, optimizers, schedules
 from polyak_lab.config.run import Run, Training
 from polyak_lab.config.strict import check_known
 from polyak_lab.errors import LabError
-from polyak_lab.optimizers import OPTIMIZERS
+from polyak_lab.imports import is_path
 from polyak_lab.processes import group
 
 
 def resolve(run: Run) -> Run:
     """Spell a run out, or say what is wrong with it."""
     chosen = data.resolve(run.data)
-    check_known(run.model.name, models.NAMES, "model")
+    model, objective = models.resolve(run.model), objectives.resolve(run.objective)
     optimizer = optimizers.resolve(run.optimizer)
     _check_schedule(run, optimizer.options.get("lr", 0.0))
-    resolved = replace(run, data=chosen, optimizer=optimizer, training=_resolve_training(run.training))
+    training = _resolve_training(run.training)
+    resolved = replace(run, data=chosen, model=model, objective=objective, optimizer=optimizer, training=training)
     _check_graph(resolved)
     return resolved
 
 
-def _check_schedule(run: Run, lr: float) -> None:
+def _check_schedule(run: Run, lr: Any) -> None:
     name = run.schedule.name
-    check_known(name, optimizers.SCHEDULES, "schedule")
+    check_known(name, schedules.SCHEDULES, "schedule")
     if name == "step" and not run.schedule.milestones:
         raise LabError("schedule 'step' needs milestones, the epochs after which lr changes: [60, 120].")
     if name != "step" and (run.schedule.milestones or run.schedule.factor is not None):
         raise LabError(f"schedule {name!r} takes no milestones and no factor: leave them out, or write step.")
-    if not run.schedule.is_constant and math.isinf(lr):
+    if not run.schedule.is_constant and isinstance(lr, float) and math.isinf(lr):
         what = name if name != "constant" else "warmup_steps"
         raise LabError(f"schedule {what!r} needs a finite lr, but {run.optimizer.name} has lr = inf.")
 
@@ -62,13 +63,14 @@ def _check_graph(run: Run) -> None:
     if not run.training.cuda_graph:
         return
     method = run.optimizer.name
-    reads_loss = issubclass(OPTIMIZERS[method], polyak.PolyakOptimizer)
+    reads_loss = optimizers.reads_loss(method)
     refusals = {
         f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
         "torchrun starts several processes": group.world_size() > 1,
         "compile makes graphs of its own": run.training.compile,
         f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
         and not run.schedule.is_constant,
+        f"{method} may read from the device": is_path(method) and not reads_loss,
         f"{method} needs capturable = true": run.optimizer.options.get("capturable") is False,
     }
     for reason, holds in refusals.items():

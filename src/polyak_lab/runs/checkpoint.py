@@ -44,8 +44,18 @@ def load(
     session: Stateful,
     config_hash: str,
     training: Training,
+    *,
+    check_slots: bool = True,
 ) -> tuple[int, str | None]:
     """Load the checkpoint into a session, if there is one.
+
+    Args:
+        path: The file.
+        session: What it is loaded into.
+        config_hash: The hash of the run that it must belong to.
+        training: How the run trains.
+        check_slots: Whether to check the optimizer's state; that of other packages may hold
+            anything.
 
     Returns:
         The number of its epochs, and the SHA-256 of their lines, which is None in checkpoints of
@@ -65,7 +75,7 @@ def load(
         epochs = content["epochs"]
         if type(epochs) is not int or not 1 <= epochs <= training.epochs:
             raise ValueError(epochs)
-        _check_state(session.state_dict(), content["state"])
+        _check_state(session.state_dict(), content["state"], check_slots)
         session.load_state_dict(content["state"])
         return epochs, content.get("metrics")
     except LabError:
@@ -85,7 +95,7 @@ def _check_crc(stored: bytes) -> None:
             raise zipfile.BadZipFile(record)
 
 
-def _check_state(expected: Any, stored: Any) -> None:
+def _check_state(expected: Any, stored: Any, check_slots: bool) -> None:
     """Check that a stored state has the keys and types of a new session's state.
 
     A new session has no optimizer state per parameter yet, so its tensors are compared with the
@@ -95,6 +105,8 @@ def _check_state(expected: Any, stored: Any) -> None:
     if not isinstance(stored, dict) or stored.keys() != expected.keys():
         raise KeyError("state")
     _check_same_type(expected["schedule"], stored["schedule"])
+    if not check_slots:
+        return
     _check_same_type(expected["optimizer"]["param_groups"], stored["optimizer"]["param_groups"])
     for slots in stored["optimizer"]["state"].values():
         for value in slots.values():

@@ -43,6 +43,7 @@ class RunFolder:
         self.label = label
         self.training = run.training
         self.config = as_json(run)
+        self._own_optimizer = ":" in run.optimizer.name
         self.records: list[dict[str, Any]] = []
         self.timings: list[dict[str, Any]] = []
 
@@ -109,7 +110,9 @@ class RunFolder:
     def resume(self, session: Stateful) -> None:
         """Load the checkpoint into a session, and the metrics of its epochs."""
         group.on_rank_zero(self._record_start)
-        epochs, digest = checkpoint.load(self.path / "checkpoint.pt", session, self.hash, self.training)
+        epochs, digest = checkpoint.load(
+            self.path / "checkpoint.pt", session, self.hash, self.training, check_slots=not self._own_optimizer
+        )
         self.records, self.timings = group.on_rank_zero(lambda: self._read_lines(epochs))
         self._digest = hashlib.sha256(dump_lines(self.records).encode())
         if digest not in (None, self._digest.hexdigest()):

@@ -25,6 +25,7 @@ from rich.console import Console
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.config.strict import read
 from polyak_lab.console import say
+from polyak_lab.data import NAMES
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.recipes import recipe as recipes
@@ -171,7 +172,7 @@ def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
     row, *others = recipes.select(recipe.rows, [declared.row])
     if others:
         raise LabError(f"{path}, sweep: row = {declared.row!r} names {1 + len(others)} rows of the grid: name one.")
-    if row.run.data.holdout is None:
+    if row.run.data.holdout is None and row.run.data.name in NAMES:
         raise LabError(f"{path}, sweep: trials are compared on held-out samples; set data.holdout, such as 5000.")
     return replace(declared, row=row.name), replace(row, run=recipes.with_seed(row.run, recipe.seeds[0]))
 

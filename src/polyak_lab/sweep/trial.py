@@ -69,6 +69,10 @@ class _Reporter(Progress):
 
 def score(record: Numbers) -> float:
     """Return the score of a trial: validation accuracy, or else minus the validation loss."""
+    if "validation_loss" not in record:
+        raise LabError(
+            "The data has no held-out samples to compare trials on: set data.holdout, or return a third part."
+        )
     accuracy = record["validation_accuracy"]
     value = float(-record["validation_loss"] if accuracy is None else accuracy)
     return -math.inf if math.isnan(value) else value

@@ -39,6 +39,12 @@ def batch_sizes(samples: int, batch_size: int, max_batches: int | None) -> list[
     return [min(batch_size, samples - start) for start in starts]
 
 
+def permutation(samples: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of the training samples in an epoch."""
+    on_cpu = generator(torch.device("cpu"), "shuffle", seed, epoch)
+    return torch.randperm(samples, generator=on_cpu)
+
+
 def training_batches(
     dataset: Dataset,
     batch_size: int,
@@ -48,8 +54,7 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's part of the batches of an epoch, in the same order on every device."""
     device = dataset.train.targets.device
-    on_cpu = generator(torch.device("cpu"), "shuffle", seed, epoch)
-    order = torch.randperm(len(dataset.train.targets), generator=on_cpu)
+    order = permutation(len(dataset.train.targets), seed, epoch)
     crops = generator(device, "augment", seed, epoch) if augment else None
     for indices in order.to(device).split(batch_size):
         yield prepare(dataset, dataset.train.inputs[indices], dataset.train.targets[indices], crops)
@@ -77,7 +82,12 @@ def prepare(
     Crops are drawn for the whole batch, so that they do not depend on the number of processes.
     """
     own = group.local_slice(len(targets))
-    if dataset.mean is None or dataset.std is None:  # not images
-        return inputs[own], targets[own]
-    images = inputs if crops is None else crop_flip(inputs, crops)
-    return normalise(images[own], dataset.mean, dataset.std), targets[own]
+    whole = inputs if crops is None else crop_flip(inputs, crops)
+    return as_model_input(dataset, whole[own]), targets[own]
+
+
+def as_model_input(dataset: Dataset, inputs: Tensor) -> Tensor:
+    """Normalise images; other inputs go to the model as they are."""
+    if dataset.mean is None or dataset.std is None:
+        return inputs
+    return normalise(inputs, dataset.mean, dataset.std)

@@ -1,18 +1,24 @@
-"""Checks from shapes alone that a model accepts its data, before any row of a recipe trains."""
+"""Checks that a model accepts its data, before any row of a recipe trains.
+
+What is built in is checked from shapes alone; the user's own code is tried on one batch.
+"""
 
 import functools
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from polyak_lab import models
-from polyak_lab.config.run import Data, Run
-from polyak_lab.data import Dataset, Split
+from polyak_lab import models, objectives
+from polyak_lab.config.run import Data, Model, Objective, Run
+from polyak_lab.data import Dataset, Split, Streamed
 from polyak_lab.data.parts import through_kernel
-from polyak_lab.errors import LabError
-from polyak_lab.objectives import OBJECTIVES
-from polyak_lab.training.batches import batch_sizes
-from polyak_lab.training.build import check_images, load_dataset
+from polyak_lab.data.seeded import seeded
+from polyak_lab.errors import LabError, RowError
+from polyak_lab.imports import in_one_line, is_path, own_traceback
+from polyak_lab.training import streams
+from polyak_lab.training.batches import as_model_input
+from polyak_lab.training.build import check_images, load_dataset, sizes_of_batches
 
 
 def check_fit(run: Run) -> None:
@@ -22,17 +28,65 @@ def check_fit(run: Run) -> None:
         LabError: The data is missing, too small or of another kind, or the model does not accept
             its shape.
     """
-    dataset = load_dataset(replace(run.data, kernel_width=None))
+    dataset = load_dataset(replace(run.data, kernel_width=None))  # not seen through it, which takes long
     check_images(run, dataset)
-    training = run.training
-    sizes = batch_sizes(len(dataset.train.targets), training.batch_size, training.max_batches)
-    _check_shapes(run.data, run.model.name, min(sizes))
+    smallest = min(sizes_of_batches(dataset, run.training))
+    if any(map(is_path, (run.data.name, run.model.name, run.objective.name))):
+        if run.training.cuda_graph and isinstance(dataset, Streamed):
+            raise LabError("training.cuda_graph does not go here: the data is not in memory.")
+        _try_batch(run.data, run.model, run.objective, smallest)
+    else:
+        _check_shapes(run.data, run.model.name, run.objective, smallest)
 
 
 @functools.cache
-def _check_shapes(data: Data, model: str, batch_size: int) -> None:
+def _try_batch(data: Data, model: Model, objective: Objective, batch_size: int) -> None:
+    """Compute the gradient of a batch on the CPU, with another model than the one that is trained."""
+    dataset = load_dataset(data)
+    loss = objectives.build(objective, dataset.loss, data.name)
+    with seeded(0):
+        inputs, targets = _some_batch(dataset, batch_size)
+        text = dataset.is_text
+        network = models.build(model.name, dataset.shape, dataset.outputs, text=text, options=model.options)
+        try:
+            value = loss.loss(network(inputs).float(), targets)
+            _check_loss(value, objective.name or dataset.loss or "")
+            value.backward()
+        except LabError:
+            raise
+        except Exception as error:
+            shape = tuple(inputs.shape)
+            raise RowError(
+                f"model {model.name!r} cannot be trained on {data.name!r}, in a batch of shape {shape}: it raised "
+                f"{in_one_line(error)}",
+                own_traceback(error),
+            ) from error
+
+
+def _some_batch(dataset: Dataset | Streamed, size: int) -> tuple[Tensor, Tensor]:
+    if isinstance(dataset, Streamed):
+        return streams.first_batch(dataset, size)
+    rows = slice(0, size)
+    return as_model_input(dataset, dataset.train.inputs[rows]), dataset.train.targets[rows]
+
+
+def _check_loss(value: object, name: str) -> None:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise RowError(f"objective {name!r} returned {what}: it must return the mean loss, one number.")
+    if not value.requires_grad:
+        raise RowError(
+            f"objective {name!r} returned a loss with no gradient: compute it with torch from the outputs, without "
+            "detach(), item() or argmax(), and leave weights to train in the model."
+        )
+
+
+@functools.cache
+def _check_shapes(data: Data, model: str, objective: Objective, batch_size: int) -> None:
     """Call the model and its loss on the meta device, which allocates no memory."""
     dataset = load_dataset(replace(data, kernel_width=None))
+    if isinstance(dataset, Streamed):
+        raise TypeError(dataset.name)
     shape = _input_shape(dataset, data.kernel_width)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -40,7 +94,7 @@ def _check_shapes(data: Data, model: str, batch_size: int) -> None:
             dtype = torch.int64 if dataset.is_text else torch.float32
             inputs = torch.empty(batch_size, *shape, dtype=dtype)
             targets = dataset.train.targets[:batch_size].to("meta")
-            OBJECTIVES[dataset.loss].loss(network(inputs), targets)
+            objectives.build(objective, dataset.loss, data.name).loss(network(inputs), targets)
     except LabError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

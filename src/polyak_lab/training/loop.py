@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from polyak_lab.config.run import AUGMENTED_VALIDATION, Run
+from polyak_lab.optimizers import current_lr, set_mode
 from polyak_lab.processes import group
 from polyak_lab.progress import Progress
 from polyak_lab.runs.folder import RunFolder
@@ -15,7 +16,7 @@ from polyak_lab.training.batches import Batch, derive_seed
 from polyak_lab.training.build import build_session
 from polyak_lab.training.cuda_graph import GraphedStep
 from polyak_lab.training.determinism import deterministic
-from polyak_lab.training.memory import explain_oom
+from polyak_lab.training.failures import explain_oom, own_errors
 from polyak_lab.training.metrics import Meter, Scores
 from polyak_lab.training.session import Session
 from polyak_lab.training.step import StepResult, train_step
@@ -30,7 +31,9 @@ def train(run: Run, folder: RunFolder, progress: Progress) -> None:
         if finished:
             return
         with deterministic(run.training.device, threads), explain_oom(run.training):
-            _train_epochs(build_session(run), folder, progress)
+            with own_errors(run):
+                session = build_session(run)
+            _train_epochs(session, folder, progress)
     progress.run_finished(folder.records[-1], folder.seconds)
 
 
@@ -40,7 +43,8 @@ def _train_epochs(session: Session, folder: RunFolder, progress: Progress) -> No
     progress.run_started(epochs, session.steps_per_epoch, done)
     step = choose_step(session.run)
     for epoch in range(done, epochs):
-        record, timing = _run_epoch(session, step, epoch, progress)
+        with own_errors(session.run):
+            record, timing = _run_epoch(session, step, epoch, progress)
         folder.commit(session, record, timing)
         progress.epoch_done(record, timing)
     folder.finish()
@@ -62,7 +66,7 @@ def _run_epoch(
     record = {"epoch": epoch + 1, "train_loss": meter.loss(), "train_accuracy": meter.accuracy()}
     trained = perf_counter()
     record |= _evaluate(session, epoch) | meter.means()
-    record["lr"] = float(session.optimizer.param_groups[0]["lr"])
+    record["lr"] = float(current_lr(session.optimizer))
     record["weight_norm"] = float(get_total_norm(list(session.model.parameters())))
     timing = {
         "epoch": epoch + 1,
@@ -77,8 +81,9 @@ def train_epoch(session: Session, step: StepFunction, epoch: int, progress: Prog
     """Train for one epoch; nothing is read from the device until it ends."""
     torch.manual_seed(_dropout_seed(session.run.training.seed, epoch))
     session.model.train()
+    set_mode(session.optimizer, training=True)
     meter = Meter()
-    for batch, samples in zip(session.training_batches(epoch), session.batch_sizes, strict=True):
+    for batch, samples in session.sized_batches(epoch):
         result = step(session, batch, group.loss_weight(samples))
         meter.add_step(result.info)
         meter.add(result.loss, result.correct, len(batch[1]))
@@ -116,6 +121,7 @@ def _scores(split: str, session: Session, batches: Iterable[Batch]) -> Record:
 @torch.no_grad()
 def _evaluate_batches(session: Session, batches: Iterable[Batch]) -> Scores:
     session.model.eval()
+    set_mode(session.optimizer, training=False)
     scores = Scores()
     for inputs, targets in batches:
         outputs = session.outputs(inputs)

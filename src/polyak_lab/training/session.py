@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from polyak_lab.config.run import Run
-from polyak_lab.data import Dataset
+from polyak_lab.data import Dataset, Streamed
 from polyak_lab.objectives import Objective
-from polyak_lab.training import batches
+from polyak_lab.optimizers import StepForm
+from polyak_lab.training import batches, streams
 from polyak_lab.training.batches import Batch
 
 
@@ -21,7 +22,7 @@ class Session:
     """The objects that train a run; a checkpoint stores their state."""
 
     run: Run
-    dataset: Dataset
+    dataset: Dataset | Streamed
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler | None
@@ -32,6 +33,8 @@ class Session:
     """The model, compiled if the run requests it."""
     replica: Callable[[Tensor], Tensor]
     """The network used in training, wrapped in DDP with several processes."""
+    step_form: StepForm = "plain"
+    """How the optimizer steps."""
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Call the network, in bfloat16 if the run requests it; the outputs are float32."""
@@ -53,24 +56,33 @@ class Session:
 
     def training_batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
-        training, augment = self.run.training, self.run.data.augment
-        all_batches = batches.training_batches(self.dataset, training.batch_size, training.order_seed, epoch, augment)
-        return islice(all_batches, self.steps_per_epoch)
+        return (batch for batch, _ in self.sized_batches(epoch))
+
+    def sized_batches(self, epoch: int) -> Iterator[tuple[Batch, int]]:
+        """Yield the batches of an epoch, and the samples of each over all ranks."""
+        training = self.run.training
+        if isinstance(self.dataset, Streamed):
+            return streams.training_stream(self.dataset, training, epoch)
+        args = training.batch_size, training.order_seed, epoch, self.run.data.augment
+        all_batches = islice(batches.training_batches(self.dataset, *args), self.steps_per_epoch)
+        return zip(all_batches, self.batch_sizes, strict=True)
 
     def test_batches(self, epoch: int, augmented: bool = False) -> Iterator[Batch]:
         """Yield the test split, cropped and flipped if `augmented`."""
         training = self.run.training
         device = torch.device(training.device)
         crops = batches.generator(device, "validation", training.order_seed, epoch) if augmented else None
-        all_batches = batches.evaluation_batches(self.dataset, self.dataset.test, crops)
-        return islice(all_batches, training.max_batches)
+        return self._evaluation_batches(self.dataset.test, crops)
 
     def validation_batches(self) -> Iterator[Batch]:
         """Yield the held-out training samples."""
-        if self.dataset.validation is None:
-            return iter(())
-        all_batches = batches.evaluation_batches(self.dataset, self.dataset.validation)
-        return islice(all_batches, self.run.training.max_batches)
+        return iter(()) if self.dataset.validation is None else self._evaluation_batches(self.dataset.validation)
+
+    def _evaluation_batches(self, part: Any, crops: torch.Generator | None = None) -> Iterator[Batch]:
+        training = self.run.training
+        if isinstance(self.dataset, Streamed):
+            return islice(streams.evaluation_stream(self.dataset, part, training), training.max_batches)
+        return islice(batches.evaluation_batches(self.dataset, part, crops), training.max_batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the next epoch depends on."""

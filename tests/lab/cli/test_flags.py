@@ -8,7 +8,8 @@ import pytest
 
 from lab.runs import call
 from polyak_lab.config import run as config
-from polyak_lab.optimizers import OPTIMIZERS, SCHEDULES
+from polyak_lab.optimizers import OPTIMIZERS
+from polyak_lab.schedules import SCHEDULES
 
 SPELLINGS = [  # of 0.1.0, which people have in their scripts
     *("--data", "--model", "--optimizer", "--lr", "--momentum", "--l2-ball", "--radius", "--set"),
@@ -16,8 +17,9 @@ SPELLINGS = [  # of 0.1.0, which people have in their scripts
     *("--augment", "--eval-protocol", "--device", "--threads", "--precision", "--channels-last"),
     *("--compile", "--cuda-graph", "--out"),
 ]
-SECTIONS = (config.Data, config.Model, config.Optimizer, config.Schedule, config.Training)
+SECTIONS = (config.Data, config.Model, config.Optimizer, config.Schedule, config.Training, config.Objective)
 RENAMED = {(section, "name"): section.__name__.lower() for section in SECTIONS}
+RENAMED |= {(section, "version"): f"{section.__name__.lower()}-version" for section in SECTIONS}
 
 
 @pytest.fixture

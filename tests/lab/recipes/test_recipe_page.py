@@ -8,6 +8,7 @@ import pytest
 
 from polyak_lab import models
 from polyak_lab.config import run as config
+from polyak_lab.objectives import OBJECTIVES
 from polyak_lab.optimizers import OPTIMIZERS
 from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.resolve import resolve
@@ -20,8 +21,9 @@ SECTIONS = {
     "### `optimizer`": config.Optimizer,
     "### `schedule`": config.Schedule,
     "### `training`": config.Training,
+    "### `objective`": config.Objective,
 }
-ROW = {"name", "paper", "data", "model", "optimizer", "schedule", "training"}
+ROW = {"name", "paper", "data", "model", "optimizer", "schedule", "training", "objective"}
 
 
 def lines(heading):
@@ -33,7 +35,9 @@ def lines(heading):
 
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_every_key_of_a_section_is_documented(heading):
-    known = {field.name: field.default for field in fields(SECTIONS[heading]) if field.name != "options"}
+    known = {field.name: field.default for field in fields(SECTIONS[heading])}
+    if heading == "### `optimizer`":
+        del known["options"]  # the other keys of its table
     assert lines(heading).keys() == known.keys()
 
 
@@ -45,6 +49,10 @@ def test_the_defaults_are_those_of_the_code(heading):
             assert written[field.name].strip("`") == str(field.default).removeprefix("T").replace("False", "false")
         if field.default is MISSING and field.default_factory is MISSING:
             assert written[field.name] == "required"
+
+
+def test_every_loss_is_documented():
+    assert {*re.findall(r"`([\w-]+)`", PAGE.partition("### `objective`")[2].partition("##")[0])} >= {*OBJECTIVES}
 
 
 def test_every_key_of_a_row_and_of_a_search_is_documented():

@@ -13,10 +13,10 @@ from polyak_lab import data, models
 from polyak_lab.config import run as config
 from polyak_lab.data.text import parse
 from polyak_lab.errors import LabError
-from polyak_lab.optimizers import build_schedule
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.report import table
 from polyak_lab.runs import stored
+from polyak_lab.schedules import build_schedule
 from polyak_lab.training import build, step
 
 FABLE = "The fox said: the grapes are sour, and the fox went away. " * 40

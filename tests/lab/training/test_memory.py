@@ -9,7 +9,7 @@ import torch
 from lab.runs import call, run
 from polyak_lab import models
 from polyak_lab.errors import LabError
-from polyak_lab.training.memory import explain_oom
+from polyak_lab.training.failures import explain_oom
 
 TRAIN = ("train", "--data", "digits", "--model", "mlp", "--optimizer", "alig", "--device", "cpu", "--threads", 1)
 

@@ -1,12 +1,13 @@
-"""Errors of a device whose memory is too small for a run."""
+"""What ends a run: a device whose memory is too small, and errors of the user's own code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from polyak_lab.config.run import Training
-from polyak_lab.errors import LabError
+from polyak_lab.config.run import Run, Training
+from polyak_lab.errors import LabError, RowError
+from polyak_lab.imports import in_one_line, own_traceback, uses_own_code
 from polyak_lab.processes import group
 from polyak_lab.processes.torchrun import SingleRankError
 
@@ -37,3 +38,24 @@ def _message(training: Training) -> str:
         f"The device {training.device} ran out of memory with batch_size = {training.batch_size}: write {smaller}"
         f"{bfloat16}; or free the memory that other programs use, and run the same command again to resume."
     )
+
+
+@contextmanager
+def own_errors(run: Run) -> Iterator[None]:
+    """Turn what the user's own code raises into a RowError; errors of a run without such code pass.
+
+    With several processes the one that fails prints the error, and all end.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LabError) or not uses_own_code(run) or is_out_of_memory(error):
+            raise
+        if group.world_size() > 1 and isinstance(error, RuntimeError) and group.is_lost_connection(error):
+            raise
+        text = f"the run's own code raised {in_one_line(error)}"
+        if group.world_size() == 1:
+            raise RowError(text, own_traceback(error)) from error
+        single = SingleRankError(text)
+        single.details = own_traceback(error)
+        raise single from error

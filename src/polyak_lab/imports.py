@@ -1,0 +1,158 @@
+"""The user's own code: objects by import path, "package.module:attribute", or by an installed package's short name.
+
+A short name is an entry point of the group `polyak.models`, `polyak.data`, `polyak.objectives` or
+`polyak.optimizers`; a resolved run holds the import path that it stands for. The current folder is
+searched last, so that a package there need not be installed.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from polyak_lab.config.run import Run
+from polyak_lab.config.strict import check_known, shown
+from polyak_lab.errors import LabError, RowError
+
+Kind = Literal["model", "data", "objective", "optimizer"]
+GROUPS: Final[Mapping[Kind, str]] = {
+    "model": "polyak.models",
+    "data": "polyak.data",
+    "objective": "polyak.objectives",
+    "optimizer": "polyak.optimizers",
+}
+OURS = (str(Path(__file__).parent), "<frozen importlib", str(Path(importlib.__file__).parent))
+
+
+def is_path(name: str | None) -> bool:
+    """Tell whether a name is an import path."""
+    return name is not None and ":" in name
+
+
+def uses_own_code(run: Run) -> bool:
+    """Tell whether a resolved run trains with anything that is imported by path."""
+    return any(map(is_path, (run.data.name, run.model.name, run.objective.name, run.optimizer.name)))
+
+
+def expand(name: str, kind: Kind, known: Iterable[str]) -> str:
+    """Return the import path behind a short name; a known name and an import path stay as they are."""
+    known = tuple(known)
+    if name in known or is_path(name):
+        return name
+    points = importlib.metadata.entry_points(group=GROUPS[kind])
+    check_known(name, {*known, *points.names}, kind)
+    paths = sorted({f"{point.module}:{point.attr}" for point in points.select(name=name)})
+    if len(paths) > 1:
+        raise LabError(f"{kind} {name!r} is a name of several packages: write one of {', '.join(paths)}.")
+    return paths[0]
+
+
+def load(path: str, kind: Kind) -> Any:
+    """Import what a path names.
+
+    Raises:
+        RowError: There is no such module or attribute, or importing it raises.
+    """
+    module_name, _, attributes = path.partition(":")
+    parts = attributes.split(".")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *parts)):
+        raise RowError(f"{kind} {shown(path)} is not an import path: write package.module:name.")
+    found: Any = _import(module_name, f"{kind} {path!r}")
+    for part in parts:
+        if not hasattr(found, part):
+            where = module_name if inspect.ismodule(found) else f"{module_name}:{attributes.partition('.' + part)[0]}"
+            raise RowError(f"{kind} {path!r} does not exist: {where} has no {part!r}.")
+        found = getattr(found, part)
+    return found
+
+
+def _import(name: str, what: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    importlib.invalidate_caches()
+    with own_code(what):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # it is imported by the module
+            raise RowError(
+                f"{what} does not exist: there is no module {error.name}; install its package, or start the command in "
+                "the folder that holds it."
+            ) from error
+
+
+def version(path: str, pinned: str | None) -> str | None:
+    """Return the version of a path's package, None if it has none; refuse another than `pinned`."""
+    package = path.partition(":")[0].partition(".")[0]
+    found = _version_of(package)
+    if pinned not in (None, found):
+        raise LabError(f"{path} has version {found or 'unknown'}, but the run asks for {pinned}.")
+    return found
+
+
+def _version_of(package: str) -> str | None:
+    for distribution in (*_distributions().get(package, ()), package):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    stated = getattr(sys.modules.get(package), "__version__", None)
+    return stated if isinstance(stated, str) else None
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+@contextmanager
+def own_code(what: str) -> Iterator[None]:
+    """Turn what the user's code raises into a RowError that shows its traceback.
+
+    Raises:
+        RowError: `what` names the code, such as "model 'package:build'".
+    """
+    try:
+        yield
+    except LabError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RowError(f"{what} raised {in_one_line(error)}", own_traceback(error)) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Write the type of an error and the first line of its message."""
+    message = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}{': ' if message else ''}{message[:150]}."
+
+
+def own_traceback(error: BaseException) -> str:
+    """Write a traceback from the first frame that is not the runner's or the import system's."""
+    whole = traceback.TracebackException.from_exception(error)
+    whole.__cause__ = whole.__context__ = None
+    own = [i for i, frame in enumerate(whole.stack) if not frame.filename.startswith(OURS)]
+    del whole.stack[: own[0] if own else len(whole.stack)]
+    return "".join(whole.format()).rstrip() if own or isinstance(error, SyntaxError) else ""
+
+
+def check_options(function: Any, options: Mapping[str, Any], what: str) -> None:
+    """Refuse options that are no keyword arguments of a function."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return
+    for key in options:
+        if key not in parameters:
+            known = ", ".join(parameters) or "none"
+            raise RowError(f"{what} takes no option {key!r}; it takes {known[:150]}.")

@@ -1,0 +1,120 @@
+"""Errors in a user's own code name the row and its line, show the user's traceback, and leave the other rows alone."""
+
+import re
+
+import pytest
+
+from lab.own import package
+from lab.runs import call
+from polyak_lab.runs import stored
+
+BROKEN = {
+    "acme/syntax.py": "def build(:\n",
+    "acme/raises.py": "def inner():\n    raise ValueError('no luck')\n\ninner()\n",
+    "acme/needs.py": "import nowhere_at_all\n",
+    "acme/late.py": """
+import torch
+from torch import nn
+
+class Late(nn.Linear):
+    '''Fails in its tenth step.'''
+    calls = 0
+    def __init__(self):
+        super().__init__(6, 3)
+    def forward(self, x):
+        Late.calls += 1
+        if Late.calls >= 10:
+            raise ArithmeticError("late")
+        return super().forward(x)
+""",
+}
+HEAD = """
+seeds = [0]
+[defaults]
+data = "acme.sets:load"
+model = "acme.nets:build"
+optimizer = { name = "sgd", lr = 0.1 }
+training = { epochs = 5, batch_size = 16, device = "cpu", threads = 1 }
+[[row]]
+name = "good"
+
+[[row]]
+name = "bad"
+"""
+NO_FIT = 'model = { name = "torch.nn:Linear", options = { in_features = 5, out_features = 3 } }'
+CASES = {
+    "no module": ('model = "nothere.nets:build"', "does not exist: there is no module nothere", ""),
+    "no submodule": ('model = "acme.nots:build"', "there is no module acme.nots", ""),
+    "no attribute": ('model = "acme.nets:biuld"', "does not exist: acme.nets has no 'biuld'", ""),
+    "no path": ('model = "acme.nets:"', "is not an import path: write package.module:name", ""),
+    "syntax": ('model = "acme.syntax:build"', "raised SyntaxError", "def build(:"),
+    "import": ('data = "acme.raises:load"', "data 'acme.raises:load' raised ValueError: no luck.", "in inner"),
+    "missing package": ('objective = "acme.needs:loss"', "No module named 'nowhere_at_all'", "import nowhere_at_all"),
+    "options": ('data = { name = "acme.sets:load", options = { n = 3 } }', "takes no option 'n'; it takes samples", ""),
+    "signature": ('model = "torch.nn:Bilinear"', "needs in1_features, in2_features, out_features", ""),
+    "shape": (NO_FIT, "on 'acme.sets:load', in a batch of shape (16, 6): it raised RuntimeError", "mat1 and mat2"),
+    "no gradient": ('objective = "acme.losses:stuck"', "losses:stuck' returned a loss with no gradient", ""),
+    "no mean": ('objective = "acme.losses:each"', "returned a tensor of shape (16,): it must return the mean loss", ""),
+    "step": ('model = "acme.late:Late"', "the run's own code raised ArithmeticError: late.", "in forward"),
+    "optimizer": ('optimizer = { name = "acme.rivals:Rival", lr = "x" }', "'acme.rivals:Rival' raised TypeError", ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_row_is_named_and_the_others_are_trained(acme, capsys, case):
+    line, message, traceback = CASES[case]
+    package.write(acme, BROKEN)
+    (acme / "bad.toml").write_text(HEAD + line + "\n", encoding="utf-8")
+    assert call("run", "bad.toml", "--out", "runs") == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert traceback in errors
+    if case != "step":
+        assert "bad.toml, row 'bad' (line 11): " in errors
+        assert "polyak: 1 rows cannot be trained" in errors
+    else:
+        assert "polyak: [2/2] bad, seed 0: the run's own code" in errors
+        assert "1 of 2 runs failed" in errors
+    assert "polyak_lab" not in re.sub(r"^polyak: .*", "", errors)
+    assert len(errors.splitlines()[0]) < 400
+    finished = [run.label.row for run in stored.find_runs([acme / "runs"]) if run.finished]
+    assert finished == ["good"]
+
+
+def test_one_run_shows_the_traceback_too(acme, capsys):
+    package.write(acme, BROKEN)
+    own = ("--data", "acme.sets:load", "--model", "acme.raises:build", "--optimizer", "sgd")
+    assert call("train", *own) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("polyak: model 'acme.raises:build' raised ValueError: no luck.\nTraceback")
+    assert "raises.py" in errors
+    assert "polyak_lab" not in errors
+    assert "importlib" not in errors
+
+
+def test_a_recipe_without_a_good_row_ends_with_its_error(acme, capsys):
+    (acme / "bad.toml").write_text(HEAD + 'model = "acme.nets:none"\n', encoding="utf-8")
+    assert call("run", "bad.toml", "--row", "bad") == 1
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "acme.nets has no 'none'" in errors
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('data = { name = "acme.sets:load", root = "x" }', "takes no root: write data.options"),
+        ('data = { name = "digits", workers = 2 }', "data 'digits' takes no workers"),
+        ('model = { name = "mlp", options = { width = 3 } }', "model 'mlp' takes no options"),
+        ('objective = { name = "squared", options = { x = 3 } }', "objective 'squared' takes no options"),
+        ('objective = "cross-entropy"', "did you mean 'cross_entropy'"),
+        ('data = { name = "acme.sets:loaders", holdout = 3 }', "return a third one for validation"),
+        ('data = { name = "acme.sets:datasets", kernel_width = 1.0 }', "a kernel (data.kernel_width) needs vectors"),
+        ('data = { name = "acme.sets:datasets", augment = true }', "need images"),
+        ('data = { name = "acme.sets:loaders", workers = 2 }', "have their own num_workers"),
+    ],
+)
+def test_options_that_do_not_go_together_stop_before_anything_trains(acme, capsys, line, message):
+    (acme / "bad.toml").write_text(HEAD + line + "\n", encoding="utf-8")
+    assert call("run", "bad.toml", "--out", "runs") == 1
+    assert message in capsys.readouterr().err
