@@ -65,11 +65,11 @@ class Data:
     kernel_width: float | None = None
     """Replace vectors x by exp(-|x - x_i|^2 / (2 width^2)) for every training vector x_i."""
     root: str | None = None
-    """The file of --data text."""
+    """The file of --data text, or the folder of --data folder."""
     context: int | None = None
     """Characters in a sequence of text; 128 unless given."""
     sha256: str | None = None
-    """SHA-256 checksum of that file; filled in when the run starts, so that it never resumes with another text."""
+    """SHA-256 checksum of its content; filled in when the run starts, so that it never resumes with other data."""
     outputs: int | None = None
     """Number of classes of your own data, where it cannot be told from the data."""
     workers: int | None = None

@@ -1,6 +1,5 @@
 """The table of data sets and the four things one does with them."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +12,15 @@ from polyak_lab.data.cifar import CIFAR10, CIFAR100
 from polyak_lab.data.dataset import Dataset
 from polyak_lab.data.digits import DIGITS
 from polyak_lab.data.fetch import OnProgress, download
+from polyak_lab.data.folder import FOLDER
 from polyak_lab.data.idx import FASHION_MNIST, MNIST
 from polyak_lab.data.libsvm import MUSHROOMS
-from polyak_lab.data.source import Source, sha256_of
+from polyak_lab.data.places import default_root
+from polyak_lab.data.source import Source
 from polyak_lab.data.streamed import Streamed
 from polyak_lab.data.synthetic import MATRIX_FACTORISATION, SEPARABLE_LOGISTIC
 from polyak_lab.data.text import PYTHON_DOCS, TEXT
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, RowError
 from polyak_lab.files import explain_os_errors
 
 SOURCES: dict[str, Source] = {
@@ -35,6 +36,7 @@ SOURCES: dict[str, Source] = {
         MATRIX_FACTORISATION,
         TEXT,
         PYTHON_DOCS,
+        FOLDER,
     )
 }
 NAMES = tuple(SOURCES)
@@ -47,16 +49,6 @@ class Row(NamedTuple):
     kind: str
     where: str
     how: str
-
-
-def default_root() -> Path:
-    """Return $POLYAK_DATA, or ~/.cache/polyak/data."""
-    if named := os.environ.get("POLYAK_DATA"):
-        return Path(named)
-    try:
-        return Path.home() / ".cache" / "polyak" / "data"
-    except RuntimeError as error:
-        raise LabError("There is no home directory: set POLYAK_DATA to the folder of the data sets.") from error
 
 
 def load(name: str, root: Path | None = None, *, context: int | None = None) -> Dataset:
@@ -97,13 +89,14 @@ def resolve(chosen: Data) -> Data:
     if chosen.root is not None and not source.needs_root:
         others = ", ".join(repr(other.name) for other in SOURCES.values() if other.needs_root)
         raise LabError(f"data {chosen.name!r} takes no root, only {others}: set POLYAK_DATA to where data sets lie.")
-    if source.context is None:
-        _refuse_text_options(chosen)
+    _refuse_text_options(source, chosen)
+    if source.context is None and not source.needs_root:
         return chosen
     place = _place(source, None if chosen.root is None else Path(chosen.root))
-    checksum = sha256_of(source.open(place))
+    checksum = source.checksum(place)
     if chosen.sha256 not in (None, checksum):
-        raise LabError(f"{place} is not the file of data.sha256: its checksum is {checksum}.")
+        kind = "folder" if source.context is None else "file"
+        raise LabError(f"{place} is not the {kind} of data.sha256: its checksum is {checksum}.")
     return replace(chosen, context=chosen.context or source.context, sha256=checksum)
 
 
@@ -115,10 +108,11 @@ def _resolve_own(chosen: Data) -> Data:
     return replace(chosen, version=imports.version(chosen.name, chosen.version))
 
 
-def _refuse_text_options(chosen: Data) -> None:
-    for option in ("context", "sha256"):
-        if getattr(chosen, option) is not None:
-            raise LabError(f"data {chosen.name!r} takes no {option}: it is no text.")
+def _refuse_text_options(source: Source, chosen: Data) -> None:
+    if source.context is None and chosen.context is not None:
+        raise LabError(f"data {chosen.name!r} takes no context: it is no text.")
+    if source.context is None and not source.needs_root and chosen.sha256 is not None:
+        raise LabError(f"data {chosen.name!r} takes no sha256: it is no text.")
 
 
 def fetch(
@@ -171,7 +165,7 @@ def _place(source: Source, root: Path | None) -> Path:
         root = default_root() if source.downloads else Path()  # what is built in lies nowhere
     place = _found(source, root)
     if place is None and source.needs_root:
-        raise LabError(f"There is no {root}: data {source.name!r} reads it, as root says.")
+        raise RowError(f"There is no {root}: data {source.name!r} reads it, as root says.")
     if place is None:
         files = ", ".join(item.name for item in source.downloads)
         raise LabError(

@@ -44,10 +44,16 @@ class Source:
     """Default length of a sequence of text; None for data that is no text."""
     needs_root: bool = False
     """Whether the data is a file or folder of the user's own, named by `root`."""
+    digest: Callable[[Path], str] | None = None
+    """Place -> SHA-256 of what it holds, if not that of its contents."""
 
     def load(self, place: Path, **options: int) -> Dataset:
         """Read the data set at a place that `find` returned."""
         return self.parse(self.open(place), place, **options)
+
+    def checksum(self, place: Path) -> str:
+        """Return the SHA-256 of the data at a place, so that a run is never resumed with other data."""
+        return sha256_of(self.open(place)) if self.digest is None else self.digest(place)
 
     def differing(self, contents: Contents) -> list[str]:
         """Return the names of the contents that are not the official ones."""
