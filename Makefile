@@ -5,10 +5,11 @@ PYTHON ?= python3
 READY  := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.frameworks
 SWEEP := $(VENV)/.sweep
+DOCS := $(VENV)/.docs
 PYRIGHT := $(VENV)/.pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep lint types types-pyright format bench docs clean
+.PHONY: help demo test test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep test-docs lint types types-pyright format bench docs docs-serve clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test-frameworks: $(FRAMEWORKS) ## the integrations with the real Lightning, tran
 test-sweep: $(SWEEP) ## the search, here and on a two-node Ray cluster (installs Optuna and Ray)
 	@$(BIN)/pytest -m sweep
 
+test-docs: $(DOCS) ## the documentation site: it builds without a warning, and holds every name, option and link (installs Sphinx)
+	@$(BIN)/pytest -m docs
+
 test-system: $(READY) ## checks on Debian's data sets and in a real browser (installs them: scripts/system-packages)
 	@scripts/system-packages dataset-fashion-mnist chromium
 	@$(BIN)/pytest -m system
@@ -56,11 +60,16 @@ format: $(READY) ## let ruff rewrite what it can
 bench: $(READY) ## the paired benchmarks; prints ratios
 	@for script in benchmarks/*_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-docs: $(READY) ## list the pages; every example in them runs in the tests
-	@ls docs/*.md
+docs: $(DOCS) ## build the documentation site, docs/_build/html/index.html (installs Sphinx)
+	@$(BIN)/python docs/site/assemble.py docs/_build/source
+	@$(BIN)/sphinx-build -q -W --keep-going docs/_build/source docs/_build/html
+	@echo docs/_build/html/index.html
+
+docs-serve: docs ## build it, and serve it at http://localhost:8000
+	@$(BIN)/python -m http.server --bind localhost --directory docs/_build/html 8000
 
 clean: ## remove the environment and every cache, never runs/ or results/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build
 
 $(READY): requirements.lock pyproject.toml
 	@PYTHON=$(PYTHON) scripts/make-venv $(VENV)
@@ -72,6 +81,10 @@ $(FRAMEWORKS): $(READY) requirements-frameworks.lock
 
 $(SWEEP): $(READY) requirements-sweep.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-sweep.lock
+	@touch $@
+
+$(DOCS): $(READY) requirements-docs.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-docs.lock
 	@touch $@
 
 $(PYRIGHT): $(READY) requirements-types.lock

@@ -23,7 +23,7 @@ import torch
 import polyak
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts)]
 MODULES = [polyak.__name__, *(name for _, name, _ in pkgutil.walk_packages(polyak.__path__, "polyak."))]
 MODULES.remove("polyak.integrations.lightning")  # its import needs Lightning
 

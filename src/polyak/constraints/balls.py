@@ -140,7 +140,7 @@ class L1Ball(Constraint):
         check_size("L1Ball", "radius", self.radius)
 
     def project_(self, params: Sequence[Tensor]) -> None:
-        """x ← sign(x)·(|x| − θ)₊ with the θ ≥ 0 that brings the norm down to the radius."""
+        """x ← sign(x)·max{abs(x) − θ, 0} with the θ ≥ 0 that brings the norm down to the radius."""
         x, flat = real_only("L1Ball", params), vector.flatten(params)
         inside = flat.abs().sum() <= self.radius
         if flat.numel() and (must_not_sync(flat.device) or not inside):

@@ -21,7 +21,7 @@ from polyak_lab.training import build
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")]
-PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?:bash|sh|console|shell)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
