@@ -1,6 +1,7 @@
 """fused=True on the CPU: the compiled kernels make the moves of the paper, on every layout, and say what they lack."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 import polyak
 from catalogue import METHODS, Problem, each_form, each_method
 from observe import SMALL_BALLS, give, random_like, refused
+from polyak._backend import cpu
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
@@ -66,8 +68,30 @@ def test_the_bits_are_those_of_the_loop_where_the_cap_decides(method, form, dtyp
     loop, kernel = pair(method, form, shapes)
     for t in range(20):
         step((loop, kernel), t, loss=1e9)
-    assert all(map(torch.equal, loop.param_groups[0]["params"], kernel.param_groups[0]["params"]))
-    assert all(map(torch.equal, momentum(loop), momentum(kernel)))
+    (group, *_), averages = loop.param_groups, {"gradient_average", "square_average"}
+    if "square_average" not in loop.buffers(group):
+        assert all(map(torch.equal, group["params"], kernel.param_groups[0]["params"]))
+        assert all(map(torch.equal, momentum(loop), momentum(kernel)))
+        return
+    for states in zip(loop.state.values(), kernel.state.values(), strict=True):
+        assert all(torch.equal(*(state[name] for state in states)) for name in averages & states[0].keys())
+    vectors = [[*optimizer.param_groups[0]["params"], *momentum(optimizer)] for optimizer in (loop, kernel)]
+    for one, other in zip(*vectors, strict=True):  # torch's root is not always the nearest number
+        assert (one - other).norm() <= 50 * torch.finfo(dtype).eps * one.norm()
+
+
+@each_form
+def test_every_step_is_made_by_the_kernels_alone(method, form, monkeypatch):
+    monkeypatch.setattr(cpu, "as_general", None)
+    for options in ({}, *method.trials):
+        params = [nn.Parameter(value) for value in random_like(LIKE, seed=7)]
+        optimizer = method.build(params, form, constraint=polyak.L2Ball(2.0), **{**options, "fused": True})
+        step((optimizer,), 0)  # makes the buffers
+        for t, loss in enumerate((1.0, 1e9, math.nan, 1.0)):
+            give(params, *random_like(params, seed=t))
+            with Operations() as operations:
+                optimizer.step(loss=loss)
+            assert operations.on_tensors_of(params) == set()
 
 
 @each_form
@@ -265,6 +289,23 @@ def test_tensors_without_a_kernel_are_moved_beside_those_with_one():
             optimizer.step(loss=1.0)
         ends.append(torch.cat([p.detach().float() for p in params]))
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
+
+
+class Operations(TorchDispatchMode):
+    """Note the operations of torch and the sizes of the tensors that they take."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        sizes = {tensor.numel() for tensor in filter(is_tensor, tree_leaves(args))}
+        self.found.append((func.overloadpacket.__name__, sizes))
+        return func(*args, **(kwargs or {}))
+
+    def on_tensors_of(self, params):
+        own = {p.numel() for p in params} - {1}
+        return {name for name, sizes in self.found if sizes & own} - {"detach", "view", "alias"}
 
 
 class Largest(TorchDispatchMode):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from ctypes import byref
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor
@@ -13,11 +14,25 @@ from torch.autograd.graph import increment_version
 from .chunks import Packed, Vector
 from .cpu_build import Pass, kernels
 from .general import as_general
-from .moves import MOMENTUM, NO_DECAY, Form, Vectors
+from .moves import MOMENTUM, Form, Vectors
 from .scalars import LARGEST, Scalar, number
-from .vector import Products, dot, sum_squares
+from .vector import AVERAGE, SQUARES, Products, dot, sum_squares
 
-MEASURE, SCALE = 0, 1  # the other operations are the forms of a move
+MEASURE, SCALE, TRIAL, STORE = 0, 1, 6, 7  # the other operations are the forms of a move
+
+
+class Averages(NamedTuple):
+    """The averages that a pass takes: the columns of their buffers, or 0, and the coefficients."""
+
+    d: int = 0
+    s: int = 0
+    beta: float = 1.0
+    beta2: float = 1.0
+    root: float = 1.0
+    eps: float = 0.0
+
+
+NO_AVERAGES = Averages()
 
 
 @final
@@ -33,7 +48,7 @@ class CpuKernels(Vectors):
         self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
         self.table = x.table
         self.largest, self.rounding = LARGEST[x.dtype], 4 * torch.finfo(x.dtype).eps
-        self._run = kernels(x.dtype)
+        self._run, self._averages = kernels(x.dtype), NO_AVERAGES
 
     def sum_squares(self, x: Vector) -> Scalar:
         """Return ‖x‖²."""
@@ -43,25 +58,52 @@ class CpuKernels(Vectors):
 
     def dot(self, x: Vector, y: Vector) -> Scalar:
         """Return ⟨x, y⟩."""
-        return number(dot(x, y, self.params))
+        if self.sharded or any([getattr(vector, "table", None) is not self.table for vector in (x, y)]):
+            return number(dot(x, y, self.params))
+        self._pass(TRIAL, x, y, measured=True)
+        return cast(float, self._more[1])
 
-    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False) -> Products:
-        """Average the gradients by β and their squares by β₂, and measure."""
-        return as_general(self).average_(beta, beta2, with_x)
+    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False, deferred: bool = False) -> Products:
+        """Average the gradients by β and their squares by β₂, and measure; the move stores what is `deferred`."""
+        d, s, divisor = self.buffers.get(AVERAGE), self.buffers.get(SQUARES), self.preconditioner
+        if self.sharded or not deferred or (beta2 is None) != (divisor is None):
+            return as_general(self).average_(beta, beta2, with_x)
+        columns = 0 if beta is None else cast(Packed, d).column, 0 if beta2 is None else cast(Packed, s).column
+        root, eps = (math.sqrt(number(divisor.correction)), divisor.eps) if divisor else (1.0, 0.0)
+        self._averages = Averages(*columns, 1.0 if beta is None else number(beta), beta2 or 0.0, root, eps)
+        squares = self._pass(TRIAL, self.x, self.g, measured=with_x, averages=self._averages)
+        self.gradient_squares, gradient_dot_x, direction_dot_x = self._more
+        return Products(gradient_dot_x, direction_dot_x, squares)
 
-    def dual_squares(self, u: Vector) -> Scalar:
-        """Return ⟨u, D⁻¹u⟩."""
-        return as_general(self).dual_squares(u)
+    def store_averages(self) -> None:
+        """Store the averages that a move would have stored."""
+        if self._averages is not NO_AVERAGES:
+            self._pass(STORE, self.x, self.g, averages=self._averages)
+            self.forget_averages()
+
+    def forget_averages(self) -> None:
+        """Leave the averages as they are."""
+        self._averages = NO_AVERAGES
 
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> float:
         """Move the parameters by γ along −u; return their new ‖x‖², or 0 if it is not `measured`."""
-        v = self.buffers.get(MOMENTUM)
-        without_kernel = self.preconditioner or self.decay is not NO_DECAY or self.form is Form.HEAVY_BALL
-        if getattr(self.u, "table", None) is not self.table or without_kernel:
+        if self._averages is NO_AVERAGES:
+            u, has_kernel = self.u, self.preconditioner is None and getattr(self.u, "table", None) is self.table
+        else:
+            u, has_kernel = self.g, self._moves_along_averages()
+        if not has_kernel:
+            self.store_averages()
             return cast(float, as_general(self).move(gamma, keep, skip, measured))
-        found = self._pass(self.form, self.x, self.u, v, gamma, self.mu, measured)
+        found = self._pass(self.form, self.x, u, self.buffers.get(MOMENTUM), gamma, measured, self._averages)
+        self._averages = NO_AVERAGES
         increment_version(self.x)  # no graph holds a momentum buffer
         return found
+
+    def _moves_along_averages(self) -> bool:
+        """Return whether a kernel makes the move and stores the averages in one pass."""
+        averaged = self._averages.d != 0
+        along = self.u is (self.buffers[AVERAGE] if averaged else self.g)
+        return along and (self.form is Form.PLAIN or (self.form is Form.HEAVY_BALL and not averaged))
 
     def scale_(self, x: Vector, a: Any) -> None:
         """x ← a·x."""
@@ -69,13 +111,16 @@ class CpuKernels(Vectors):
         increment_version(x)
 
     def _pass(
-        self, form: int, x: Any, u: Any = None, v: Any = None, gamma: float = 0.0, mu: float = 0.0,
-        measured: bool = False,
+        self, form: int, x: Any, u: Any = None, v: Any = None, gamma: float = 0.0, measured: bool = False,
+        averages: Averages = NO_AVERAGES,
     ) -> float:  # fmt: skip
         """Make one pass over the memory."""
-        table, columns = self.table.numbers.buffer_info()[0], (x.column, (u or x).column, (v or x).column)
-        numbers = (form, measured, torch.get_num_threads(), len(x), table, *columns, gamma, mu)
-        found: float = self._run(byref(Pass(*numbers)))
+        table = self.table.numbers.buffer_info()[0]
+        columns = (x.column, (u or x).column, (v or x).column, averages.d, averages.s)
+        numbers = (gamma, self.mu, float(self.decay), *averages[2:])
+        one = Pass(form, measured, torch.get_num_threads(), len(x), table, *columns, *numbers)
+        found: float = self._run(byref(one))
         if found < 0:
-            raise MemoryError("There is no memory for a step's sums, 8 bytes for every 8192 parameters.")
+            raise MemoryError("There is no memory for a step's sums, 32 bytes for every 8192 parameters.")
+        self._more = one.more
         return found

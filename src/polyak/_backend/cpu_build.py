@@ -22,7 +22,7 @@ import torch
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
 REALS = {torch.float32: "float", torch.float64: "double"}
-FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma")
 PROCESSORS = {"AVX512": WIDE, "AVX2": WIDE[-2:]}  # what torch itself uses here; anything else needs no flag
 THREADS = (("-fopenmp",), ())  # not every compiler has them
@@ -36,8 +36,9 @@ class Pass(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("form", "measured", "threads", "count")),
         ("table", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("x", "u", "v")),
-        *((name, ctypes.c_double) for name in ("gamma", "mu")),
+        *((name, ctypes.c_int64) for name in ("x", "u", "v", "d", "s")),
+        *((name, ctypes.c_double) for name in ("gamma", "mu", "decay", "beta", "beta2", "root", "eps")),
+        ("more", 3 * ctypes.c_double),
     )
 
 

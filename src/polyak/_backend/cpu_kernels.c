@@ -21,18 +21,28 @@
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #endif
 
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline)) /* so that a loop is compiled for every constant argument */
+#else
+#define INLINE static inline
+#endif
+#define ROOT(a) ((REAL)(sizeof(REAL) == 4 ? __builtin_sqrtf(a) : __builtin_sqrt(a)))
+
 #define SPAN 8192         /* numbers of a span: three vectors of them are at most 192 KiB */
 #define LANES 64          /* sums that run side by side within a span, */
+#define FEW 16            /* or so many, where four sums are added at once, */
 #define SHORT (16 * LANES) /* in the type of x for so many numbers, and in double beyond */
 #define ALONE (1L << 15)  /* below so many numbers, waking a second thread takes longer than the work */
+#define SUMS 4
 
-enum form { MEASURE, SCALE, PLAIN, NESTEROV, ADJUSTED };
+enum form { MEASURE, SCALE, PLAIN, NESTEROV, ADJUSTED, HEAVY_BALL, TRIAL, STORE };
 
 struct pass {
   int64_t form, measured, threads, count;
-  const int64_t *table; /* count sizes, then as many addresses of every vector */
-  int64_t x, u, v;      /* which of these vectors */
-  double gamma, mu;
+  const int64_t *table;  /* count sizes, then as many addresses of every vector */
+  int64_t x, u, v, d, s; /* which of these vectors; no average d and no averaged squares s if 0 */
+  double gamma, mu, decay, beta, beta2, root, eps;
+  double more[SUMS - 1]; /* what a trial measures beside the sum that a pass returns */
 };
 
 static double squares(const REAL *x, int64_t n) {
@@ -54,25 +64,72 @@ static void scale(REAL *x, int64_t n, REAL a) {
   for (int64_t i = 0; i < n; i++) x[i] *= a;
 }
 
-/* x <- x - gamma u */
-static void plain(REAL *restrict x, const REAL *restrict u, int64_t n, REAL gamma) {
-  for (int64_t i = 0; i < n; i++) x[i] = MULTIPLY_ADD(-gamma, u[i], x[i]);
+/* The averages d + w (g - d), in the two ways in which torch computes it, and beta2 s + w2 g^2. */
+INLINE REAL average(REAL d, REAL g, REAL w) {
+  return w < (REAL)0.5 ? MULTIPLY_ADD(w, g - d, d) : MULTIPLY_ADD(w - 1, g - d, g);
 }
+INLINE REAL average_square(REAL s, REAL g, REAL beta2, REAL w2) { return MULTIPLY_ADD(w2 * g, g, beta2 * s); }
 
-/* v <- mu v - gamma u;  x <- x - gamma u + mu v */
-static void nesterov(REAL *restrict x, const REAL *restrict u, REAL *restrict v, int64_t n, REAL gamma, REAL mu) {
+/* Move x by the form, after a decay, along u, or along its average d, divided by eps + sqrt(s) / root if there is s:
+   PLAIN       x <- x - gamma u
+   NESTEROV    v <- mu v - gamma u;  x <- x - gamma u + mu v
+   ADJUSTED    v <- mu v - u;  x <- x - gamma u + gamma mu v
+   HEAVY_BALL  v <- mu v - gamma u;  x <- x + v
+   STORE       only the averages are stored */
+INLINE void move(const struct pass *p, REAL *restrict x, const REAL *restrict u, REAL *restrict v, REAL *restrict d,
+                 REAL *restrict s, int64_t n, int form, int averaged, int divided) {
+  const REAL gamma = (REAL)p->gamma, mu = (REAL)p->mu, ahead = (REAL)(p->gamma * p->mu), decay = (REAL)p->decay;
+  const REAL w = (REAL)(1 - p->beta), beta2 = (REAL)p->beta2, w2 = (REAL)(1 - p->beta2);
+  const REAL root = (REAL)p->root, eps = (REAL)p->eps;
   for (int64_t i = 0; i < n; i++) {
-    v[i] = MULTIPLY_ADD(-gamma, u[i], mu * v[i]);
-    x[i] = MULTIPLY_ADD(mu, v[i], MULTIPLY_ADD(-gamma, u[i], x[i]));
+    REAL step = u[i], denominator = 1;
+    if (divided) {
+      s[i] = average_square(s[i], step, beta2, w2);
+      denominator = ROOT(s[i]) / root + eps;
+    }
+    if (averaged) step = d[i] = average(d[i], step, w);
+    if (form == STORE) continue;
+    if (form == PLAIN) {
+      x[i] = divided ? decay * x[i] + -gamma * step / denominator : MULTIPLY_ADD(-gamma, step, decay * x[i]);
+      continue;
+    }
+    if (divided) step /= denominator;
+    v[i] = form == ADJUSTED ? mu * v[i] - step : MULTIPLY_ADD(-gamma, step, mu * v[i]);
+    if (form == HEAVY_BALL)
+      x[i] = decay * x[i] + v[i];
+    else
+      x[i] = MULTIPLY_ADD(form == NESTEROV ? mu : ahead, v[i], MULTIPLY_ADD(-gamma, step, decay * x[i]));
   }
 }
 
-/* v <- mu v - u;  x <- x - gamma u + ahead v,  where ahead is gamma mu */
-static void adjusted(REAL *restrict x, const REAL *restrict u, REAL *restrict v, int64_t n, REAL gamma, REAL mu,
-                     REAL ahead) {
-  for (int64_t i = 0; i < n; i++) {
-    v[i] = mu * v[i] - u[i];
-    x[i] = MULTIPLY_ADD(ahead, v[i], MULTIPLY_ADD(-gamma, u[i], x[i]));
+/* Add up <u, u> in the norm of the divided direction u, <g, g>, <g, x> and <u, x>, for the averages as a move will
+   store them. */
+INLINE void trial(const struct pass *p, const REAL *x, const REAL *g, const REAL *d, const REAL *s, int64_t n,
+                  double *sums, int averaged, int divided) {
+  const REAL w = (REAL)(1 - p->beta), beta2 = (REAL)p->beta2, w2 = (REAL)(1 - p->beta2);
+  const REAL root = (REAL)p->root, eps = (REAL)p->eps;
+  for (int64_t i = 0; i < n;) {
+    REAL lane[SUMS][FEW] = {{0}};
+    int64_t end = i + SHORT < n ? i + SHORT : n;
+    while (i < end) {
+      int few = end - i < FEW ? (int)(end - i) : FEW;
+#define ADD(K)                                                                                     \
+  for (int k = 0; k < K; k++) {                                                                      \
+    REAL gradient = g[i + k], u = averaged ? average(d[i + k], gradient, w) : gradient, square = u * u; \
+    if (divided) square = u * (u / (ROOT(average_square(s[i + k], gradient, beta2, w2)) / root + eps)); \
+    lane[0][k] += square;                                                                            \
+    lane[1][k] += gradient * gradient;                                                               \
+    if (p->measured) lane[2][k] += gradient * x[i + k], lane[3][k] += u * x[i + k];                  \
+  }
+      if (few == FEW) {
+        ADD(FEW)
+      } else {
+        ADD(few)
+      }
+      i += few;
+    }
+    for (int sum = 0; sum < SUMS; sum++)
+      for (int k = 0; k < FEW; k++) sums[sum] += lane[sum][k];
   }
 }
 
@@ -80,17 +137,21 @@ static REAL *address(const struct pass *p, int64_t vector, int64_t tensor) {
   return (REAL *)(intptr_t)p->table[vector * p->count + tensor];
 }
 
-static double span(const struct pass *p, int64_t tensor, int64_t from, int64_t n) {
-  REAL *x = address(p, p->x, tensor) + from, gamma = (REAL)p->gamma, mu = (REAL)p->mu;
-  const REAL *u = p->form >= PLAIN ? address(p, p->u, tensor) + from : 0;
-  REAL *v = p->form >= NESTEROV ? address(p, p->v, tensor) + from : 0;
+static void span(const struct pass *p, int64_t tensor, int64_t from, int64_t n, double *sums) {
+  REAL *x = address(p, p->x, tensor) + from, *u = address(p, p->u, tensor) + from, *v = address(p, p->v, tensor) + from;
+  REAL *d = address(p, p->d, tensor) + from, *s = address(p, p->s, tensor) + from;
+#define MOVE(FORM, AVERAGED, DIVIDED) move(p, x, u, v, d, s, n, FORM, AVERAGED, DIVIDED)
+#define TRIAL_OF(AVERAGED, DIVIDED) trial(p, x, u, d, s, n, sums, AVERAGED, DIVIDED)
   switch (p->form) {
-    case SCALE: scale(x, n, gamma); break;
-    case PLAIN: plain(x, u, n, gamma); break;
-    case NESTEROV: nesterov(x, u, v, n, gamma, mu); break;
-    case ADJUSTED: adjusted(x, u, v, n, gamma, mu, (REAL)(p->gamma * p->mu)); break;
+    case SCALE: scale(x, n, (REAL)p->gamma); break;
+    case PLAIN: p->s ? p->d ? MOVE(PLAIN, 1, 1) : MOVE(PLAIN, 0, 1) : p->d ? MOVE(PLAIN, 1, 0) : MOVE(PLAIN, 0, 0); break;
+    case NESTEROV: MOVE(NESTEROV, 0, 0); break;
+    case ADJUSTED: MOVE(ADJUSTED, 0, 0); break;
+    case HEAVY_BALL: p->s ? MOVE(HEAVY_BALL, 0, 1) : MOVE(HEAVY_BALL, 0, 0); break;
+    case STORE: MOVE(STORE, p->d != 0, p->s != 0); break;
+    case TRIAL: p->s ? p->d ? TRIAL_OF(1, 1) : TRIAL_OF(0, 1) : p->d ? TRIAL_OF(1, 0) : TRIAL_OF(0, 0); return;
   }
-  return p->measured ? squares(x, n) : 0;
+  sums[0] = p->measured ? squares(x, n) : 0;
 }
 
 static int64_t spans(int64_t size) { return (size + SPAN - 1) / SPAN; }
@@ -102,28 +163,29 @@ static void run_of_spans(const struct pass *p, int64_t first, int64_t last, doub
     int64_t size = p->table[tensor], own = spans(size);
     for (int64_t i = first > before ? first - before : 0; i < own && before + i < last; i++) {
       int64_t from = i * SPAN, left = size - from;
-      sums[before + i] = span(p, tensor, from, left < SPAN ? left : SPAN);
+      span(p, tensor, from, left < SPAN ? left : SPAN, sums + SUMS * (before + i));
     }
     before += own;
   }
 }
 
-/* Return the sum of squares of x after the pass as a number of its type, if it is measured; -1 if there is no memory
-   for the sums. */
-double polyak_pass(const struct pass *p) {
+/* Return the first sum as a number of the vectors' type: that of the squares of x after the pass, if it is measured, or
+   that of a trial, which leaves the others in the pass; -1 if there is no memory for the sums. */
+double polyak_pass(struct pass *p) {
   int64_t total = 0, numbers = 0;
   for (int64_t tensor = 0; tensor < p->count; tensor++) {
     total += spans(p->table[tensor]);
     numbers += p->table[tensor];
   }
-  double *sums = malloc((total + 1) * sizeof(double)), sum = 0;
+  double *sums = calloc(total + 1, SUMS * sizeof(double)), sum[SUMS] = {0};
   if (!sums) return -1;
 #pragma omp parallel num_threads(p->threads) if (numbers > ALONE)
   {
     int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
     run_of_spans(p, total * me / team, total * (me + 1) / team, sums);
   }
-  for (int64_t i = 0; i < total; i++) sum += sums[i];
+  for (int64_t i = 0; i < SUMS * total; i++) sum[i % SUMS] += sums[i];
   free(sums);
-  return (REAL)sum;
+  for (int i = 1; i < SUMS; i++) p->more[i - 1] = (REAL)sum[i];
+  return (REAL)sum[0];
 }

@@ -55,13 +55,9 @@ class CudaKernels(Vectors):
         """Return ⟨x, y⟩."""
         return dot(x, y, self.params)
 
-    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False) -> Products:
+    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False, deferred: bool = False) -> Products:
         """Average the gradients by β and their squares by β₂, and measure."""
         return as_general(self).average_(beta, beta2, with_x)
-
-    def dual_squares(self, u: Vector) -> Scalar:
-        """Return ⟨u, D⁻¹u⟩."""
-        return as_general(self).dual_squares(u)
 
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u, unless `skip`; return their new ‖x‖² if it is to be `measured`."""

@@ -74,8 +74,13 @@ class General(Vectors):
         """Return ⟨x, y⟩, over all processes that hold a part of it."""
         return self._scalar(dot(x, y, self.params))
 
-    def average_(self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False) -> Products:
-        """Average the gradients by β and their squares by β₂; return what is measured beside (see `Products`)."""
+    def average_(
+        self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False, deferred: bool = False
+    ) -> Products:
+        """Average the gradients by β and their squares by β₂; return what is measured beside (see `Products`).
+
+        If it is `deferred`, nothing reads the buffers before the move, which may store the averages.
+        """
         g, skip = self.g, self.skip
         u, s = g if beta is None else self.buffers[AVERAGE], g if beta2 is None else self.buffers[SQUARES]
         for g_chunk, u_chunk, s_chunk in chunks(g, u, s, foreach=self.group["foreach"]):
@@ -84,9 +89,9 @@ class General(Vectors):
             if beta2 is not None:
                 average_squares_(s_chunk, g_chunk, beta2, skip)
         products = (self.dot(g, self.x), self.dot(u, self.x)) if with_x else (0.0, 0.0)
-        return Products(*products, self.dual_squares(u))
+        return Products(*products, self._dual_squares(u))
 
-    def dual_squares(self, u: Vector) -> Scalar:
+    def _dual_squares(self, u: Vector) -> Scalar:
         """Return ⟨u, D⁻¹u⟩, which is ‖u‖² without a preconditioner."""
         if (preconditioner := self.preconditioner) is None or not u:
             return self.sum_squares(u)

@@ -60,6 +60,8 @@ class Vectors:
     skip: Any = None
     """A mask on the device that is true where the loss or the gradient is not finite."""
 
+    gradient_squares: Any = 0.0
+    """‖g‖² of these vectors alone, if it was measured together with the averages,"""
     squares: Any = 0.0
     """‖u‖² of these vectors alone,"""
     model: Any = 0.0
@@ -72,6 +74,12 @@ class Vectors:
         if self.coupled_decay:
             self.decay = 1.0 - self.coupled_decay * gamma
         return gamma / self.divisor
+
+    def store_averages(self) -> None:
+        """Store the averages that a move would have stored."""
+
+    def forget_averages(self) -> None:
+        """Leave the averages as they are."""
 
     def same_move(self, other: Vectors) -> None:
         """Take the coefficients of another's move."""

@@ -43,7 +43,7 @@ class Pieces(Vectors):
         """Return ⟨x, y⟩."""
         return sum([dot_of_piece(a, b) for a, b in self._cut(x, y)])
 
-    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False) -> Products:
+    def average_(self, beta: Any, beta2: Any = None, with_x: bool = False, deferred: bool = False) -> Products:
         """Average the gradients by β and their squares by β₂, and measure, all while a cache holds the piece."""
         u, s = self.g if beta is None else self.buffers[AVERAGE], self.g if beta2 is None else self.buffers[SQUARES]
         gradient_dot_x = direction_dot_x = squares = 0.0
@@ -57,11 +57,6 @@ class Pieces(Vectors):
                 direction_dot_x += dot_of_piece(u_piece, x)
             squares += self._dual_squares(u_piece, s_piece)
         return Products(gradient_dot_x, direction_dot_x, squares)
-
-    def dual_squares(self, u: Vector) -> float:
-        """Return ⟨u, D⁻¹u⟩."""
-        s = u if self.preconditioner is None else self.buffers[SQUARES]
-        return sum([self._dual_squares(*pair) for pair in self._cut(u, s)])
 
     def _dual_squares(self, u: Vector, s: Vector) -> float:
         if self.preconditioner is None:
@@ -94,7 +89,7 @@ class Pieces(Vectors):
 
     def accumulate_(self, x: Vector, u: Vector, v: Vector, mu: float, b: float, w: float) -> None:
         """v ← μv + b·u;  x ← x + w·v, for one piece."""
-        if len(x) == 1 and self._sgd_takes(x[0], u[0], v[0], b):
+        if len(x) == 1 and mu and self._sgd_takes(x[0], u[0], v[0], b):
             torch._fused_sgd_(
                 x, u, v, momentum=mu, dampening=1.0 - b, lr=-w, weight_decay=0.0, nesterov=False, maximize=False,
                 is_first_step=False,

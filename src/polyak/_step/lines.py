@@ -48,9 +48,19 @@ def measure(method: PolyakOptimizer, line: Line, parts: list[Part], groups: list
     for part in parts:
         part.skip = skip
     line = method.linearize(line, parts, scalars)
+    if skip is None and forget_unless_finite(parts):
+        return line._replace(value=math.nan)
     for name in names:
         store(groups, name, scalars[name], skip)
     return line if skip is None else line._replace(value=torch.where(skip, math.nan, line.value))
+
+
+def forget_unless_finite(parts: list[Part]) -> bool:
+    """Drop averages that a move would store if ‖g‖², measured together with them, is not finite; return whether."""
+    refused = not math.isfinite(sum([part.gradient_squares for part in parts]))
+    for part in parts if refused else ():
+        part.forget_averages()
+    return refused
 
 
 def store(groups: list[Group], name: str, scalar: Any, skip: Any) -> None:
@@ -91,7 +101,7 @@ def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line
     found = []
     for part in parts:
         part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"])
-        found.append(part.average_(None, beta2).sum_squares)
+        found.append(part.average_(None, beta2, deferred=True).sum_squares)
     return line._replace(slope=add_up(found, parts[0].group["step_size"]))
 
 
@@ -114,7 +124,7 @@ def averaged(
     for part in parts:
         decay = number(decay_of(part.group)) if part.numbers else decay_of(part.group)
         s = 1.0 + decay
-        products = part.average_(beta, beta2, with_x=True)
+        products = part.average_(beta, beta2, with_x=True, deferred=True)
         part.u, part.squares = part.buffers[AVERAGE], products.sum_squares / rho**2
         part.divisor = rho if decoupled else rho * s
         if part.group["weight_decay"]:

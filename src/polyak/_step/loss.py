@@ -114,6 +114,11 @@ def read_loss(
     return seen if loss is None else loss
 
 
+def as_norm(number: object, like: Tensor) -> Tensor:
+    """Return a given ‖g‖² as such a tensor."""
+    return as_scalar(number, like, "grad_sq_norm")
+
+
 def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
     """Return a number as a new detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
     if isinstance(number, Tensor):

@@ -21,7 +21,7 @@ from . import state as _state
 from .advice import Advice
 from .decision import NONE, LastStep, Line, decide_on_numbers, decide_on_tensors, is_unusual, last_step_of
 from .lines import learn, measure
-from .loss import WatchedLoss, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
+from .loss import WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Part, decay_momentum, gather, places, sum_squares
 from .projection import keep_constraints, project, start_inside
@@ -47,6 +47,7 @@ class PolyakOptimizer(Optimizer):
     takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
     momentum_form: ClassVar[Form] = Form.NESTEROV
     takes_norm: ClassVar[bool] = True  # whether ‖g‖² is all that it needs of the whole gradient
+    needs_norm: ClassVar[bool] = True  # whether `linearize` reads ‖g‖², the slope of the line that it is given
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -154,7 +155,7 @@ class PolyakOptimizer(Optimizer):
         if not parts:
             return value
         self._last[:] = [value]  # in place: torch.compile of 2.11 cannot set an attribute here
-        norm = sum_squares(parts, scalar) if grad_sq_norm is None else as_scalar(grad_sq_norm, scalar, "grad_sq_norm")
+        norm = sum_squares(parts, scalar, self.needs_norm) if grad_sq_norm is None else as_norm(grad_sq_norm, scalar)
         line = Line(value, norm, NONE if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound"))
         self._move(measure(self, line, parts, groups, grad_sq_norm) if self._has_own_line else line, parts)
         if not torch.compiler.is_compiling() and is_unusual(self._advice, groups, parts, self._last):

@@ -45,6 +45,7 @@ class Part(Protocol):
     divisor: Any
     preconditioner: Preconditioner | None
     skip: Any
+    gradient_squares: Any
     squares: Any
     model: Any
     floor: Any
@@ -59,9 +60,12 @@ class Part(Protocol):
     def rounding(self) -> float: ...
     def sum_squares(self, x: Vector) -> Scalar: ...
     def dot(self, x: Vector, y: Vector) -> Scalar: ...
-    def average_(self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False) -> Products: ...
-    def dual_squares(self, u: Vector) -> Scalar: ...
+    def average_(
+        self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False, deferred: bool = False
+    ) -> Products: ...
     def same_move(self, other: Any) -> None: ...
+    def store_averages(self) -> None: ...
+    def forget_averages(self) -> None: ...
     def scaled(self, gamma: Any) -> Any: ...
     def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None: ...
     def scale_(self, x: Vector, a: Scalar) -> None: ...
@@ -110,15 +114,18 @@ def whole(group: Group, params: list[Tensor]) -> Part:
     return part_of(group, params, params, {})
 
 
-def sum_squares(parts: Sequence[Part], like: Tensor) -> Scalar:
-    """Return ‖g‖² over all groups."""
+def sum_squares(parts: Sequence[Part], like: Tensor, needed: bool = True) -> Scalar:
+    """Return ‖g‖² over all groups; if it is not `needed`, 0 where all measure it together with the averages."""
+    if not needed and all([isinstance(part, CpuKernels) and not part.sharded for part in parts]):
+        return 0.0
     if len(parts) == 1:
         return parts[0].sum_squares(parts[0].g)
     return add_up([part.sum_squares(part.g) for part in parts], like)
 
 
 def decay_momentum(part: Part, keep: Scalar) -> None:
-    """Let momentum that is too long for its type decay, although nothing moves."""
+    """Let momentum that is too long for its type decay, although nothing moves; averages are stored all the same."""
+    part.store_averages()
     if keep != 1.0 and MOMENTUM in part.buffers:
         part.scale_(part.buffers[MOMENTUM], keep)
 
@@ -238,21 +245,20 @@ class Several(Vectors):
         triples = zip(self.parts, self._split(x), self._split(y), strict=True)
         return self._sum([part.dot(own_x, own_y) for part, own_x, own_y in triples])
 
-    def average_(self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False) -> Products:
+    def average_(
+        self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False, deferred: bool = False
+    ) -> Products:
         """Average the gradients by β and their squares by β₂, and measure."""
         rows = []
         for part in self.parts:
             part.same_move(self)
-            rows.append(part.average_(beta, beta2, with_x))
+            rows.append(part.average_(beta, beta2, with_x, deferred))
         return Products(*[self._sum(column) for column in zip(*rows, strict=True)])
 
-    def dual_squares(self, u: Vector) -> Scalar:
-        """Return ⟨u, D⁻¹u⟩."""
-        found = []
-        for part, own in zip(self.parts, self._split(u), strict=True):
-            part.same_move(self)
-            found.append(part.dual_squares(own))
-        return self._sum(found)
+    def store_averages(self) -> None:
+        """Store the averages that a move would have stored."""
+        for part in self.parts:
+            part.store_averages()
 
     def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
         """Move every part; return the new ‖x‖² if it is to be `measured`."""

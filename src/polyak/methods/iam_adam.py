@@ -72,7 +72,7 @@ class IAMAdam(PolyakOptimizer):
 
     takes_numbers = True
     momentum_form = Form.HEAVY_BALL
-    takes_norm = False
+    takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the last move and of v."""

@@ -73,7 +73,7 @@ class MoMo(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay, **own, **common)
 
     takes_numbers = True
-    takes_norm = False
+    takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the name of d."""

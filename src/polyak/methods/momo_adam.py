@@ -77,7 +77,7 @@ class MoMoAdam(PolyakOptimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, **own, **common)
 
     takes_numbers = True
-    takes_norm = False
+    takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of d and v."""

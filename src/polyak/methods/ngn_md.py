@@ -68,7 +68,7 @@ class NGNMD(PolyakOptimizer):
 
     takes_numbers = True
     momentum_form = Form.HEAVY_BALL
-    takes_norm = False
+    takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of u and v."""
