@@ -9,7 +9,7 @@ DOCS := $(VENV)/.docs
 PYRIGHT := $(VENV)/.pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep test-docs lint types types-pyright format bench docs docs-serve clean
+.PHONY: help demo test coverage test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep test-docs lint types types-pyright format bench docs docs-serve clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,10 @@ demo: $(READY) ## train ALI-G beside its rivals on real data; prints the table, 
 	@$(BIN)/polyak run recipes/demo.toml --out runs/demo --report
 
 test: $(READY) lint types ## everything that must hold; minutes on two cores
-	@$(BIN)/pytest -n auto --cov --cov-report=term
+	@$(BIN)/pytest -n auto --dist loadgroup
+
+coverage: $(READY) ## the same tests with the lines and branches they reach: 97 % at least
+	@$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term
 
 test-full: $(READY) ## every method crossed with every backend, type and momentum: `make test` draws from these
 	@$(BIN)/pytest -n auto --full

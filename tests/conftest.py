@@ -62,7 +62,7 @@ def _messages_are_sentences() -> Iterator[None]:
         yield
 
 
-WHOLE = frozenset({"ALIG", "SPS", "SmoothSPS"})  # between them they take every path of the step
+SHARES = {"ALIG": 1, "SPS": 4, "SmoothSPS": 4}  # between them they take every path of the step
 SHARE = 20
 
 
@@ -71,24 +71,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="every method x every backend, type and momentum")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Draw a twentieth of a promise's cases, one at least, for every method beyond the first three.
+@pytest.hookimpl(trylast=True)  # once all of a test's cases are there
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Draw one case of a promise in `SHARES` for a method, one at least, before pytest makes tests of them.
 
     The draw is fixed by the names of the cases, so that every run checks the same things.
     """
-    if config.getoption("--full") or any("::" in argument for argument in config.args):
+    if metafunc.config.getoption("--full") or any("::" in argument for argument in metafunc.config.args):
         return
-    drawn: dict[tuple[str, str], list[pytest.Item]] = {}
-    for item in items:
-        method = getattr(item, "callspec", None) and item.callspec.params.get("method")  # type: ignore[attr-defined]
-        if getattr(method, "name", "ALIG") not in WHOLE:
-            drawn.setdefault((item.nodeid.partition("[")[0], method.name), []).append(item)
-    left_out: set[pytest.Item] = set()
-    for cases in drawn.values():
-        cases.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
-        left_out.update(cases[max(1, len(cases) // SHARE) :])
-    config.hook.pytest_deselected(items=[*left_out])
-    items[:] = [item for item in items if item not in left_out]
+    drawn: dict[str, list[Any]] = {}
+    for case in metafunc._calls:
+        drawn.setdefault(getattr(case.params.get("method"), "name", "ALIG"), []).append(case)
+    kept: set[int] = set()
+    for name, cases in drawn.items():
+        cases.sort(key=lambda case: zlib.crc32(f"{metafunc.definition.nodeid}[{case.id}]".encode()))
+        kept.update(map(id, cases[: max(1, len(cases) // SHARES.get(name, SHARE))]))
+    metafunc._calls[:] = [case for case in metafunc._calls if id(case) in kept]
 
 
 @pytest.fixture

@@ -87,8 +87,17 @@ def test_a_step_is_one_graph_from_the_start(method, form):
         step(loss=torch.tensor(1.0))
         step(loss=torch.tensor(2.0))  # Dynamo has put the key `capturable` into the groups, and compiles once more
         step(loss=torch.tensor(3.0))
-        explained = torch._dynamo.explain(optimizer.step)(loss=torch.tensor(4.0))
     assert counter.frame_count <= 2
+
+
+@pytest.mark.slow
+@each_form
+def test_dynamo_explains_a_step_as_one_graph_without_breaks(method, form):
+    params = [nn.Parameter(value) for value in random_like([torch.empty(3, 2), torch.empty(4)], seed=7)]
+    give(params, *random_like(params))
+    optimizer = method.build(params, form, constraint=polyak.L2Ball(5.0))
+    with compiling():
+        explained = torch._dynamo.explain(optimizer.step)(loss=torch.tensor(4.0))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 

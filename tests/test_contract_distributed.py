@@ -16,7 +16,7 @@ import polyak
 import processes
 from observe import SMALL_BALLS
 
-pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
+pytestmark = [pytest.mark.filterwarnings(SMALL_BALLS), pytest.mark.xdist_group("two processes")]  # they start once
 HERE = Path(__file__).parent
 each_row = pytest.mark.parametrize("row", processes.rows(), ids="-".join)
 

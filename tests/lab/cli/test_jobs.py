@@ -86,6 +86,7 @@ def command(program, recipe, folder, *arguments):
     return [sys.executable, *program, "run", recipe, "--out", folder, *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_does_not_stop_the_others(recipe, tmp_path, capsys):
     seeds = ("--seeds", *range(8), "--row", "ALI-G")
     broken = command([Path(__file__).with_name("faulty.py")], recipe, tmp_path / "runs", *seeds, "--jobs", 2)

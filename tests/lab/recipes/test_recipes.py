@@ -253,7 +253,17 @@ def tiny(run):
     return recipes.two_steps(recipes.on_device(replace(run, data=data, training=training), "cpu"))
 
 
-@pytest.mark.parametrize(("recipe", "row"), ROWS, ids=[f"{recipe}-{row.slug}" for recipe, row in ROWS])
+def first_of_its_kind_is_quick():
+    """Mark as slow the rows whose network, data and optimizer an earlier row has."""
+    seen = set()
+    for recipe, row in ROWS:
+        kind = (row.run.model.name, row.run.data.name, row.run.optimizer.name)
+        marks = pytest.mark.slow if kind in seen else ()
+        seen.add(kind)
+        yield pytest.param(recipe, row, id=f"{recipe}-{row.slug}", marks=marks)
+
+
+@pytest.mark.parametrize(("recipe", "row"), first_of_its_kind_is_quick())
 def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYAK_DATA", str(small_data))
     monkeypatch.setitem(batches.EVALUATION_BATCH_SIZE, "cpu", 2)

@@ -74,7 +74,7 @@ def kill_at(moment, path, wanted):
     return child.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("kind", ["alig", "sgd-cosine"])
+@pytest.mark.parametrize("kind", ["alig", pytest.param("sgd-cosine", marks=pytest.mark.slow)])
 def test_killed_twice(kind, tmp_path):
     expected, wanted, seconds = whole(tmp_path, kind)
     for part in (0.7, 0.4):
@@ -137,7 +137,9 @@ def test_full_disk(file, tmp_path, monkeypatch):
     assert_same_end(tmp_path / "cut", expected.path)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_stopped_by_a_signal(sent, code, tmp_path):
     arguments = "train --data digits --model mlp --optimizer alig --epochs 200 --device cpu --threads 1"
     command = f"{sys.executable} -m polyak_lab {arguments} --out {tmp_path}/run"
