@@ -5,7 +5,6 @@ Every check is a function that returns plain numbers; both processes run all of 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import sys
@@ -37,6 +36,7 @@ SETS: dict[str, Callable[[int], polyak.Constraint | None]] = {
     "Affine": lambda n: polyak.Affine(torch.linspace(-1.0, 2.0, n, dtype=torch.float64)[None], torch.tensor([0.5])),
 }
 SHAPES = ((4, 2), (3,), (5, 3))
+SEVERAL = (("DDP", "each", 3), ("DDP", "all", 1), ("FSDP2", "each", 1), ("FSDP2", "all", 3))
 PLACEMENTS = ([Shard(0)], [Replicate()], [Shard(0)])  # five rows on two processes: unequal pieces
 
 
@@ -307,7 +307,7 @@ def main(rank: int, folder: Path) -> None:
     found["disagreement"] = disagreement()
     found["model per process"] = model_per_process(12)
     found["model per process, told so"] = model_per_process(12, sync_loss=False)
-    for cell in itertools.product(("DDP", "FSDP2"), ("each", "all"), (1, 3)):
+    for cell in SEVERAL:
         found[f"several {cell}"] = several_optimizers(*cell)
     found["constraints on parts"] = constraints_on_parts()
     for context in ("first epoch", "second epoch", "Join"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -53,16 +54,14 @@ def train(optimizer: polyak.PolyakOptimizer, wrap: Callable[[Any], Any], after: 
         after()
 
 
-ONE = "ALIG-nesterov"  # compiling takes seconds: the others are slow tests
-FORMS = [
-    pytest.param(method, form, id=name, marks=() if name == ONE else pytest.mark.slow)
-    for method in METHODS
-    for form in method.momenta
-    for name in [f"{method.name}-{form}"]
-]
+def forms(*quick: str) -> list[ParameterSet]:
+    """Return every form of every method; compiling takes seconds, so that all but a few are slow tests."""
+    names = {f"{method.name}-{form}": (method, form) for method in METHODS for form in method.momenta}
+    slow = pytest.mark.slow
+    return [pytest.param(*row, id=name, marks=() if name in quick else slow) for name, row in names.items()]
 
 
-@pytest.mark.parametrize(("method", "form"), FORMS)
+@pytest.mark.parametrize(("method", "form"), forms("ALIG-nesterov"))
 def test_a_changing_loss_and_schedule_never_recompile(method, form):
     eager, compiled = pair(method, form, lr=0.2)
     counter = CompileCounterWithBackend("aot_eager")
@@ -75,7 +74,7 @@ def test_a_changing_loss_and_schedule_never_recompile(method, form):
         torch.testing.assert_close(snapshot(compiled)[name], value, rtol=1e-6, atol=1e-7)
 
 
-@each_form
+@pytest.mark.parametrize(("method", "form"), forms("ALIG-nesterov", "MoMoAdam-none"))
 def test_a_step_is_one_graph_from_the_start(method, form):
     params = [nn.Parameter(value) for value in random_like([torch.empty(3, 2), torch.empty(4)], seed=7)]
     give(params, *random_like(params))

@@ -113,9 +113,7 @@ def test_constraints_on_coordinates_and_replicas_are_allowed_where_the_norm_is_g
         assert found["box, optimizer"] == seen[0]["constraints on parts"]["box, later"]
 
 
-@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
-@pytest.mark.parametrize("order", ["each", "all"])
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(("kind", "order", "accumulate"), processes.SEVERAL)
 def test_each_of_several_optimizers_sees_what_reaches_its_parameters(seen, kind, order, accumulate):
     for found in seen:
         assert found[f"several {(kind, order, accumulate)}"] <= 1e-5

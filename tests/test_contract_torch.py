@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import polyak
-from catalogue import each_form, each_method
+from catalogue import METHODS, each_form, each_method
 from observe import changed, give, random_like, snapshot
 from polyak._backend.scalars import minimum
 
@@ -100,7 +100,11 @@ def test_an_optimizer_prints_its_options_and_its_step_size(method):
     assert all(name in text for name in (*method.defaults, "step_size", "skipped_steps", "0.25"))
 
 
-@each_method
+SOON = ("ALIG", "MoMoAdam")  # compiling takes seconds: the others are slow tests
+COMPILED = [pytest.param(m, id=m.name, marks=() if m.name in SOON else pytest.mark.slow) for m in METHODS]
+
+
+@pytest.mark.parametrize("method", COMPILED)
 def test_a_compiled_step_is_the_same_step(method):
     """Compiled code cannot look at a bad loss, so it moves every parameter by nothing instead of not moving any."""
     torch._dynamo.reset()

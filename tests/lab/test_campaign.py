@@ -176,10 +176,6 @@ def race(folder, whole, times):
     return counts
 
 
-def test_three_processes_on_one_folder(whole, tmp_path, record_property):
-    record_property("campaign", dict(race(tmp_path / "run", whole, 1)))
-
-
 @full
-def test_three_processes_on_one_folder_often(whole, tmp_path, record_property):
+def test_three_processes_on_one_folder(whole, tmp_path, record_property):
     record_property("campaign", dict(race(tmp_path / "run", whole, 20)))

@@ -142,10 +142,8 @@ def finished(folder):
     return [*folder.rglob("summary.json")]
 
 
-SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("terminate", "kill", "interrupt one")]
-
-
-@pytest.mark.parametrize("how", ["interrupt", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupt", "terminate", "kill", "interrupt one"])
 def test_a_stop_ends_all_runs_and_the_same_command_resumes(how, tmp_path, capsys):
     recipe = written(tmp_path, epochs=100)
     row = ("--row", "SGD")

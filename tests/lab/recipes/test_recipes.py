@@ -263,7 +263,7 @@ def first_of_its_kind_is_quick():
         yield pytest.param(recipe, row, id=f"{recipe}-{row.slug}", marks=marks)
 
 
-@pytest.mark.parametrize(("recipe", "row"), first_of_its_kind_is_quick())
+@pytest.mark.parametrize(("recipe", "row"), list(first_of_its_kind_is_quick()))
 def test_every_row_takes_two_steps(recipe, row, small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYAK_DATA", str(small_data))
     monkeypatch.setitem(batches.EVALUATION_BATCH_SIZE, "cpu", 2)

@@ -35,13 +35,18 @@ NAMES = [
 CONTROLS = ["a\x1b[31mb", "a\x07b", "a\rb", "a\nb", "a\x00b", "a\x9bb", "a\u202eb", "a\u2028b", "a\tb", "a\x7fb"]
 
 
+def quick_first(names, count):
+    """Every name, of which all but the first few are slow tests."""
+    return [*names[:count], *(pytest.param(name, marks=pytest.mark.slow) for name in names[count:])]
+
+
 def runs_of(folder, name, **numbers):
     for seed in (0, 1):
         store(folder / f"seed-{seed}", name, "alig", None, seed, 0.9, 0.5, **numbers)
     return table.groups(stored.find_runs([folder]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick_first(NAMES, 6))
 def test_a_name_is_shown_as_it_was_written(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     rows = runs_of(tmp_path / "runs", name)
@@ -53,7 +58,7 @@ def test_a_name_is_shown_as_it_was_written(name, tmp_path, monkeypatch, capsys):
     report.write(tmp_path / "report.html", rows, name, name)
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", quick_first(CONTROLS, 4))
 def test_control_characters_do_not_reach_the_terminal(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     rows = runs_of(tmp_path / "runs", name)

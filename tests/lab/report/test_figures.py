@@ -42,7 +42,7 @@ def test_a_picture_is_written_and_repeats_itself(form, flag, runs, tmp_path, cap
 
 
 @pytest.mark.parametrize("letter", ["0", "W", "i", "模"])
-@pytest.mark.parametrize("length", [5, 24, 40, 100, 300])
+@pytest.mark.parametrize("length", [5, 40, *(pytest.param(n, marks=pytest.mark.slow) for n in (24, 100, 300))])
 def test_the_legend_stays_inside_the_picture(length, letter, runs, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "_rendered", lambda figure, suffix: drawn.append(figure) or b"")
