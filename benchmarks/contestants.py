@@ -41,11 +41,13 @@ class AuthorsALIG(torch.optim.Optimizer):
 
 
 class Contestant(NamedTuple):
-    """How to make a step, how often it must at least read or write the vector of all parameters, and its rival."""
+    """How to make a step, how often it must at least read or write the vector of all parameters, and its rivals."""
 
     make: Callable[[Parameters], Step]
     passes: int
     rival_of: str = ""
+    of_adam: bool = False
+    """Whether the step is compared with AdamW's instead of SGD's."""
 
 
 def parameters(model: str, device: str) -> Parameters:
@@ -66,9 +68,9 @@ def fill(own: Parameters) -> None:
             p.grad.normal_(std=0.01, generator=draw)
 
 
-def ours(**options: Any) -> Callable[[Parameters], Step]:
+def ours(cls: Callable[..., Any] = polyak.ALIG, **options: Any) -> Callable[[Parameters], Step]:
     def make(own: Parameters) -> Step:
-        optimizer = polyak.ALIG(own, lr=0.1, **options)
+        optimizer = cls(own, lr=0.1, **options)
         loss = torch.ones((), device=own[0].device)
         return lambda: optimizer.step(loss=loss)
 
@@ -100,6 +102,15 @@ def released(radius: float | None) -> Callable[[Parameters], Step]:
     return make
 
 
+def authors_momo(name: str) -> Callable[[Parameters], Step]:
+    def make(own: Parameters) -> Step:
+        optimizer = getattr(importlib.import_module("momo"), name)(own, lr=0.1)
+        loss = torch.ones(())
+        return lambda: optimizer.step(loss=loss)
+
+    return make
+
+
 def optax_sgd(own: Parameters) -> Step:
     import jax
     import optax
@@ -118,10 +129,11 @@ def optax_sgd(own: Parameters) -> Step:
     return step
 
 
-MOMENTUM = {"momentum": 0.9}
-NESTEROV = {**MOMENTUM, "nesterov": True}
+MOMENTUM: dict[str, Any] = {"momentum": 0.9}
+NESTEROV: dict[str, Any] = {**MOMENTUM, "nesterov": True}
 INSIDE, OUTSIDE = polyak.L2Ball(1e6), polyak.L2Ball(1.0)
 YARDSTICK = Contestant(torchs(torch.optim.SGD, **NESTEROV, fused=True), 5)
+ADAM = Contestant(torchs(torch.optim.AdamW, fused=True), 7)
 FUSED, FUSED_BALL = "ALI-G, momentum, fused", "ALI-G, ball active, fused"
 CONTESTANTS = {
     "torch SGD, loop": Contestant(torchs(torch.optim.SGD, **NESTEROV, foreach=False), 5),
@@ -139,11 +151,20 @@ CONTESTANTS = {
     "ALI-G, ball inactive, fused": Contestant(ours(**MOMENTUM, constraint=INSIDE, fused=True), 6),
     "ALI-G, ball active": Contestant(ours(**MOMENTUM, constraint=OUTSIDE), 8),
     FUSED_BALL: Contestant(ours(**MOMENTUM, constraint=OUTSIDE, fused=True), 8),
+    "MoMo": Contestant(ours(polyak.MoMo), 8),
+    "MoMo, fused": Contestant(ours(polyak.MoMo, fused=True), 8),
+    "MoMoAdam": Contestant(ours(polyak.MoMoAdam), 11, of_adam=True),
+    "MoMoAdam, fused": Contestant(ours(polyak.MoMoAdam, fused=True), 11, of_adam=True),
+    "NGNMD": Contestant(ours(polyak.NGNMD), 10, of_adam=True),
+    "NGNMD, fused": Contestant(ours(polyak.NGNMD, fused=True), 9, of_adam=True),
     "authors' algorithm": Contestant(literal(None), 6, FUSED),
     "authors' algorithm, ball active": Contestant(literal(1.0), 9, FUSED_BALL),
 }
 if importlib.util.find_spec("pytorch_optimizer"):
     CONTESTANTS["pytorch_optimizer AliG"] = Contestant(released(None), 6, FUSED)
     CONTESTANTS["pytorch_optimizer AliG, ball active"] = Contestant(released(1.0), 9, FUSED_BALL)
+if importlib.util.find_spec("momo"):
+    CONTESTANTS["momo-opt Momo"] = Contestant(authors_momo("Momo"), 8, "MoMo, fused")
+    CONTESTANTS["momo-opt MomoAdam"] = Contestant(authors_momo("MomoAdam"), 11, "MoMoAdam, fused", of_adam=True)
 if importlib.util.find_spec("optax"):
     CONTESTANTS["optax polyak_sgd, trace"] = Contestant(optax_sgd, 6, FUSED)

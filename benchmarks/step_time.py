@@ -7,7 +7,8 @@ the median over rounds of this step's time over fused SGD's in the same round; t
 is the same for a rival over our fused step (with an active ball if the rival has one), which takes part in the rival's
 rounds. MB is what a step must read and write at least (docs/cost.md), GB/s how fast that was, beside the speed of a
 copy, and MiB the largest memory a step needs for itself. On a GPU, kernels and waits of the host are counted as well.
-AliG of pytorch_optimizer and optax's Polyak SGD take part where installed.
+AliG of pytorch_optimizer, optax's Polyak SGD and momo-opt take part where installed. The steps in Adam's norm are
+compared with torch's fused AdamW instead of SGD: the column "over" says with which. `--only TEXT` chooses rows.
 """
 
 import gc
@@ -21,11 +22,11 @@ from torch._C._autograd import DeviceType
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from contestants import CONTESTANTS, YARDSTICK, Contestant, Parameters, fill, parameters
+from contestants import ADAM, CONTESTANTS, YARDSTICK, Contestant, Parameters, fill, parameters
 from models import SHAPES
 from timing import Step, by_turns, headline, parser, seconds
 
-COLUMNS = ("ratio", "quartiles", "/ ours", "MB", "GB/s", "MiB")
+COLUMNS = ("over", "ratio", "quartiles", "/ ours", "MB", "GB/s", "MiB")
 
 
 def peak(step: Step) -> float:
@@ -70,14 +71,25 @@ def row(contestant: Contestant, own: Parameters, rounds: int, device: str) -> tu
     """Return the median time of the yardstick in a contestant's rounds, and the contestant's row of the table."""
     gc.collect()
     fill(own)  # torch's foreach SGD changes the gradients
-    taking_part = [YARDSTICK, contestant, *([CONTESTANTS[contestant.rival_of]] if contestant.rival_of else [])]
+    taking_part = [
+        ADAM if contestant.of_adam else YARDSTICK,
+        contestant,
+        *([CONTESTANTS[contestant.rival_of]] if contestant.rival_of else []),
+    ]
     steps = [each.make(own) for each in taking_part]
     base, taken, *ours = by_turns(steps, rounds, device)
     low, middle, high = statistics.quantiles(ratios(taken, base), n=4)
     over_ours = [f"{statistics.median(ratios(taken, column)):.2f}" for column in ours] or [""]
     moved = contestant.passes * sum(p.nbytes for p in own)
     speed = f"{moved / 1e9 / statistics.median(taken):.1f}"
-    cells = [f"{middle:.2f}", f"{low:.2f} to {high:.2f}", *over_ours, f"{moved / 1e6:.1f}", speed]
+    cells = [
+        "AdamW" if contestant.of_adam else "SGD",
+        f"{middle:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        *over_ours,
+        f"{moved / 1e6:.1f}",
+        speed,
+    ]
     return statistics.median(base), [*cells, *counts(steps[1], device)]
 
 
@@ -85,12 +97,13 @@ def ratios(ones: list[float], others: list[float]) -> list[float]:
     return [one / other for one, other in zip(ones, others, strict=True)]
 
 
-def measure(model: str, rounds: int, device: str) -> Table:
+def measure(model: str, rounds: int, device: str, only: list[str]) -> Table:
     """Time every contestant against the yardstick."""
     own = parameters(model, device)
     size = sum(p.nbytes for p in own)
-    found = {name: row(contestant, own, rounds, device) for name, contestant in CONTESTANTS.items()}
-    base = statistics.median(taken for taken, _ in found.values())
+    chosen = {name: each for name, each in CONTESTANTS.items() if not only or any(text in name for text in only)}
+    found = {name: row(contestant, own, rounds, device) for name, contestant in chosen.items()}
+    base = statistics.median(taken for name, (taken, _) in found.items() if not chosen[name].of_adam)
     title = f"{model}: {size / 4e6:.2f} million numbers; torch SGD, fused: {base * 1e6:.0f} µs, "
     title += f"{YARDSTICK.passes * size / base / 1e9:.1f} GB/s; a copy: {copy_speed(own, device) / 1e9:.1f} GB/s"
     table = Table("optimizer", title=title)
@@ -105,11 +118,12 @@ def main() -> None:
     """Time the chosen models."""
     options = parser(__doc__)
     options.add_argument("--model", action="append", choices=list(SHAPES), help="default: all of them")
+    options.add_argument("--only", action="append", default=[], metavar="TEXT", help="rows whose names hold it")
     chosen = options.parse_args()
     console = Console(record=True, width=120)
     console.print(f"{headline(chosen)} (20 times as many for the mlp)", highlight=False)
     for model in chosen.model or SHAPES:
-        console.print(measure(model, chosen.rounds * (20 if model == "mlp" else 1), chosen.device))
+        console.print(measure(model, chosen.rounds * (20 if model == "mlp" else 1), chosen.device, chosen.only))
     if chosen.out is not None:
         chosen.out.write_text(console.export_text())
 

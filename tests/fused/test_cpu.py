@@ -186,6 +186,18 @@ def test_a_ball_holds_what_does_not_move_as_well(method, form, backend, still):
     assert (float(params[2][0].detach()) == pytest.approx(0.1)) == (still == "frozen")
 
 
+@pytest.mark.parametrize("cls", [polyak.IAM, polyak.IAMAdam])
+def test_a_heavy_ball_without_momentum_moves_a_large_tensor(cls):
+    ends = []
+    for backend in ({"foreach": False}, {}, {"fused": True}):
+        w = nn.Parameter(torch.ones(100_000))
+        give([w], torch.full_like(w, 0.5))
+        cls([w], momentum=0.0, **backend).step(loss=1.0)
+        ends.append(w.detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-6, atol=1e-6)
+
+
 def test_the_adjusted_form_without_momentum_is_the_plain_move():
     optimizers = pair(METHODS[0], "none", adjusted_momentum=True)
     for t in range(3):

@@ -3,6 +3,7 @@
 With TRITON_INTERPRET=1 the CPU stands for a device, of which nothing is read: γ and the mask stay tensors.
 """
 
+import importlib
 import json
 import subprocess
 import sys
@@ -14,13 +15,14 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Problem, each_classic, each_classic_form
+from catalogue import Problem, each_form, each_method
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 pytest.importorskip("triton")
+cuda = importlib.import_module("polyak._backend.cuda")
 HERE = Path(__file__).parent
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles its kernels or interprets them")
 WIDE = [(torch.float64, 1e-12), (torch.float32, 1e-6)]
@@ -47,7 +49,7 @@ def run(optimizer, steps=2, loss=1.0):
 
 
 @without_gpu
-@each_classic_form
+@each_form
 @pytest.mark.parametrize("steps", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "rtol"), WIDE, ids=str)
 def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, interpreted):
@@ -61,7 +63,16 @@ def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, int
 
 
 @without_gpu
-@each_classic_form
+@each_form
+def test_every_step_is_made_by_the_kernels_alone(method, form, interpreted, monkeypatch):
+    monkeypatch.setattr(cuda, "as_general", None)
+    for dtype, options in zip((torch.float32, torch.float64), method.trials, strict=False):
+        params = large(dtype, SHAPES[:3])
+        run(method.build(params, form, constraint=polyak.L2Ball(2.0), **{**options, "fused": True}))
+
+
+@without_gpu
+@each_form
 @pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_float16_is_rounded_as_the_loop_does(method, form, steps, interpreted):
     """Bit for bit while the cap is the step size, since then the order of the sums does not matter."""
@@ -73,7 +84,7 @@ def test_float16_is_rounded_as_the_loop_does(method, form, steps, interpreted):
 
 
 @without_gpu
-@each_classic_form
+@each_form
 def test_bfloat16_is_moved_up_to_its_rounding(method, form, interpreted):
     """The interpreter cuts bfloat16 off where GPUs round, so bits are compared on a GPU only."""
     ends = []
@@ -85,7 +96,7 @@ def test_bfloat16_is_moved_up_to_its_rounding(method, form, interpreted):
 
 @without_gpu
 @pytest.mark.parametrize("radius", [1e3, 50.0], ids=["inside", "active"])
-@each_classic
+@each_method
 def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radius, interpreted):
     ends, norms = [], []
     for backend in ({"foreach": False}, {"fused": True}):
@@ -98,7 +109,7 @@ def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radiu
 
 
 @without_gpu
-@each_classic_form
+@each_form
 def test_layouts_a_kernel_cannot_take_are_moved_all_the_same(method, form, interpreted):
     ends = []
     for backend in ({"foreach": False}, {"fused": True}):
@@ -109,7 +120,7 @@ def test_layouts_a_kernel_cannot_take_are_moved_all_the_same(method, form, inter
 
 
 @without_gpu
-@each_classic_form
+@each_form
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
 def test_a_skipped_step_stores_nothing(method, form, loss, interpreted):
     optimizer = method.build(large(shapes=SHAPES[:4]), form, lr=0.1, constraint=polyak.L2Ball(1e3), fused=True)
@@ -121,7 +132,7 @@ def test_a_skipped_step_stores_nothing(method, form, loss, interpreted):
 
 
 @without_gpu
-@each_classic_form
+@each_form
 def test_two_runs_are_the_same_bits(method, form, interpreted):
     ends = []
     for _ in range(2):
@@ -145,7 +156,7 @@ def test_the_compiled_kernels_load_16_bytes_at_a_time_and_add_in_a_fixed_order()
     """For sm_80 and sm_90; no GPU is needed to compile, and no kernel may use an atomic addition."""
     done = subprocess.run([sys.executable, HERE / "compile_kernels.py"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert len(found) == 20
+    assert len(found) == 40
     for name, dtype, architecture, counts in found:
         assert counts["loads"] > 0, (name, dtype, architecture)
         assert (counts["stores"] > 0) == (name != "measure"), (name, dtype, architecture)

@@ -16,9 +16,9 @@ from torch.autograd.graph import increment_version
 from . import cuda_kernels as kernels
 from .chunks import Packed, Vector
 from .general import as_general, largest_but_float16
-from .moves import MOMENTUM, NO_DECAY, Form, Vectors
-from .scalars import Scalar
-from .vector import Products, dot, relative_rounding, sum_squares
+from .moves import MOMENTUM, NO_DECAY, Vectors
+from .scalars import Scalar, as_tensor
+from .vector import AVERAGE, SQUARES, Products, dot, relative_rounding, sum_squares
 
 TYPES = {
     torch.float64: tl.float64,
@@ -34,7 +34,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the roundings of the ot
 class CudaKernels(Vectors):
     """A group's vectors in a table of addresses, each of one type; `General` documents the interface."""
 
-    TYPES = tuple({*chosen} for n in (1, 2, 3) for chosen in combinations(TYPES, n))
+    TYPES = tuple({*chosen} for n in (1, 2, 3, 4) for chosen in combinations(TYPES, n))
     numbers, sharded = False, False
 
     def __init__(
@@ -56,22 +56,40 @@ class CudaKernels(Vectors):
         return dot(x, y, self.params)
 
     def average_(self, beta: Any, beta2: Any = None, with_x: bool = False, deferred: bool = False) -> Products:
-        """Average the gradients by β and their squares by β₂, and measure."""
-        return as_general(self).average_(beta, beta2, with_x)
+        """Average the gradients by β and their squares by β₂, and measure, unless `skip`."""
+        if self.sharded or self.skip is None or (beta2 is None) != (self.preconditioner is None):
+            return as_general(self).average_(beta, beta2, with_x)
+        one, two = 0.0 if beta is None else beta, 0.0 if beta2 is None else beta2
+        vectors = self._vectors(self.g, AVERAGE)
+        coefficients = _on(vectors, one, 1.0 - one, two, 1.0 - two, *self._denominator())
+        has: dict[str, Any] = {"AVERAGED": beta is not None, "SQUARED": beta2 is not None, "WITH_X": with_x}
+        sums = _sums(kernels.average, vectors, self.skip.to(coefficients.device), coefficients, rows=3, **has)
+        gradient_dot_x, direction_dot_x, squares = sums.view(3, -1).sum(1).unbind()
+        return Products(gradient_dot_x, direction_dot_x, squares)
 
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u, unless `skip`; return their new ‖x‖² if it is to be `measured`."""
-        without_kernel = self.preconditioner or self.decay is not NO_DECAY or self.form is Form.HEAVY_BALL
-        if getattr(self.u, "table", None) is not self.table or without_kernel:
+        divided, decayed = self.preconditioner is not None, self.decay is not NO_DECAY
+        if getattr(self.u, "table", None) is not self.table or (divided and SQUARES not in self.buffers):
             return as_general(self).move(gamma, keep, skip, measured)
-        v = self.buffers.get(MOMENTUM, self.x)
-        device, high = self.x[0].device, float(torch.tensor(self.mu, dtype=torch.float32))
-        given = (*(scalar.to(device) for scalar in (gamma, keep, skip)), high, self.mu - high)
-        sums = _sums(
-            kernels.move, [cast(Packed, vector) for vector in (self.x, self.u, v)], *given, FORM=self.form.name.lower()
-        )
+        vectors, device = self._vectors(self.u, MOMENTUM), self.x[0].device
+        given = [scalar.to(device) for scalar in (gamma, keep, skip)]
+        coefficients = _on(vectors, self.decay, *self._denominator()) if decayed or divided else given[0]
+        form: dict[str, Any] = {"FORM": self.form.name.lower(), "DECAYED": decayed, "DIVIDED": divided}
+        sums = _sums(kernels.move, vectors, *given, coefficients, **form)
         increment_version(self.x)  # no graph holds a momentum buffer
         return sums.sum() if measured else None
+
+    def _vectors(self, u: Vector, buffer: str) -> list[Packed]:
+        """Return x, a direction, a buffer and the averaged squares; x in place of those that there are not."""
+        found = (self.x, u, self.buffers.get(buffer, self.x), self.buffers.get(SQUARES, self.x))
+        return [cast(Packed, vector) for vector in found]
+
+    def _denominator(self) -> tuple[Any, float]:
+        """Return the root of D's correction, and ε."""
+        if self.preconditioner is None:
+            return 1.0, 0.0
+        return self.preconditioner.correction**0.5, self.preconditioner.eps
 
     def scale_(self, x: Vector, a: Any) -> None:
         """x ← a·x."""
@@ -79,10 +97,16 @@ class CudaKernels(Vectors):
         increment_version(x)
 
 
-def _sums(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: Any) -> Tensor:
-    """Run a kernel that leaves a number for every span, and return these numbers."""
+def _on(vectors: Sequence[Packed], *scalars: Any) -> Tensor:
+    """Return scalars on the device of vectors, in the type in which a kernel computes."""
+    like = torch.zeros((), dtype=_accumulator(vectors), device=vectors[0][0].device)
+    return torch.stack([as_tensor(scalar, like).to(like) for scalar in scalars])
+
+
+def _sums(kernel: Any, vectors: Sequence[Packed], *arguments: Any, rows: int = 1, **constants: Any) -> Tensor:
+    """Run a kernel that leaves some numbers for every span, and return these numbers."""
     place = _on_device(vectors[0])
-    sums = torch.empty(len(place.owner), dtype=_accumulator(vectors), device=place.owner.device)
+    sums = torch.empty(rows * len(place.owner), dtype=_accumulator(vectors), device=place.owner.device)
     _run(kernel, vectors, sums, *arguments, **constants)
     return sums
 
@@ -90,7 +114,7 @@ def _sums(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: 
 def _run(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: Any) -> None:
     """Run a kernel with a program for every span."""
     place = _on_device(vectors[0])
-    dtypes = {name: TYPES[vector.dtype] for name, vector in zip("XUV", vectors, strict=False)}
+    dtypes = {name: TYPES[vector.dtype] for name, vector in zip("XUVS", vectors, strict=False)}
     with _current(place.owner.device):
         kernel[(len(place.owner),)](
             place.rows[0], place.owner, place.begin, *[place.rows[vector.column] for vector in vectors], *arguments,
