@@ -7,9 +7,10 @@ FRAMEWORKS := $(VENV)/.frameworks
 SWEEP := $(VENV)/.sweep
 DOCS := $(VENV)/.docs
 PYRIGHT := $(VENV)/.pyright
+TOOLS := $(VENV)-dist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep test-docs lint types types-pyright format bench docs docs-serve clean
+.PHONY: help demo test coverage test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep test-docs test-versions dist lint types types-pyright format bench docs docs-serve clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,12 @@ test-system: $(READY) ## checks on Debian's data sets and in a real browser (ins
 	@scripts/system-packages dataset-fashion-mnist chromium
 	@$(BIN)/pytest -m system
 
+test-versions: $(TOOLS)/.ready ## the suite on the oldest and the newest Python and torch; those not installed are skipped
+	@PATH="$$(printf '%s:' $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin)$$PATH" $(TOOLS)/bin/nox
+
+dist: $(READY) $(TOOLS)/.ready ## build and check sdist and wheel, and run the wheel with torch alone
+	@scripts/dist $(TOOLS) $(VENV)
+
 lint: $(READY) ## ruff
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
 
@@ -72,10 +79,15 @@ docs-serve: docs ## build it, and serve it at http://localhost:8000
 	@$(BIN)/python -m http.server --bind localhost --directory docs/_build/html 8000
 
 clean: ## remove the environment and every cache, never runs/ or results/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build
+	rm -rf $(VENV) $(TOOLS) .nox dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build
 
 $(READY): requirements.lock pyproject.toml
 	@PYTHON=$(PYTHON) scripts/make-venv $(VENV)
+	@touch $@
+
+$(TOOLS)/.ready: requirements-dist.lock
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip install --quiet --disable-pip-version-check -r requirements-dist.lock
 	@touch $@
 
 $(FRAMEWORKS): $(READY) requirements-frameworks.lock

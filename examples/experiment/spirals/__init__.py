@@ -1,0 +1,1 @@
+"""Data, network, loss and rival of the experiment."""
