@@ -60,18 +60,19 @@ class CpuKernels(Vectors):
         """Return ⟨x, y⟩."""
         if self.sharded or any([getattr(vector, "table", None) is not self.table for vector in (x, y)]):
             return number(dot(x, y, self.params))
-        self._pass(TRIAL, x, y, measured=True)
+        self._pass(TRIAL, x, y)
         return cast(float, self._more[1])
 
     def average_(self, beta: Any, beta2: Any = None, with_x: bool = False, deferred: bool = False) -> Products:
         """Average the gradients by β and their squares by β₂, and measure; the move stores what is `deferred`."""
         d, s, divisor = self.buffers.get(AVERAGE), self.buffers.get(SQUARES), self.preconditioner
-        if self.sharded or not deferred or (beta2 is None) != (divisor is None):
+        without_kernel = (beta2 is None) != (divisor is None) or (beta is None and with_x)
+        if self.sharded or not deferred or without_kernel:
             return as_general(self).average_(beta, beta2, with_x)
         columns = 0 if beta is None else cast(Packed, d).column, 0 if beta2 is None else cast(Packed, s).column
         root, eps = (math.sqrt(number(divisor.correction)), divisor.eps) if divisor else (1.0, 0.0)
         self._averages = Averages(*columns, 1.0 if beta is None else number(beta), beta2 or 0.0, root, eps)
-        squares = self._pass(TRIAL, self.x, self.g, measured=with_x, averages=self._averages)
+        squares = self._pass(TRIAL, self.x, self.g, averages=self._averages)
         self.gradient_squares, gradient_dot_x, direction_dot_x = self._more
         return Products(gradient_dot_x, direction_dot_x, squares)
 

@@ -64,10 +64,9 @@ static void scale(REAL *x, int64_t n, REAL a) {
   for (int64_t i = 0; i < n; i++) x[i] *= a;
 }
 
-/* The averages d + w (g - d), in the two ways in which torch computes it, and beta2 s + w2 g^2. */
-INLINE REAL average(REAL d, REAL g, REAL w) {
-  return w < (REAL)0.5 ? MULTIPLY_ADD(w, g - d, d) : MULTIPLY_ADD(w - 1, g - d, g);
-}
+/* The average of g in the two ways in which torch computes it, d + w (g - d) for w < 1/2 and else g + (w - 1) (g - d):
+   base is d or g, and c is w or w - 1. Then beta2 s + w2 g^2. */
+INLINE REAL average(REAL d, REAL g, REAL base, REAL c) { return MULTIPLY_ADD(c, g - d, base); }
 INLINE REAL average_square(REAL s, REAL g, REAL beta2, REAL w2) { return MULTIPLY_ADD(w2 * g, g, beta2 * s); }
 
 /* Move x by the form, after a decay, along u, or along its average d, divided by eps + sqrt(s) / root if there is s:
@@ -79,15 +78,15 @@ INLINE REAL average_square(REAL s, REAL g, REAL beta2, REAL w2) { return MULTIPL
 INLINE void move(const struct pass *p, REAL *restrict x, const REAL *restrict u, REAL *restrict v, REAL *restrict d,
                  REAL *restrict s, int64_t n, int form, int averaged, int divided) {
   const REAL gamma = (REAL)p->gamma, mu = (REAL)p->mu, ahead = (REAL)(p->gamma * p->mu), decay = (REAL)p->decay;
-  const REAL w = (REAL)(1 - p->beta), beta2 = (REAL)p->beta2, w2 = (REAL)(1 - p->beta2);
-  const REAL root = (REAL)p->root, eps = (REAL)p->eps;
+  const REAL w = (REAL)(1 - p->beta), c = w < (REAL)0.5 ? w : w - 1, beta2 = (REAL)p->beta2, w2 = (REAL)(1 - p->beta2);
+  const REAL root = (REAL)p->root, eps = (REAL)p->eps, *base = w < (REAL)0.5 ? d : u;
   for (int64_t i = 0; i < n; i++) {
     REAL step = u[i], denominator = 1;
     if (divided) {
       s[i] = average_square(s[i], step, beta2, w2);
       denominator = ROOT(s[i]) / root + eps;
     }
-    if (averaged) step = d[i] = average(d[i], step, w);
+    if (averaged) step = d[i] = average(d[i], step, base[i], c);
     if (form == STORE) continue;
     if (form == PLAIN) {
       x[i] = divided ? decay * x[i] + -gamma * step / denominator : MULTIPLY_ADD(-gamma, step, decay * x[i]);
@@ -106,8 +105,9 @@ INLINE void move(const struct pass *p, REAL *restrict x, const REAL *restrict u,
    store them. */
 INLINE void trial(const struct pass *p, const REAL *x, const REAL *g, const REAL *d, const REAL *s, int64_t n,
                   double *sums, int averaged, int divided) {
-  const REAL w = (REAL)(1 - p->beta), beta2 = (REAL)p->beta2, w2 = (REAL)(1 - p->beta2);
-  const REAL root = (REAL)p->root, eps = (REAL)p->eps;
+  const int with_x = averaged || !divided; /* no other condition: the loop would not be vectorized */
+  const REAL w = (REAL)(1 - p->beta), c = w < (REAL)0.5 ? w : w - 1, beta2 = (REAL)p->beta2, w2 = (REAL)(1 - p->beta2);
+  const REAL root = (REAL)p->root, eps = (REAL)p->eps, *base = w < (REAL)0.5 ? d : g;
   for (int64_t i = 0; i < n;) {
     REAL lane[SUMS][FEW] = {{0}};
     int64_t end = i + SHORT < n ? i + SHORT : n;
@@ -115,11 +115,11 @@ INLINE void trial(const struct pass *p, const REAL *x, const REAL *g, const REAL
       int few = end - i < FEW ? (int)(end - i) : FEW;
 #define ADD(K)                                                                                     \
   for (int k = 0; k < K; k++) {                                                                      \
-    REAL gradient = g[i + k], u = averaged ? average(d[i + k], gradient, w) : gradient, square = u * u; \
+    REAL gradient = g[i + k], u = averaged ? average(d[i + k], gradient, base[i + k], c) : gradient, square = u * u; \
     if (divided) square = u * (u / (ROOT(average_square(s[i + k], gradient, beta2, w2)) / root + eps)); \
     lane[0][k] += square;                                                                            \
     lane[1][k] += gradient * gradient;                                                               \
-    if (p->measured) lane[2][k] += gradient * x[i + k], lane[3][k] += u * x[i + k];                  \
+    if (with_x) lane[2][k] += gradient * x[i + k], lane[3][k] += u * x[i + k];                  \
   }
       if (few == FEW) {
         ADD(FEW)
@@ -144,7 +144,9 @@ static void span(const struct pass *p, int64_t tensor, int64_t from, int64_t n, 
 #define TRIAL_OF(AVERAGED, DIVIDED) trial(p, x, u, d, s, n, sums, AVERAGED, DIVIDED)
   switch (p->form) {
     case SCALE: scale(x, n, (REAL)p->gamma); break;
-    case PLAIN: p->s ? p->d ? MOVE(PLAIN, 1, 1) : MOVE(PLAIN, 0, 1) : p->d ? MOVE(PLAIN, 1, 0) : MOVE(PLAIN, 0, 0); break;
+    case PLAIN:
+      p->s ? p->d ? MOVE(PLAIN, 1, 1) : MOVE(PLAIN, 0, 1) : p->d ? MOVE(PLAIN, 1, 0) : MOVE(PLAIN, 0, 0);
+      break;
     case NESTEROV: MOVE(NESTEROV, 0, 0); break;
     case ADJUSTED: MOVE(ADJUSTED, 0, 0); break;
     case HEAVY_BALL: p->s ? MOVE(HEAVY_BALL, 0, 1) : MOVE(HEAVY_BALL, 0, 0); break;
