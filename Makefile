@@ -6,11 +6,12 @@ READY  := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.frameworks
 SWEEP := $(VENV)/.sweep
 DOCS := $(VENV)/.docs
+TRACKERS := $(VENV)/.trackers
 PYRIGHT := $(VENV)/.pyright
 TOOLS := $(VENV)-dist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep test-docs test-versions dist lint types types-pyright format bench docs docs-serve clean
+.PHONY: help demo test coverage test-full test-slow test-distributed test-gpu test-system test-frameworks test-sweep test-docs test-trackers test-versions dist lint types types-pyright format bench docs docs-serve clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ test-sweep: $(SWEEP) ## the search, here and on a two-node Ray cluster (installs
 
 test-docs: $(DOCS) ## the documentation site: it builds without a warning, and holds every name, option and link (installs Sphinx)
 	@$(BIN)/pytest -m docs
+
+test-trackers: $(TRACKERS) ## what TensorBoard and MLflow read back (installs them)
+	@$(BIN)/pytest -m trackers
 
 test-system: $(READY) ## checks on Debian's data sets and in a real browser (installs them: scripts/system-packages)
 	@scripts/system-packages dataset-fashion-mnist chromium
@@ -100,6 +104,10 @@ $(SWEEP): $(READY) requirements-sweep.lock
 
 $(DOCS): $(READY) requirements-docs.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	@touch $@
+
+$(TRACKERS): $(READY) requirements-trackers.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-trackers.lock
 	@touch $@
 
 $(PYRIGHT): $(READY) requirements-types.lock

@@ -10,6 +10,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import sys
@@ -115,3 +116,20 @@ def test_the_machinery_skips_numbers_and_dedents(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         run(page)
     assert caught.traceback[-1].lineno + 1 == 16
+
+
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_the_cells_of_a_notebook_run(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    namespace: dict[str, object] = {"__name__": notebook.stem}
+    for number, cell in enumerate(cells):
+        assert cell.get("outputs", []) == []  # they would change with every run
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{notebook.name}, cell {number}", "exec"), namespace)
+    assert min(namespace["alig"][2:]) > 0.85 > 0.5 > namespace["sgd"][-1]
+    assert namespace["distances"][-1] < 1e-2 * namespace["distances"][0]

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
 from catalogue import Problem, each_backend, each_form, each_method
+from polyak._metrics import measurements
 
 COPY, TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default
 
@@ -65,11 +66,13 @@ def _steps_on_meta(make, dtype=torch.float32, **given):
         with NoBlockingCopies(), NoNumbersFromTheHost():
             optimizer.step(loss=loss, **given)
     assert all(entry.is_meta for entry in optimizer.last_step())
+    with NoBlockingCopies(), NoNumbersFromTheHost():
+        assert all(value.is_meta for value in measurements(optimizer).values())
     return optimizer
 
 
 def test_every_constraint_of_the_library_is_crossed():
-    public = {getattr(polyak, name) for name in polyak.__all__} - {polyak.Constraint}
+    public = {getattr(polyak, name) for name in polyak.__all__} - {polyak.Constraint, polyak.metrics}
     known = {kind for kind in public if issubclass(kind, polyak.Constraint)}
     assert {type(constraint) for constraint in CONSTRAINTS.values()} - {type(None)} == known
 

@@ -22,7 +22,7 @@ LIBRARY = ROOT / "src" / "polyak"
 FILES = sorted(LIBRARY.rglob("*.py"))
 INTEGRATIONS = sorted((LIBRARY / "integrations").glob("*.py"))
 
-PUBLIC = {name: getattr(polyak, name) for name in polyak.__all__}
+PUBLIC = {name: getattr(polyak, name) for name in polyak.__all__ if name != "metrics"}  # the one function
 OPTIMIZERS = [cls for cls in PUBLIC.values() if issubclass(cls, polyak.PolyakOptimizer)]
 METHODS = [cls for cls in OPTIMIZERS if cls is not polyak.PolyakOptimizer]
 SETS = [cls for cls in PUBLIC.values() if issubclass(cls, polyak.Constraint) and cls is not polyak.Constraint]
@@ -97,8 +97,8 @@ def test_the_runner_knows_the_library_and_not_the_other_way_round():
 
 def test_the_exports_are_sorted_and_complete():
     names = {name for name, value in vars(polyak).items() if inspect.isclass(value)}
-    assert set(polyak.__all__) == names
-    assert polyak.__all__ == sorted(polyak.__all__, key=lambda name: (not name.isupper(), name))
+    assert set(polyak.__all__) == names | {"metrics"}
+    assert polyak.__all__ == sorted(polyak.__all__, key=lambda name: (not name.isupper(), name))  # functions last
     assert all(value.__module__.split(".")[0] == "polyak" for value in PUBLIC.values())
 
 
@@ -130,10 +130,12 @@ def test_every_method_says_its_formula_its_source_and_its_differences(cls):
     assert re.search(r"\nReference:\n.*arXiv:\d{4}\.\d{5}", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["step", "watch", "last_step", "add_param_group"])
-def test_every_argument_of_a_call_is_documented(name):
-    method = getattr(polyak.PolyakOptimizer, name)
-    assert documented(method.__doc__, "Args") == arguments(method)
+CALLS = [getattr(polyak.PolyakOptimizer, name) for name in ("step", "watch", "last_step", "add_param_group")]
+
+
+@pytest.mark.parametrize("call", [*CALLS, polyak.metrics], ids=lambda call: call.__name__)
+def test_every_argument_of_a_call_is_documented(call):
+    assert documented(call.__doc__, "Args") == arguments(call)
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)

@@ -14,11 +14,11 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 LAYERS = {  # from the bottom to the top: a module imports only from its own layer and from those before it
-    "polyak": ("_import_torch", "_backend", "constraints", "_step", "methods", "integrations"),
+    "polyak": ("_import_torch", "_backend", "constraints", "_step", "methods", "_metrics", "integrations"),
     # from the bottom to the top: a module imports only from its own layer and from those before it
     "polyak_lab": (
         *("errors", "files", "console", "progress", "config", "processes", "imports", "data", "models", "objectives"),
-        *("optimizers", "schedules", "recipes", "runs", "training", "report", "sweep", "cli", "__main__"),
+        *("optimizers", "schedules", "recipes", "runs", "trackers", "training", "report", "sweep", "cli", "__main__"),
     ),
 }
 MOST_MODULES = 11

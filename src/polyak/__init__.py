@@ -1,6 +1,7 @@
 """Step sizes from the loss (Polyak step sizes) for PyTorch: ALI-G, SPS and their family."""
 
 from . import _import_torch  # noqa: F401 (first)
+from ._metrics import metrics
 from ._step.decision import LastStep, Line
 from ._step.optimizer import PolyakOptimizer
 from ._step.options import Common, CommonAndBuffers, CommonAndMomentum
@@ -62,4 +63,5 @@ __all__ = [
     "Simplex",
     "SmoothMomSPS",
     "SmoothSPS",
+    "metrics",
 ]

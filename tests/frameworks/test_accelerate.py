@@ -37,6 +37,7 @@ def test_the_step_size_that_was_taken_can_be_logged():
         wrapped.zero_grad()
     assert step_size(wrapped) == {"step_size": float(optimizer.param_groups[0]["step_size"])}
     assert step_size(wrapped)["step_size"] > 0
+    assert polyak.metrics(wrapped) == polyak.metrics(optimizer)
     wrapped.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
     assert step_size(optimizer).keys() == {"step_size/0", "step_size/1"}
 

@@ -59,6 +59,8 @@ def test_the_step_size_that_was_taken_is_logged_not_the_cap(accumulate):
     assert 0 < gamma < 100.0
     assert float(trainer.callback_metrics["step_size"]) == gamma
     assert len(set(module.taken)) == STEPS + (accumulate > 1)  # γ is 0 before the first step
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged.items() >= polyak.metrics(trainer.optimizers[0]).items()
 
 
 def test_nothing_is_logged_on_request_or_for_another_kind_of_optimizer():

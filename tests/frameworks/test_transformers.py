@@ -51,6 +51,7 @@ def test_the_step_size_that_was_taken_is_logged_beside_the_cap():
     assert [row["learning_rate"] for row in rows] == [50.0] * 5
     assert all(0 < row["step_size"] < 50.0 for row in rows)
     assert rows[-1]["step_size"] == float(made.optimizer.param_groups[0]["step_size"])
+    assert rows[-1].items() >= polyak.metrics(made.optimizer).items()
 
 
 def test_clipping_and_a_decaying_schedule_are_warned_about_once_each():

@@ -186,14 +186,15 @@ class LastStep(NamedTuple):
     capped: Tensor
     skipped: Tensor
     skipped_steps: Tensor
+    cap: Tensor
 
     @classmethod
     def of(cls, group: Group, loss: Tensor, decision: Decision) -> LastStep:
         """Return a decision as tensors on the group's device."""
         like, (_, line, ratio, cap, gamma, _, skip) = group["step_size"], decision
-        loss, slope, ratio, gamma = (as_tensor(scalar, like) for scalar in (loss, line.slope, ratio, gamma))
+        loss, slope, ratio, gamma, most = (as_tensor(scalar, like) for scalar in (loss, line.slope, ratio, gamma, cap))
         above, skip = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, skip))
-        return cls(send(loss, like), slope, ratio, gamma, above & ~skip, skip, group["skipped_steps"].clone())
+        return cls(send(loss, like), slope, ratio, gamma, above & ~skip, skip, group["skipped_steps"].clone(), most)
 
 
 def last_step_of(groups: Sequence[Group], last: Sequence[Any], index: int) -> LastStep:

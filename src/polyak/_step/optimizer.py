@@ -83,7 +83,7 @@ class PolyakOptimizer(Optimizer):
 
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
-        owner, self._last, self._places = type(self).__name__, list[Any](), list[Any]()
+        owner, self._last, self._squares, self._places = type(self).__name__, list[Any](), list[Any](), list[Any]()
         self._processes, self._advice = Processes(owner, process_group), Advice(owner)
         self._watched, self._ready = WatchedLoss(), ready
 
@@ -177,9 +177,9 @@ class PolyakOptimizer(Optimizer):
                 squares.append(part.move(gamma, decided.keep, decided.skip, ball is not None))
         if parts[0].group.get("learn_lower_bound"):
             learn(self.param_groups, parts, self._last[1:])
-        if ball is not None and len(squares) == len(parts):
-            ball.shrink_(parts, squares)
-        elif squares:
+        whole = ball if len(squares) == len(parts) else None
+        self._squares[:] = [] if whole is None else [whole.shrink_(parts, squares)]
+        if whole is None and squares:
             project(self.param_groups, self._constraint)
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
@@ -208,7 +208,7 @@ class PolyakOptimizer(Optimizer):
 
         Returns:
             The loss, the squared norm ‖u‖² over all groups, the uncapped ratio, the step size γ, whether it was capped,
-            whether the step was skipped, and how many were skipped so far.
+            whether the step was skipped, how many were skipped so far, and the cap.
 
         Raises:
             RuntimeError, IndexError: the group was in no (uninterrupted) step yet; there is no such group.

@@ -69,14 +69,15 @@ class L2Ball(Constraint):
         if factor is not None:
             vector.rescale_(x, factor)
 
-    def shrink_(self, parts: Sequence[Any], squares: Sequence[Scalar]) -> None:
-        """Project the parts of a model; `squares` add up to their ‖x‖²."""
+    def shrink_(self, parts: Sequence[Any], squares: Sequence[Scalar]) -> Scalar:
+        """Project the parts of a model; `squares` add up to their ‖x‖², which is returned."""
         squared_norm = squares[0] if len(squares) == 1 else vector.add_up(squares, parts[0].group["step_size"])
         rounding = parts[0].rounding if len(parts) == 1 else max([part.rounding for part in parts])
         factor = self.scale(squared_norm, rounding)
         if factor is not None:
             for part in parts:
                 part.scale_(part.x, factor)
+        return squared_norm
 
     def scale(self, squared_norm: Scalar, rounding: float) -> Scalar | None:
         """Return min{1, radius/‖x‖₂} for a point of known ‖x‖², or None if it is known to be 1.

@@ -1,19 +1,10 @@
-"""Reaching the optimizer inside a framework's wrapper."""
+"""The step sizes of an optimizer for a framework's log."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .._step.optimizer import PolyakOptimizer
-
-
-def polyak_in(optimizer: Any) -> PolyakOptimizer | None:
-    """Return the Polyak optimizer inside any number of wrappers, or None if another kind is in there."""
-    while not isinstance(optimizer, PolyakOptimizer):
-        optimizer = getattr(optimizer, "optimizer", None)
-        if optimizer is None:
-            return None
-    return optimizer
 
 
 def step_sizes(optimizer: PolyakOptimizer) -> dict[str, Any]:

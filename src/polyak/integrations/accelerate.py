@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ._wrapped import polyak_in, step_sizes
+from .._metrics import polyak_in
+from ._wrapped import step_sizes
 
 
 def backward(accelerator: Any, optimizer: Any, loss: Tensor, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._wrapped import polyak_in, step_sizes
+from .._metrics import has_stepped, measurements, polyak_in
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,14 +16,14 @@ except ModuleNotFoundError:
 
 
 class PolyakCallback(Callback):
-    """Watches what Lightning backpropagates and logs the step size that was taken, under `step_size`.
+    """Watches what Lightning backpropagates and logs the numbers of `polyak.metrics`, such as `step_size`.
 
     Right in every precision and under gradient accumulation, where Lightning's own closure returns the last
     micro-batch's share. Write `Trainer(callbacks=[PolyakCallback()])`. With several optimizers a loss belongs to those
     of them whose parameters it reaches, with or without `toggle_optimizer`.
 
     Args:
-        log: whether to log the step size of each optimizer step.
+        log: whether to log them, after each optimizer step. They stay on the device, so nothing waits for it.
     """
 
     def __init__(self, log: bool = True) -> None:
@@ -51,12 +51,14 @@ class PolyakCallback(Callback):
                 optimizer.watch(loss, scaler)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log the step size if this batch was the last of a step."""
+        """Log what the step did if this batch was the last of a step."""
         if not self._log or trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
         found = [polyak for polyak in map(polyak_in, trainer.optimizers) if polyak is not None]
         for i, optimizer in enumerate(found):
+            if not has_stepped(optimizer):
+                continue
             prefix = f"optimizer/{i}/" if len(found) > 1 else ""
-            sizes = {prefix + name: gamma.float() for name, gamma in step_sizes(optimizer).items()}
-            pl_module.log_dict(sizes, on_step=True, on_epoch=False, batch_size=1)
+            values = {prefix + name: value.float() for name, value in measurements(optimizer).items()}
+            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ._wrapped import polyak_in, step_sizes
+from .._metrics import has_stepped, metrics, polyak_in
 
 CONSTANT = frozenset({"constant", "constant_with_warmup"})
 
 
 class PolyakTrainerMixin:
-    """Watches the loss of a Trainer and logs the step size that was taken beside the cap.
+    """Watches the loss of a Trainer and logs the numbers of `polyak.metrics`, such as `step_size`, beside the loss.
 
     Put it before the Trainer: `class PolyakTrainer(PolyakTrainerMixin, transformers.Trainer): ...`. The objective that
     reaches the step is exact under gradient accumulation, `num_items_in_batch`, `average_tokens_across_devices`, label
@@ -39,10 +39,10 @@ class PolyakTrainerMixin:
         return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the step size to what is logged during training; `learning_rate` is the cap."""
+        """Add `polyak.metrics` to what is logged during training; `learning_rate` is the cap."""
         optimizer = polyak_in(getattr(self, "optimizer", None))
-        if optimizer is not None and "learning_rate" in logs:
-            logs.update({name: float(gamma) for name, gamma in step_sizes(optimizer).items()})
+        if optimizer is not None and has_stepped(optimizer) and "learning_rate" in logs:
+            logs.update(metrics(optimizer))
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _watched(self, loss: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from polyak_lab.errors import LabError, RowError
 from polyak_lab.processes import torchrun
 from polyak_lab.progress import READ_EVERY, Numbers, Progress, Readable
 from polyak_lab.runs.folder import RunFolder
+from polyak_lab.trackers import Tracking
 from polyak_lab.training.failures import is_out_of_memory
 from polyak_lab.training.loop import train
 
@@ -49,6 +50,12 @@ class Job:
     name: str
     run: Run
     folder: RunFolder
+    tracking: Tracking | None = None
+
+    def tracked(self, shown: Progress) -> Progress:
+        """Return a progress that also sends the metrics of the run to the tracker, if there is one."""
+        shown.run_named(self.name)
+        return shown if self.tracking is None else self.tracking.follow(shown, self.folder)
 
 
 def check_jobs(count: int) -> None:
@@ -110,7 +117,7 @@ class _Worker:
     """A worker process, as seen by the main process."""
 
     def __init__(self, shown: Progress) -> None:
-        self.shown = shown
+        self.idle = self.shown = shown
         self.job: Job | None = None
         self.failures = 0
         self.process: Any = None
@@ -119,7 +126,7 @@ class _Worker:
     def start(self, job: Job) -> None:
         """Send a run to the process; report it as failed if no process can be started."""
         self.job = job
-        self.shown.run_named(job.name)
+        self.shown = job.tracked(self.idle)
         try:
             if self.process is not None and not self.process.is_alive():
                 self._end()

@@ -23,12 +23,13 @@ from polyak_lab.report import table
 from polyak_lab.runs import stored
 from polyak_lab.runs.folder import RunFolder
 from polyak_lab.runs.stored import Label, StoredRun
+from polyak_lab.trackers import Tracking
 from polyak_lab.training.fit import check_fit
 from polyak_lab.training.loop import train
 
 
 @group.process_group()
-def train_one(wanted: Run, out: Path | None, console: Console) -> None:
+def train_one(wanted: Run, out: Path | None, console: Console, track: str | None = None) -> None:
     """Train one run in its own folder."""
     run = group.on_rank_zero(lambda: _resolved_and_tried(wanted))
     name = f"{run.data.name}-{run.model.name}-{run.optimizer.name}"
@@ -36,8 +37,8 @@ def train_one(wanted: Run, out: Path | None, console: Console) -> None:
     path = out or Path("runs") / f"{folder_name}-{content_hash(as_json(run))[:8]}"
     folder = RunFolder(path, run, Label(name))
     with progress.showing(console, epochs=True) as shown:
-        shown.run_named(name)
-        train(run, folder, shown)
+        job = Job(name, run, folder, _tracking(track))
+        train(run, folder, job.tracked(shown))
     group.on_rank_zero(lambda: say(console, f"{path}: {progress.sentence(stored.load_run(path).records[-1])}"))
 
 
@@ -61,6 +62,7 @@ def run_recipe(
     count: int,
     smoke: bool,
     with_report: bool,
+    track: str | None = None,
 ) -> None:
     """Train the unfinished runs of a recipe, `count` at a time, then print the table."""
     check_jobs(count)
@@ -73,7 +75,7 @@ def run_recipe(
         warn(problem)
     if before := sum(job.finished for _, job in jobs):
         say(console, f"{before} of {len(jobs)} runs were finished before.")
-    failures = _train_all(jobs, count, console)
+    failures = _train_all(jobs, count, console, track)
     if failures < len(jobs):
         group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
     if problems:
@@ -82,10 +84,11 @@ def run_recipe(
         raise LabError(f"{failures} of {len(jobs)} runs failed: run the same command again to retry them.")
 
 
-def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console) -> int:
+def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console, track: str | None) -> int:
     """Train runs, `count` at a time; return how many failed. With `count` = 1 only the user's own code may fail."""
+    tracking = _tracking(track)
     jobs = [
-        Job(f"[{number}/{len(runs)}] {folder.label.row}, seed {run.training.seed}", run, folder)
+        Job(f"[{number}/{len(runs)}] {folder.label.row}, seed {run.training.seed}", run, folder, tracking)
         for number, (run, folder) in enumerate(runs, 1)
     ]
     if count > 1:
@@ -97,14 +100,19 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
     failures = 0
     with progress.showing(console, epochs=False) as shown:
         for job in jobs:
-            shown.run_named(job.name)
+            followed = job.tracked(shown)
             try:
-                train(job.run, job.folder, shown)
+                train(job.run, job.folder, followed)
             except RowError as error:
                 failures += 1
-                shown.run_failed()
+                followed.run_failed()
                 warn(RowError(f"{job.name}: {error}", error.details))
     return failures
+
+
+def _tracking(name: str | None) -> Tracking | None:
+    """Prepare the tracker on the rank that writes files."""
+    return None if name is None or group.rank() else Tracking(name)
 
 
 def show(

@@ -14,6 +14,8 @@ from polyak_lab.cli import inspect as arguments
 from polyak_lab.config import run as config
 from polyak_lab.console import say
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 @dataclass(frozen=True)
 class Train:
@@ -27,13 +29,15 @@ class Train:
     objective: config.Objective = field(default_factory=config.Objective)
     out: Path | None = None
     """The folder of the run. Default: a name made of the run's content, below runs/."""
+    track: Tracker | None = None
+    """Also send the metrics of every epoch to a tracker; its extra has to be installed."""
 
     def execute(self, console: Console) -> None:
         """Train."""
         from polyak_lab.cli.train import train_one
 
         run = config.Run(self.data, self.model, self.optimizer, self.training, self.schedule, self.objective)
-        train_one(run, self.out, console)
+        train_one(run, self.out, console, self.track)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class RunRecipe:
     """Also write report.html, one page with the table and the curves."""
     smoke: bool = False
     """The small version that the recipe declares under [smoke]; without one, two steps of each run."""
+    track: Tracker | None = None
+    """Also send the metrics of every epoch to a tracker; its extra has to be installed."""
 
     def execute(self, console: Console) -> None:
         """Train and show."""
@@ -71,6 +77,7 @@ class RunRecipe:
             count=self.jobs,
             smoke=self.smoke,
             with_report=self.report,
+            track=self.track,
         )
 
 

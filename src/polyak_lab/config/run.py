@@ -252,16 +252,17 @@ def first_difference(
     requested: Mapping[str, Any],
 ) -> tuple[str, Any, Any] | None:
     """Return the first key, in dotted form, whose values differ, and both values."""
-    old, new = dict(_flatten(stored)), dict(_flatten(requested))
+    old, new = dict(flatten(stored)), dict(flatten(requested))
     for key in dict.fromkeys([*new, *old]):
         if old.get(key, MISSING) != new.get(key, MISSING):
             return key, old.get(key, "not set"), new.get(key, "not set")
     return None
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested tables in dotted form, with their values."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
