@@ -116,6 +116,7 @@ def test_a_killed_run_resumes_with_the_same_bits(acme):
     assert metrics(acme / "whole") == metrics(acme / "killed")
 
 
+@pytest.mark.sweep
 def test_a_sweep_searches_the_rival(acme, capsys):
     pytest.importorskip("optuna")
     assert call("sweep", "recipe.toml", "--out", "sweep") == 0
