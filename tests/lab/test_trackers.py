@@ -143,6 +143,7 @@ def test_tensorboard_reads_back_what_metrics_jsonl_holds(tmp_path):
 
 
 @pytest.mark.trackers
+@pytest.mark.filterwarnings("ignore")  # MLflow uses what SQLAlchemy 2.1 deprecates
 def test_mlflow_reads_back_what_metrics_jsonl_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
