@@ -31,9 +31,11 @@ MOMENTUM: dict[str, dict[str, Any]] = {
     "nesterov": {"momentum": 0.4},
     "adjusted": {"momentum": 0.4, "adjusted_momentum": True},
     "heavy ball": {"momentum": 0.4},
+    "averaged": {"momentum": 0.8},
 }
 
 
+SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (), (0,), (4,), (2, 1, 3))
 SOME = frozenset({"momentum", "eps"})  # options that most methods have
 
 
@@ -57,6 +59,12 @@ class Method:
     step_sizes: tuple[str, ...] = ("lr",)
     hard_cap: bool = True
     """Whether γ = min{ratio, lr}, not something smooth below."""
+    factor: bool = False
+    """Whether lr multiplies γ instead of capping it."""
+    uncapped_steps: int = 40
+    """How many steps without a cap do not amplify rounding."""
+    has_kernel: bool = True
+    """Whether fused=True makes the whole move by a kernel; the other moves are made as without it."""
     own_cap: bool = False
     """Whether a cap of the method's own falls below lr."""
     scale_free: bool = True
@@ -71,7 +79,7 @@ class Method:
     def transcribed(self, x: ndarray, f: Callable[..., Any], steps: int, **options: Any) -> ndarray:
         """Run the paper's pseudo-code with the library's names for the options."""
         given = {**self.required, **({"momentum": 0.0} if "momentum" in self.symbols else {}), **options}
-        return self.paper(x, f, steps, **{self.symbols[name]: value for name, value in given.items()})
+        return self.paper(x, f, steps, **{self.symbols.get(name, name): value for name, value in given.items()})
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -88,6 +96,9 @@ _MOMO_SYMBOLS = {
     "lower_bound": "f_star",
     "radius": "r",
 }
+
+_SCHEDULE_FREE = {"lr": "γ_b", "momentum": "β", "floor": "M", "lower_bound": "f_star", "radius": "r"}
+
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -271,12 +282,81 @@ METHODS: tuple[Method, ...] = (
         momenta=("none", "heavy ball"),
         scale_free=False,
     ),
+    Method(
+        "ScheduleFreeSPS",
+        polyak.ScheduleFreeSPS,
+        papers.schedule_free_sps,
+        symbols=_SCHEDULE_FREE,
+        trials=({"lr": 1.0}, {"lr": 2.0, "floor": 0.1}, {"lr": 0.5, "lower_bound": -1e-3}),
+        momenta=("none", "averaged"),
+        has_kernel=False,
+        scale_free=False,
+    ),
+    Method(
+        "ScheduleFreeAdamSPS",
+        polyak.ScheduleFreeAdamSPS,
+        papers.schedule_free_adam_sps,
+        symbols=_SCHEDULE_FREE | {"beta2": "β2", "eps": "ε"},
+        trials=(
+            {"lr": 0.1, "eps": 1e-4},
+            {"lr": 0.3, "beta2": 0.9, "eps": 1e-3, "floor": 0.1},
+            {"lr": 0.5, "eps": 1e-3, "lower_bound": -1e-3},
+        ),
+        momenta=("none", "averaged"),
+        has_kernel=False,
+        scale_free=False,
+    ),
+    Method(
+        "ScheduleFreePlus",
+        polyak.ScheduleFreePlus,
+        papers.schedule_free_plus,
+        symbols={
+            "lr": "lr",
+            "betas": "β",
+            "eps": "ε",
+            "weight_decay": "λ",
+            "momentum": "β_sf",
+            "final_momentum": "β_sf_max",
+            "anneal_steps": "anneal_steps",
+            "norm_beta": "β_p",
+            "r": "r",
+            "weight_lr_power": "p",
+            "averaging_warmup": "c_warmup",
+            "lower_bound": "f_star",
+            "radius": "ball",
+        },
+        trials=(
+            {"lr": 0.5},
+            {"lr": 1.0, "betas": (0.5, 0.9), "weight_decay": 0.1, "anneal_steps": 30, "final_momentum": 0.95},
+            {"lr": 0.3, "norm_beta": 0.5, "r": 1.0, "weight_lr_power": 1.0, "averaging_warmup": 5, "eps": 1e-3}
+            | {"lower_bound": -1e-3},
+        ),
+        momenta=("none", "averaged"),
+        hard_cap=False,
+        factor=True,
+        has_kernel=False,
+        scale_free=False,
+    ),
+    Method(
+        "SignSPS",
+        polyak.SignSPS,
+        papers.sign_sps,
+        symbols={"lr": "η", "momentum": "β", "weight_decay": "λ", "lower_bound": "f_star", "radius": "r"},
+        trials=(
+            {"lr": 0.03, "momentum": 0.3},
+            {"lr": 0.04, "momentum": 0.5, "weight_decay": 0.05},
+            {"lr": 0.2, "momentum": 0.9, "lower_bound": -1e-3},
+        ),
+        momenta=("none",),
+        has_kernel=False,
+        scale_free=False,
+    ),
 )
 
 CLASSIC = METHODS[:3]  # γ = min{gap / (c‖g‖² + ε), lr} along −g, with Nesterov's momentum if any
 
 BUFFERED = tuple(method for method in METHODS if "float32_momentum" in method.defaults)
-CAPPED = tuple(method for method in METHODS if not method.own_cap)
+CAPPED = tuple(method for method in METHODS if not (method.own_cap or method.factor))
 SCALE_FREE = tuple(method for method in METHODS if method.scale_free)
 UNDECAYED = tuple(method for method in METHODS if "weight_decay" not in method.defaults)
 
@@ -291,14 +371,12 @@ def _each_form(methods: Iterable[Method]) -> Any:
 
 
 each_classic, each_classic_form = _each(CLASSIC), _each_form(CLASSIC)
+each_kernel_form = _each_form(method for method in METHODS if method.has_kernel)
 each_buffered, each_buffered_form = _each(BUFFERED), _each_form(BUFFERED)
 each_capped, each_capped_form = _each(CAPPED), _each_form(CAPPED)
 each_undecayed, each_scale_free_form = _each(UNDECAYED), _each_form(SCALE_FREE)
 each_method, each_form = _each(METHODS), _each_form(METHODS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
-
-
-SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (), (0,), (4,), (2, 1, 3))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,20 @@ SMALL_BALLS = r"ignore:\w+. L2Ball\(radius=[^)]*\) rescales the parameters from 
 REPORTS = frozenset({"step_size", "skipped_steps"})
 
 
-AVERAGES = ("gradient_average", "square_average", "steps", "loss_average", "dot_average", "learned_lower_bound")
+AVERAGES = (
+    "gradient_average",
+    "square_average",
+    "steps",
+    "loss_average",
+    "dot_average",
+    "learned_lower_bound",
+    "norm_average",
+    "model_average",
+    "nuclear_norm",
+    "largest_step",
+    "total_weight",
+    "share",
+)
 
 
 def is_average(name: str) -> bool:

@@ -283,7 +283,9 @@ def build(name: str, form: str, constraint: str, params: list[Tensor], **options
     """Return a method whose step size always follows the loss."""
     method = next(method for method in METHODS if method.name == name)
     size = sum(p.numel() for p in params)
-    return method.build(params, form, lr=math.inf, constraint=SETS[constraint](size), **options)
+    return method.build(
+        params, form, lr=1.0 if method.factor else math.inf, constraint=SETS[constraint](size), **options
+    )
 
 
 def rows() -> list[tuple[str, str, str]]:

@@ -124,3 +124,16 @@ def test_a_method_without_options_of_its_own_may_average_too():
         expected = 0.5 * expected + 0.5 * float(problem.loss(params, t).detach())
         problem.steps(optimizer, params, 1, first=t)
     assert float(optimizer.param_groups[0]["loss_average"]) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.0}], ids=str)
+def test_the_first_step_of_a_large_tensor_without_momentum_yet(options):
+    """A kernel of torch's SGD, which takes large tensors on the CPU, refuses a buffer with a momentum of 0."""
+    ends = []
+    for backend in ({}, {"foreach": False}):
+        w = torch.nn.Parameter(torch.ones(100_000))
+        w.grad = torch.full_like(w, 0.01)
+        polyak.IAM([w], **options, **backend).step(loss=1.0)
+        ends.append(w.detach().clone())
+    torch.testing.assert_close(*ends)
+    assert ends[0].max() < 1.0

@@ -115,8 +115,11 @@ def test_copies_go_on_exactly_within_their_constraints(method, form, backend, du
     for t in range(3):
         give([first, second], torch.full_like(first, -9.0), torch.full_like(second, -9.0))
         twin.step(loss=1e3 + t)
-    assert float(first.detach().norm()) == pytest.approx(0.5)
-    assert float(second.detach().abs().max()) == pytest.approx(0.1)
+    norm, largest = float(first.detach().norm()), float(second.detach().abs().max())
+    assert norm <= 0.5 * (1 + 1e-6)
+    assert largest <= 0.1 * (1 + 1e-6)
+    if not hasattr(method.cls, "eval"):  # whose z has come to the boundary, but not yet the average of it
+        assert (norm, largest) == (pytest.approx(0.5), pytest.approx(0.1))
 
 
 @each_method

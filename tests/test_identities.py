@@ -205,7 +205,9 @@ def test_the_bound_of_the_call_comes_before_the_bound_of_the_group(method):
     options = {
         name: value for name, value in method.trials[1].items() if name not in ("learn_lower_bound", "weight_decay")
     }
-    options |= {"lr": 2.0} if method.name == "MoMo" else {}  # at the cap of its trial, no bound counts
+    options |= (
+        {"lr": 2.0} if method.name in ("MoMo", "SignSPS", "MuonMoMo") else {}
+    )  # at the cap of its trial, no bound counts
     low, high = options | {"lower_bound": -5.0}, options | {"lower_bound": 0.01}
     x, _ = _run(method, "none", high)
     y, _ = _run(method, "none", low, lower_bound=torch.tensor(0.01, dtype=torch.float64))

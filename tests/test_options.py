@@ -39,6 +39,12 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "betas": ((0.9, (0.9,), (0.9, 1.0), (-0.1, 0.9), ("0.9", 0.9), (0.9, NAN), None), "two numbers in [0, 1)"),
     "beta2": ((1, 1.0, -0.1, NAN, INF, "0.9", None, True), "a number in [0, 1)"),
     "floor": ((-1e-8, NAN, INF, "0", None, True), "a finite number ≥ 0"),
+    "final_momentum": ((1, 1.0, -0.1, NAN, INF, "0.9", None, True), "a number in [0, 1)"),
+    "norm_beta": ((1, 1.0, -0.1, NAN, INF, "0.9", None, True), "a number in [0, 1)"),
+    "anneal_steps": ((-1, 0.5, NAN, INF, "1", None, True), "an integer ≥ 0"),
+    "averaging_warmup": ((-1, 0.5, NAN, INF, "1", None, True), "an integer ≥ 0"),
+    "r": ((NAN, INF, -INF, "0", None, True), "a finite number"),
+    "weight_lr_power": ((-1e-8, NAN, INF, "0", None, True), "a finite number ≥ 0"),
     "c0": ((0, -0.5, NAN, INF, "0.5", None, True), "a finite number > 0"),
 }
 # Where a method allows more than the others.

@@ -27,6 +27,10 @@ from .methods.momo_adam import MoMoAdam
 from .methods.ngn import NGN
 from .methods.ngn_md import NGNMD
 from .methods.safe_sps import SafeSPS
+from .methods.schedule_free_adam_sps import ScheduleFreeAdamSPS
+from .methods.schedule_free_plus import ScheduleFreePlus
+from .methods.schedule_free_sps import ScheduleFreeSPS
+from .methods.sign_sps import SignSPS
 from .methods.smooth_mom_sps import SmoothMomSPS
 from .methods.smooth_sps import SmoothSPS
 from .methods.sps import SPS
@@ -60,6 +64,10 @@ __all__ = [
     "NonNegative",
     "PolyakOptimizer",
     "SafeSPS",
+    "ScheduleFreeAdamSPS",
+    "ScheduleFreePlus",
+    "ScheduleFreeSPS",
+    "SignSPS",
     "Simplex",
     "SmoothMomSPS",
     "SmoothSPS",

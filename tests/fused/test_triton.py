@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Problem, each_form, each_method
+from catalogue import Problem, each_form, each_kernel_form, each_method
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
 
@@ -63,7 +63,7 @@ def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, int
 
 
 @without_gpu
-@each_form
+@each_kernel_form
 def test_every_step_is_made_by_the_kernels_alone(method, form, interpreted, monkeypatch):
     monkeypatch.setattr(cuda, "as_general", None)
     for dtype, options in zip((torch.float32, torch.float64), method.trials, strict=False):
@@ -105,7 +105,10 @@ def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radiu
         norms.append(optimizer.last_step().grad_sq_norm)
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(*norms, rtol=1e-5, atol=0)
-    assert (float(ends[1].norm()) == pytest.approx(radius, rel=1e-5)) == (radius == 50.0)
+    norm = float(ends[1].norm())
+    assert norm <= radius * (1 + 1e-5)
+    averaged = hasattr(method.cls, "eval")  # z lies on the sphere, an average of it and x inside
+    assert averaged or (norm == pytest.approx(radius, rel=1e-5)) == (radius == 50.0)
 
 
 @without_gpu

@@ -90,6 +90,7 @@ class CpuKernels(Vectors):
         """Move the parameters by γ along −u; return their new ‖x‖², or 0 if it is not `measured`."""
         if self._averages is NO_AVERAGES:
             u, has_kernel = self.u, self.preconditioner is None and getattr(self.u, "table", None) is self.table
+            has_kernel = has_kernel and not self.signed and self.form is not Form.SCHEDULE_FREE
         else:
             u, has_kernel = self.g, self._moves_along_averages()
         if not has_kernel:

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from . import cuda_kernels as kernels
 from .chunks import Packed, Vector
 from .general import as_general, largest_but_float16
-from .moves import MOMENTUM, NO_DECAY, Vectors
+from .moves import MOMENTUM, NO_DECAY, Form, Vectors
 from .scalars import Scalar, as_tensor
 from .vector import AVERAGE, SQUARES, Products, dot, relative_rounding, sum_squares
 
@@ -70,7 +70,8 @@ class CudaKernels(Vectors):
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u, unless `skip`; return their new ‖x‖² if it is to be `measured`."""
         divided, decayed = self.preconditioner is not None, self.decay is not NO_DECAY
-        if getattr(self.u, "table", None) is not self.table or (divided and SQUARES not in self.buffers):
+        without_kernel = self.signed or self.form is Form.SCHEDULE_FREE or (divided and SQUARES not in self.buffers)
+        if getattr(self.u, "table", None) is not self.table or without_kernel:
             return as_general(self).move(gamma, keep, skip, measured)
         vectors, device = self._vectors(self.u, MOMENTUM), self.x[0].device
         given = [scalar.to(device) for scalar in (gamma, keep, skip)]

@@ -133,8 +133,12 @@ class General(Vectors):
         if self.preconditioner and self.form is Form.PLAIN and mask is None and not is_narrow(x):
             torch._foreach_addcdiv_(x, u, denominator(columns[3], self.preconditioner), -number(gamma))
             return  # with the roundings of torch's Adam
+        if self.signed:
+            u = [torch.sign(tensor) for tensor in u]
         if self.preconditioner:
             u = divided(u, columns[3], self.preconditioner)
+            if self.pull is not None:
+                axpy_(u, x, self.pull)
         MOVES[self.form](self, x, u, v, gamma, self.mu)
 
     def scale_(self, x: Vector, a: Scalar) -> None:
@@ -166,6 +170,17 @@ def as_general(part: Any) -> General:
     general = General(part.group, part.params, part.x, part.u, part.buffers)
     general.same_move(part)
     return general
+
+
+def sum_abs(part: Any, x: Vector) -> Scalar:
+    """Return ‖x‖₁ of a vector of a part, over all processes that hold a piece of it."""
+
+    def here(rows: list[tuple[Tensor]]) -> Scalar:
+        norms = [torch.linalg.vector_norm(tensor, 1, dtype=scalar_dtype([tensor])) for (tensor,) in rows]
+        return add_up(norms, part.group["step_size"])
+
+    scalar = over_processes(here, part.params, zip(x, strict=True)) if x else 0.0
+    return number(scalar) if part.numbers else scalar
 
 
 def sum_after(part: Any, gamma: Any) -> Scalar:

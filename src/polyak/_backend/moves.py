@@ -29,6 +29,7 @@ class Form(IntEnum):
     NESTEROV = 3
     ADJUSTED = 4
     HEAVY_BALL = 5
+    SCHEDULE_FREE = 8
 
 
 class Preconditioner(NamedTuple):
@@ -50,6 +51,7 @@ class Vectors:
     g: Vector
     u: Vector
     buffers: Mapping[str, Vector]
+    numbers: bool
     form = Form.PLAIN
     mu: Any = 0.0
     decay: Any = NO_DECAY
@@ -57,6 +59,17 @@ class Vectors:
     """λ of a decay x ← (1 − λγ)x that depends on the step size."""
     divisor: Any = 1.0
     preconditioner: Preconditioner | None = None
+    beta: Any = 0.0
+    ahead: Any = 0.0
+    """Of a schedule-free move: y lies at the share β from z to x before it, and z = y + ahead·v after it."""
+    next_beta: Any = None
+    """The β of the next step, where `ahead` follows from the share that z has in the average."""
+    squared_decay: float = 0.0
+    """λ of a decay that γ² multiplies, and"""
+    pull: Any = None
+    """the multiple of x that it adds to the direction."""
+    signed: bool = False
+    """Whether x moves along sign(u)."""
     skip: Any = None
     """A mask on the device that is true where the loss or the gradient is not finite."""
 
@@ -73,6 +86,10 @@ class Vectors:
         """Return the γ of the form, and set the decay that depends on the step size."""
         if self.coupled_decay:
             self.decay = 1.0 - self.coupled_decay * gamma
+        if self.squared_decay:
+            self.pull = self.squared_decay * gamma * self.divisor
+        if self.next_beta is not None:
+            self.ahead = self.next_beta * (1.0 - self._own(self.group["share"]))
         return gamma / self.divisor
 
     def store_averages(self) -> None:
@@ -81,14 +98,21 @@ class Vectors:
     def forget_averages(self) -> None:
         """Leave the averages as they are."""
 
+    def _own(self, scalar: Tensor) -> Any:
+        return scalar.item() if self.numbers else scalar
+
     def same_move(self, other: Vectors) -> None:
         """Take the coefficients of another's move."""
         self.form, self.mu, self.decay, self.skip = other.form, other.mu, other.decay, other.skip
         self.divisor, self.preconditioner = other.divisor, other.preconditioner
+        self.beta, self.ahead, self.pull, self.signed = other.beta, other.ahead, other.pull, other.signed
 
 
 class Operations(Protocol):
     """What a backend does with one chunk."""
+
+    beta: Any
+    ahead: Any
 
     def axpy_(self, x: Vector, y: Vector, a: Any) -> None:
         """x ← x + a·y."""
@@ -119,11 +143,18 @@ def heavy_ball(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: 
     on.accumulate_(x, u, v, mu, -gamma, 1.0)
 
 
+def schedule_free(on: Operations, x: Vector, u: Vector, v: Vector, gamma: Any, mu: Any) -> None:
+    """v ← μv − γu;  x ← x − (1 − β)γu + (β − ahead)v: x holds y, and v is z minus the average of the z before it."""
+    on.axpy_(x, u, (on.beta - 1.0) * gamma)
+    on.accumulate_(x, u, v, mu, -gamma, on.beta - on.ahead)
+
+
 MOVES: dict[Form, Callable[..., None]] = {
     Form.PLAIN: plain,
     Form.NESTEROV: nesterov,
     Form.ADJUSTED: adjusted,
     Form.HEAVY_BALL: heavy_ball,
+    Form.SCHEDULE_FREE: schedule_free,
 }
 
 

@@ -65,7 +65,7 @@ class Pieces(Vectors):
 
     def move(self, gamma: Any, keep: Any, skip: Any, measured: bool) -> float:
         """Move the parameters by γ along −u; return their new ‖x‖², or 0 if it is not `measured`."""
-        if self.preconditioner or self.decay is not NO_DECAY:
+        if self.preconditioner or self.signed or self.decay is not NO_DECAY:
             return cast(float, as_general(self).move(gamma, keep, None, measured))
         move, found = MOVES[self.form], 0.0
         for x, u, v in self._cut(self.x, self.u, self.buffers.get(MOMENTUM, self.x)):

@@ -104,7 +104,7 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
         gamma = 0.0
         group["skipped_steps"].add_(1)
     for name in memory:
-        if gamma >= TINY[group["step_size"].dtype]:
+        if gamma >= TINY[group["step_size"].dtype] or (part.form is Form.SCHEDULE_FREE and not skip):
             group[name].copy_(as_tensor(seen[name], group[name]))
     group["step_size"] = torch.full_like(group["step_size"], gamma)
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
@@ -124,7 +124,7 @@ def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     gamma = torch.where(skip, 0.0, gamma)
     group["skipped_steps"].add_(skip)
     for name in memory:
-        moves = gamma >= TINY[gamma.dtype]
+        moves = ~skip if part.form is Form.SCHEDULE_FREE else gamma >= TINY[gamma.dtype]  # x moves even where γ = 0
         group[name].copy_(torch.where(moves, seen[name], group[name]))
     group["step_size"] = gamma
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)

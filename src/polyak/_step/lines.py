@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._backend.general import sum_abs
 from .._backend.moves import MOMENTUM, Preconditioner
-from .._backend.scalars import Scalar, as_tensor, maximum, number, where
+from .._backend.scalars import Scalar, as_tensor, maximum, minimum, number, where
 from .._backend.vector import AVERAGE, add_up
 from .decision import Line
 from .parts import Group, Part
+from .state import check_training
 
 if TYPE_CHECKING:
     from .optimizer import PolyakOptimizer
@@ -74,6 +76,11 @@ def store(groups: list[Group], name: str, scalar: Any, skip: Any) -> None:
             stored.append(old)
 
 
+def count_steps(self: PolyakOptimizer) -> dict[str, float]:
+    """The number of steps, for methods that average nothing else."""
+    return {"steps": 0}
+
+
 def dampen(line: Line, parts: list[Part]) -> Line:
     """Let a heavy ball take (1 − μ)γ, so that one gradient moves x by γ in all; return the same line."""
     for part in parts:
@@ -94,6 +101,81 @@ def iterate_average(line: Line, parts: list[Part], t: Scalar = 0) -> Line:
         if MOMENTUM in part.buffers:
             found.append(ahead * part.dot(part.g, part.buffers[MOMENTUM]))
     return line._replace(value=line.value + add_up(found, parts[0].group["step_size"])) if found else line
+
+
+def schedule_free(line: Line, parts: list[Part], c_before: Scalar, c: Scalar) -> Line:
+    """Return the line from z where x ← (1 − c)x + cz averages, and gradients are taken at y = βx + (1 − β)z.
+
+    The parameters hold y. One buffer v is enough, from which z − x = (1 − c)v after a step.
+    """
+    found: list[Any] = []
+    for part in parts:
+        check_training(part.group)
+        part.beta, part.mu = part.group["momentum"], 1.0 - c_before
+        part.ahead = part.beta * (1.0 - c)
+        found.append(part.beta * part.mu * part.dot(part.g, part.buffers[MOMENTUM]))
+    return line._replace(value=line.value + add_up(found, parts[0].group["step_size"]))
+
+
+def any_time(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
+    """Return the same with c = 1/(t + 1), so that x is the mean of all z; count t."""
+    t = averages["steps"] = averages["steps"] + 1
+    return schedule_free(line, parts, 1.0 / t, 1.0 / (t + 1))
+
+
+def any_time_distance(group: Group) -> Scalar:
+    """Return the a of y = x + av after t steps of this."""
+    t = group["steps"].to(group["step_size"].dtype)
+    distance: Scalar = (1.0 - group["momentum"]) * t / (t + 1)
+    return distance
+
+
+def annealed_line(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
+    """Return the line of ScheduleFree+ along D⁻¹m from z, whose slope is an average of ‖g‖₁."""
+    k, like = averages["steps"], parts[0].group["step_size"]
+    dots: list[Any] = []
+    norms: list[Any] = []
+    (beta1, beta2), beta_p = parts[0].group["betas"], parts[0].group["norm_beta"]
+    averages["steps"] = k + 1
+    for part in parts:
+        group = part.group
+        check_training(group)
+        share = number(group["share"]) if part.numbers else group["share"]
+        part.beta, part.next_beta, part.mu = annealed(group, k - 1), annealed(group, k), 1.0 - share
+        dots.append(part.next_beta * part.mu * part.dot(part.g, part.buffers[MOMENTUM]))
+        norms.append(sum_abs(part, part.g))
+        part.preconditioner = Preconditioner(1.0 - beta2 ** (k + 1), group["eps"])
+        part.average_(beta1, beta2)
+        part.u, part.divisor = part.buffers[AVERAGE], 1.0 - beta1 ** (k + 1)
+        part.squared_decay = group["weight_decay"]
+    norm = math.sqrt(math.pi / 2) * add_up(norms, like)
+    norm = averages["norm_average"] = beta_p * averages["norm_average"] + (1.0 - beta_p) * norm
+    return line._replace(value=line.value + add_up(dots, like), slope=norm / (1.0 - beta_p ** (k + 1)))
+
+
+def annealed(group: Group, k: Scalar) -> Any:
+    """Return the β of step k, counted from 0."""
+    first, last, steps = group["momentum"], group["final_momentum"], group["anneal_steps"]
+    progress = minimum(k / steps, 1.0) if steps else 0.0
+    return 1.0 - (1.0 - first) ** (1.0 - progress) * (1.0 - last) ** progress if steps else first
+
+
+def annealed_distance(group: Group) -> Scalar:
+    """Return the a of y = x + av after a step of ScheduleFree+."""
+    k = group["steps"].to(group["step_size"].dtype)
+    distance: Scalar = (1.0 - annealed(group, k - 1)) * (1.0 - group["share"])
+    return distance
+
+
+def weigh(group: Group, gamma: Scalar) -> None:
+    """Write the share c = w / Σw of this step, where w = kʳ(max γ)ᵖ; Σw is kept divided by the newest (max γ)ᵖ."""
+    k = group["steps"].to(group["step_size"].dtype)
+    largest = maximum(group["largest_step"], gamma)
+    fallen = where(largest > 0, group["largest_step"] / where(largest > 0, largest, 1.0), 1.0)
+    weight = where(k > group["averaging_warmup"], k ** group["r"], 0.0)
+    total = group["total_weight"] * fallen ** group["weight_lr_power"] + weight
+    group["share"] = where(total > 0, weight / where(total > 0, total, 1.0), 1.0)
+    group["largest_step"], group["total_weight"] = largest, total
 
 
 def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line:
@@ -135,6 +217,22 @@ def averaged(
     dot = averages["dot_average"] = beta * averages["dot_average"] + (1.0 - beta) * g_x
     parts[0].model = (loss + d_x_undecayed - dot) / rho
     return Line((loss + d_x - dot) / rho, squares, line.lower_bound)
+
+
+def mean_model(line: Line, parts: list[Part], averages: dict[str, Any], beta: Scalar, beta2: Any = None) -> Line:
+    """Return the value at x of the average of linear models, in one scalar h = f̄ − p̄; its slope is the method's own.
+
+    The direction is the average m of the gradients; weight decay is AdamW's.
+    """
+    like, products = parts[0].group["step_size"], []
+    for part in parts:
+        products.append(part.average_(beta, beta2, with_x=True))
+        part.u = part.buffers[AVERAGE]
+        if part.group["weight_decay"]:
+            part.decay = 1.0 - decay_of(part.group)
+    g_x, d_x = (add_up([product[i] for product in products], like) for i in (0, 1))
+    h = averages["model_average"] = beta * averages["model_average"] + (1.0 - beta) * (line.value - g_x)
+    return line._replace(value=h + d_x)
 
 
 def learned(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:

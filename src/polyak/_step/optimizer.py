@@ -180,7 +180,7 @@ class PolyakOptimizer(Optimizer):
         whole = ball if len(squares) == len(parts) else None
         self._squares[:] = [] if whole is None else [whole.shrink_(parts, squares)]
         if whole is None and squares:
-            project(self.param_groups, self._constraint)
+            project(self.param_groups, self._constraint, parts)
 
     def watch(self, loss: Tensor, scaler: Any = None) -> Tensor:
         """Let backward itself report the loss, for loops whose step() carries none.

@@ -57,6 +57,7 @@ FractionOrNone = Annotated[
     Allowed(lambda value: value is None or (is_number(value) and 0 <= value < 1), "None or a number in [0, 1)"),
 ]
 Steps = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a number ≥ 1, usually len(data_loader)")]
+Count = Annotated[int, numbers(lambda n: 0 <= n < math.inf and n == int(n), "an integer ≥ 0")]
 PositiveOrInf = Annotated[float, numbers(lambda gamma: gamma > 0, "a number > 0")]
 Growth = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a finite number ≥ 1, the growth of the cap per epoch")]
 Betas = Annotated[

@@ -44,6 +44,11 @@ class Part(Protocol):
     coupled_decay: float
     divisor: Any
     preconditioner: Preconditioner | None
+    beta: Any
+    ahead: Any
+    next_beta: Any
+    squared_decay: float
+    signed: bool
     skip: Any
     gradient_squares: Any
     squares: Any

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._backend.distributed import send
+from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import number
-from .._backend.vector import add_up
+from .._backend.vector import add_, add_up, assign_
 from ..constraints.balls import L2Ball
 from .advice import Advice
 from .parts import Group, Part, whole
@@ -23,13 +25,35 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def project(groups: Sequence[Group], shared: Constraint | None) -> None:
-    """Project what requires a gradient."""
+def project(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[Part] = ()) -> None:
+    """Project what requires a gradient; of a schedule-free method whose `parts` have moved, z."""
+    if any([part.form is Form.SCHEDULE_FREE for part in parts]):
+        _project_ahead(groups, shared, parts)
+        return
     if shared is not None:
         _project(shared, _sharing(groups))
     for group in groups:
         if group.get("constraint") is not None:
             _project(group["constraint"], [group])
+
+
+def _project_ahead(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[Part]) -> None:
+    """Project z = y + ahead·v, where the parameters hold y; x and y follow as averages of such points."""
+    if shared is None and all([group.get("constraint") is None for group in groups]):
+        return
+    before = []
+    for part in parts:
+        y = [tensor.clone() for tensor in part.x]
+        add_(part.x, part.buffers[MOMENTUM], part.ahead, foreach=part.group["foreach"])
+        before.append((y, [tensor.clone() for tensor in part.x]))
+    project(groups, shared)
+    for part, (y, z) in zip(parts, before, strict=True):
+        moved = [new - old for new, old in zip(part.x, z, strict=True)]
+        if part.skip is not None:
+            moved = [tensor.masked_fill(send(part.skip, tensor), 0.0) for tensor in moved]
+        assign_(part.x, y)
+        add_(part.x, moved, 1.0 - part.ahead, foreach=part.group["foreach"])
+        add_(part.buffers[MOMENTUM], moved, 1.0, foreach=part.group["foreach"])
 
 
 def _project(constraint: Constraint, groups: Sequence[Group]) -> None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import away_from_zero
-from .._backend.vector import AVERAGE, SQUARES, WIDE, scalar_dtype
+from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
 from .options import Allowed, check
 from .parts import Group
 
@@ -27,6 +27,8 @@ EARLIEST = {  # states of 0.1.0 name no method, but these options tell
     "c": "SPS",
 }
 
+
+TRAIN_MODE = "train_mode"  # the key of a schedule-free group that is False while its parameters hold the average
 
 BUFFERS = {MOMENTUM: "momentum", AVERAGE: "gradient average", SQUARES: "average of squares"}
 
@@ -94,6 +96,8 @@ def place_scalars(optimizer: Any) -> None:
     dtype = scalar_dtype([p for group in groups for p in group["params"]])
     for group in groups:
         group[METHOD] = owner
+        if hasattr(optimizer, "distance"):
+            group.setdefault(TRAIN_MODE, groups[0].get(TRAIN_MODE, True))
         device = group["params"][0].device if group["params"] else None
         for name, first in scalars(group).items():
             value, kind = group.get(name, first), torch.int64 if isinstance(first, int) else dtype
@@ -144,7 +148,7 @@ def restore_buffers(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
 
 def own_keys(group: Group, scalars: Mapping[str, float]) -> Group:
     """Return a group without what only a step writes into it."""
-    return {name: value for name, value in group.items() if name not in {*scalars, METHOD, RADIUS}}
+    return {name: value for name, value in group.items() if name not in {*scalars, METHOD, RADIUS, TRAIN_MODE}}
 
 
 @contextmanager
@@ -158,3 +162,38 @@ def without_trace(groups: list[Group]) -> Iterator[None]:
         for group, old in zip(groups, before, strict=True):
             group.update(old)
         raise
+
+
+# What the parameters of a schedule-free method hold.
+
+
+def train(self: Any) -> None:
+    """Let the parameters hold y again, at which gradients are taken; call it before the first batch after `eval()`."""
+    _switch(self, True)
+
+
+def evaluate(self: Any) -> None:
+    """Let the parameters hold the averaged iterate x, to evaluate or to export the model; `step()` then raises."""
+    _switch(self, False)
+
+
+@torch.no_grad()
+def _switch(optimizer: Any, training: bool) -> None:
+    for group in optimizer.param_groups:
+        if group[TRAIN_MODE] is training:
+            continue
+        group[TRAIN_MODE] = training
+        moved = [p for p in group["params"] if MOMENTUM in optimizer.state.get(p, {})]
+        if moved:
+            x, v = [real(p) for p in moved], [real(optimizer.state[p][MOMENTUM]) for p in moved]
+            a = optimizer.distance(group)
+            add_(x, v, a if training else -a, foreach=group["foreach"])
+
+
+def check_training(group: Group) -> None:
+    """Raise RuntimeError if the parameters hold the averaged iterate, at which no gradient is taken."""
+    if not group[TRAIN_MODE]:
+        raise RuntimeError(
+            f"{group[METHOD]}.step() after eval(): the parameters hold the averaged iterate, so call optimizer.train() "
+            "before the forward pass, and optimizer.eval() only to evaluate or to export the model."
+        )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._backend import vector
 from .._backend.chunks import must_not_sync
+from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar, number
 from ._base import Constraint, check_size, real_only
 
@@ -71,12 +72,35 @@ class L2Ball(Constraint):
 
     def shrink_(self, parts: Sequence[Any], squares: Sequence[Scalar]) -> Scalar:
         """Project the parts of a model; `squares` add up to their ‖x‖², which is returned."""
+        if parts[0].form is Form.SCHEDULE_FREE:
+            return self._shrink_ahead(parts)
         squared_norm = squares[0] if len(squares) == 1 else vector.add_up(squares, parts[0].group["step_size"])
         rounding = parts[0].rounding if len(parts) == 1 else max([part.rounding for part in parts])
         factor = self.scale(squared_norm, rounding)
         if factor is not None:
             for part in parts:
                 part.scale_(part.x, factor)
+        return squared_norm
+
+    def _shrink_ahead(self, parts: Sequence[Any]) -> Scalar:
+        """Project z = y + k·v, where the parameters hold y: v ← v + δ and y ← y + (1 − k)δ for δ = (factor − 1)z."""
+        squares = []
+        for part in parts:
+            k, v = part.ahead, part.buffers[MOMENTUM]
+            squares.append(part.sum_squares(part.x) + k * (2.0 * part.dot(part.x, v) + k * part.sum_squares(v)))
+        rounding = max([part.rounding for part in parts])
+        squared_norm = vector.add_up(squares, parts[0].group["step_size"])
+        factor = self.scale(squared_norm, rounding)
+        if factor is None:
+            return squared_norm
+        for part in parts:
+            k, v, foreach = part.ahead, part.buffers[MOMENTUM], part.group["foreach"]
+            shrink = factor - 1.0 if part.skip is None else torch.where(part.skip, 0.0, factor - 1.0)
+            part.scale_(v, 1.0 + shrink * k)
+            vector.add_(v, part.x, shrink, foreach=foreach)
+            share = (1.0 - k) * shrink / (1.0 + shrink * k)  # of y + k·v, in which v is the new one
+            part.scale_(part.x, 1.0 + share)
+            vector.add_(part.x, v, share * k, foreach=foreach)
         return squared_norm
 
     def scale(self, squared_norm: Scalar, rounding: float) -> Scalar | None:

@@ -32,15 +32,15 @@ class AdaSPS(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([4.0, -2.0]))
         >>> optimizer = polyak.AdaSPS([w], c=0.2)
         >>> for _ in range(600):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 2).square() + 0.5 * (w[1] - 1).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [2.0, 1.0]
 
     Differences from the paper: a batch of zero loss or gradient leaves γ_{t−1} as it is, instead of ending the run.
 

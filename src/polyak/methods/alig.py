@@ -36,15 +36,15 @@ class ALIG(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([4.0, 1.0]))
         >>> optimizer = polyak.ALIG([w], lr=1.0, eps=0.0)
         >>> for _ in range(100):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 2).square() + 0.5 * (w[1] - 4).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 3) for value in w.tolist()]
-        [1.0, 2.0]
+        [2.0, 4.0]
 
     Differences from the authors' code: the loss below its bound gives no step instead of an ascent; a loss or gradient
     that is not finite skips the step; the cap is called `lr`, so that schedulers find it; the host never waits for the

@@ -32,15 +32,15 @@ class DecSPS(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
         >>> optimizer = polyak.DecSPS([w])
         >>> for _ in range(400):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] + 1).square() + 0.5 * (w[1] - 2).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [-1.0, 2.0]
 
     Differences from the authors' code: nothing is added to the norm; a batch of zero loss or gradient gives no step,
     and leaves γ_{k−1} as it is, instead of ending the run.

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from .._step.decision import Line
-from .._step.lines import iterate_average
+from .._step.lines import count_steps, iterate_average
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, FractionOrNone
 from .._step.parts import Group, Part
@@ -36,15 +36,15 @@ class IAM(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([4.0, 0.0]))
         >>> optimizer = polyak.IAM([w])
         >>> for _ in range(200):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 2).square() + 0.5 * (w[1] - 3).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [2.0, 3.0]
 
     Differences from the authors' code: a bound of 0 counts as given; the constraint is ours, and moves z as much as x.
 
@@ -67,14 +67,11 @@ class IAM(PolyakOptimizer):
     takes_numbers = True
     momentum_form = Form.HEAVY_BALL
     takes_norm = False
+    averages = count_steps
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the name of the last move."""
         return (MOMENTUM,)
-
-    def averages(self) -> dict[str, float]:
-        """t."""
-        return {"steps": 0}
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along the gradient, with the loss as it would be at z."""

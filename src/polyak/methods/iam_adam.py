@@ -11,7 +11,7 @@ from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from .._backend.vector import SQUARES
 from .._step.decision import Line
-from .._step.lines import iterate_average, precondition
+from .._step.lines import count_steps, iterate_average, precondition
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Fraction, FractionOrNone, NonNegative
 from .._step.parts import Group, Part
@@ -39,15 +39,15 @@ class IAMAdam(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([0.0, -2.0]))
         >>> optimizer = polyak.IAMAdam([w], lr=1.0)
         >>> for _ in range(200):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] + 2).square() + 0.5 * (w[1] - 1).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [-2.0, 1.0]
 
     Differences from the authors' code: t counts steps, not tensors; a bound of 0 counts as given; v is float32 at
     least; the constraint is ours, and moves z as much as x.
@@ -73,14 +73,11 @@ class IAMAdam(PolyakOptimizer):
     takes_numbers = True
     momentum_form = Form.HEAVY_BALL
     takes_norm = needs_norm = False
+    averages = count_steps
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the last move and of v."""
         return (MOMENTUM, SQUARES)
-
-    def averages(self) -> dict[str, float]:
-        """t."""
-        return {"steps": 0}
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along D⁻¹∇f, with the loss as it would be at z."""

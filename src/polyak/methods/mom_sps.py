@@ -35,15 +35,15 @@ class MomSPS(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([5.0, -2.0]))
         >>> optimizer = polyak.MomSPS([w])
         >>> for _ in range(400):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 3).square() + 0.5 * (w[1] - 1).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [3.0, 1.0]
 
     Differences from the authors' code: f* is respected and the step never negative; a gradient that is exactly 0 gives
     no step, not NaN.

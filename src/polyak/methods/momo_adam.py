@@ -43,15 +43,15 @@ class MoMoAdam(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([6.0, -2.0]))
         >>> optimizer = polyak.MoMoAdam([w], lr=1.0)
         >>> for _ in range(200):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 4).square() + 0.5 * (w[1] - 1).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [4.0, 1.0]
 
     Differences from the authors' code: the averages and the learned bound are part of the state; several groups follow
     one model; a batch whose loss or gradient is not finite leaves the averages as they were; v is float32 at least.

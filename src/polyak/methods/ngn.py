@@ -35,15 +35,15 @@ class NGN(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([4.0, -4.0]))
         >>> optimizer = polyak.NGN([w], lr=1.0)
         >>> for _ in range(200):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 2).square() + 0.5 * (w[1] + 1).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [2.0, -1.0]
 
     Differences from the paper: a known lower bound is subtracted from the loss; γ is 0 for a loss at the bound, where
     the formula divides 0 by 0.

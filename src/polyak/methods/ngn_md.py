@@ -11,7 +11,7 @@ from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from .._backend.vector import SQUARES
 from .._step.decision import Line
-from .._step.lines import dampen, decay_of, precondition
+from .._step.lines import count_steps, dampen, decay_of, precondition
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Betas, Cap, CommonAndBuffers, NonNegative
 from .._step.parts import Group, Part
@@ -38,15 +38,15 @@ class NGNMD(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -5.0]))
         >>> optimizer = polyak.NGNMD([w], lr=1.0)
         >>> for _ in range(400):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] + 1).square() + 0.5 * (w[1] + 2).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [-1.0, -2.0]
 
     Differences from the paper: a known lower bound is subtracted from the loss; v is float32 at least.
 
@@ -66,17 +66,12 @@ class NGNMD(PolyakOptimizer):
     ) -> None:
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, **common)
 
-    takes_numbers = True
-    momentum_form = Form.HEAVY_BALL
+    takes_numbers, momentum_form, averages = True, Form.HEAVY_BALL, count_steps
     takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of u and v."""
         return (MOMENTUM, SQUARES)
-
-    def averages(self) -> dict[str, float]:
-        """k."""
-        return {"steps": 0}
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along D⁻¹∇f, whose step the heavy ball multiplies by 1 − β₁."""

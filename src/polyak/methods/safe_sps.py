@@ -38,15 +38,15 @@ class SafeSPS(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, -5.0]))
         >>> optimizer = polyak.SafeSPS([w], floor=0.1)
         >>> for _ in range(200):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] + 2).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 1) for value in w.tolist()]
-        [1.0, 2.0]
+        [1.0, -2.0]
 
     Differences from the authors' code: the step is never negative; the averaged form decays weights, too, and does not
     fail where the bracket is negative.

@@ -38,15 +38,15 @@ class SmoothMomSPS(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 1.0]))
         >>> optimizer = polyak.SmoothMomSPS([w], steps_per_epoch=10)
         >>> for _ in range(400):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 4).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [1.0, 4.0]
 
     Differences from the authors' code: f* and a cap are respected and the step never negative; a batch of zero loss or
     gradient leaves γ_{t−1} as it is. `group["step_size"]` is γ_t / (1 − β), what one gradient moves x by in all.

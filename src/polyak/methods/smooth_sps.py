@@ -36,15 +36,15 @@ class SmoothSPS(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([0.0, -1.0]))
         >>> optimizer = polyak.SmoothSPS([w], steps_per_epoch=10)
         >>> for _ in range(100):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square()
+        ...     loss = (w[0] + 2).square() + 0.5 * (w[1] - 2).square()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [-2.0, 2.0]
 
     Differences from the authors' code: a batch of zero loss or gradient leaves γ_{t−1} as it is (there it becomes 0 and
     every later step with it); f* and γ_b are respected; a loss below f* gives no step instead of an ascent.

@@ -35,15 +35,15 @@ class SPS(PolyakOptimizer):
 
     Example:
         >>> import torch, polyak
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+        >>> w = torch.nn.Parameter(torch.tensor([5.0, -1.0]))
         >>> optimizer = polyak.SPS([w], c=0.5)
         >>> for _ in range(100):
-        ...     loss = (w[0] - 1).square() + 0.5 * (w[1] - 2).square() + 7
+        ...     loss = (w[0] - 3).square() + 0.5 * (w[1] - 2).square() + 7
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     _ = optimizer.step(loss=loss, lower_bound=7.0)
         >>> [round(value, 2) for value in w.tolist()]
-        [1.0, 2.0]
+        [3.0, 2.0]
 
     Differences from the authors' code: parameter groups, a per-call bound and an exact resume work; γ is 0 for a
     gradient that is exactly 0, not for every norm below 1e-8.

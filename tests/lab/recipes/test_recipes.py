@@ -341,6 +341,10 @@ OPTIONS = {  # what a recipe gives, and what the parameter group then holds
     "dec-sps": ("lr = 2.0, c0 = 1.5", {}),
     "ada-sps": ("lr = inf, c = 0.5", {}),
     "iam": ('momentum = "none"', {"momentum": None}),
+    "schedule-free-sps": ("lr = 0.5, momentum = 0.8, floor = 0.1", {}),
+    "schedule-free-adam-sps": ("lr = 0.5, beta2 = 0.9, eps = 1e-6", {}),
+    "schedule-free-plus": ("betas = [0.5, 0.9], weight_decay = 20.0, anneal_steps = 100, r = 1.0, norm_beta = 0.5", {}),
+    "sign-sps": ("lr = 0.1, momentum = 0.5, weight_decay = 0.01", {}),
     "iam-adam": ("beta2 = 0.9, momentum = 0.5, float32_momentum = true", {}),
 }
 
