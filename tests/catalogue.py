@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -361,13 +361,19 @@ SCALE_FREE = tuple(method for method in METHODS if method.scale_free)
 UNDECAYED = tuple(method for method in METHODS if "weight_decay" not in method.defaults)
 
 
+NAMES = [method.name for method in METHODS]
+
+
 def _each(methods: Iterable[Method]) -> Any:
     return pytest.mark.parametrize("method", methods, ids=lambda method: method.name)
 
 
-def _each_form(methods: Iterable[Method]) -> Any:
-    rows = [pytest.param(method, form, id=f"{method.name}-{form}") for method in methods for form in method.momenta]
-    return pytest.mark.parametrize(("method", "form"), rows)
+def _each_form(methods: Iterable[Method], quick: Container[str] = frozenset(NAMES)) -> Any:
+    """Cross methods and their forms; those of methods that are not `quick` are slow tests."""
+    marks = {method.name: () if method.name in quick else pytest.mark.slow for method in methods}
+    rows = [(method, form) for method in methods for form in method.momenta]
+    cells = [pytest.param(*row, id=f"{row[0].name}-{row[1]}", marks=marks[row[0].name]) for row in rows]
+    return pytest.mark.parametrize(("method", "form"), cells)
 
 
 each_classic, each_classic_form = _each(CLASSIC), _each_form(CLASSIC)
@@ -375,6 +381,7 @@ each_kernel_form = _each_form(method for method in METHODS if method.has_kernel)
 each_buffered, each_buffered_form = _each(BUFFERED), _each_form(BUFFERED)
 each_capped, each_capped_form = _each(CAPPED), _each_form(CAPPED)
 each_undecayed, each_scale_free_form = _each(UNDECAYED), _each_form(SCALE_FREE)
+each_kind_of_move = _each_form(METHODS, {"ALIG", "MomSPS", "MoMo", "MoMoAdam"})  # for tests that take seconds
 each_method, each_form = _each(METHODS), _each_form(METHODS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Problem, each_form, each_kernel_form, each_method
+from catalogue import Problem, each_kind_of_move, each_method
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
 
@@ -49,7 +49,7 @@ def run(optimizer, steps=2, loss=1.0):
 
 
 @without_gpu
-@each_form
+@each_kind_of_move
 @pytest.mark.parametrize("steps", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "rtol"), WIDE, ids=str)
 def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, interpreted):
@@ -63,7 +63,7 @@ def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, int
 
 
 @without_gpu
-@each_kernel_form
+@each_kind_of_move
 def test_every_step_is_made_by_the_kernels_alone(method, form, interpreted, monkeypatch):
     monkeypatch.setattr(cuda, "as_general", None)
     for dtype, options in zip((torch.float32, torch.float64), method.trials, strict=False):
@@ -72,7 +72,7 @@ def test_every_step_is_made_by_the_kernels_alone(method, form, interpreted, monk
 
 
 @without_gpu
-@each_form
+@each_kind_of_move
 @pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_float16_is_rounded_as_the_loop_does(method, form, steps, interpreted):
     """Bit for bit while the cap is the step size, since then the order of the sums does not matter."""
@@ -84,7 +84,7 @@ def test_float16_is_rounded_as_the_loop_does(method, form, steps, interpreted):
 
 
 @without_gpu
-@each_form
+@each_kind_of_move
 def test_bfloat16_is_moved_up_to_its_rounding(method, form, interpreted):
     """The interpreter cuts bfloat16 off where GPUs round, so bits are compared on a GPU only."""
     ends = []
@@ -112,7 +112,7 @@ def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radiu
 
 
 @without_gpu
-@each_form
+@each_kind_of_move
 def test_layouts_a_kernel_cannot_take_are_moved_all_the_same(method, form, interpreted):
     ends = []
     for backend in ({"foreach": False}, {"fused": True}):
@@ -123,7 +123,7 @@ def test_layouts_a_kernel_cannot_take_are_moved_all_the_same(method, form, inter
 
 
 @without_gpu
-@each_form
+@each_kind_of_move
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
 def test_a_skipped_step_stores_nothing(method, form, loss, interpreted):
     optimizer = method.build(large(shapes=SHAPES[:4]), form, lr=0.1, constraint=polyak.L2Ball(1e3), fused=True)
@@ -135,7 +135,7 @@ def test_a_skipped_step_stores_nothing(method, form, loss, interpreted):
 
 
 @without_gpu
-@each_form
+@each_kind_of_move
 def test_two_runs_are_the_same_bits(method, form, interpreted):
     ends = []
     for _ in range(2):

@@ -96,10 +96,14 @@ def gather(group: Group, state: State, names: Iterable[str], form: Form) -> Part
 
 def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[str, Vector]) -> Part:
     """Return parameters, their gradients and buffers as the group's backend takes them."""
+    fused, x = group.get("fused"), params
+    kernels = _kernels_for(group, params) if fused and params else None
+    if kernels and (packed := pack([params, grads, *buffers.values()], kernels.TYPES)):
+        return cast(Part, kernels(group, params, *packed[:2], dict(zip(buffers, packed[2:], strict=True))))
     kinds = set()
     for tensor in (*params, *grads):
         kinds.add((tensor.__class__, tensor.layout, tensor.dtype))
-    common, fused, x = kinds <= COMMON, group.get("fused"), params
+    common = kinds <= COMMON
     if not common:
         for grad in grads:
             check_dense(grad)
@@ -108,8 +112,8 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
         buffers = {name: [real(tensor) for tensor in buffer] for name, buffer in buffers.items()}
     elif not fused and group["foreach"] is None and _are_pieces([*x, *grads, *chain(*buffers.values())]):
         return Pieces(group, params, x, grads, buffers)
-    kernels = _on_kernels(group, params, {"x": x, "g": grads, **buffers}) if fused and params else None
-    part = kernels or General(group, params, x, grads, buffers)
+    vectors = {"x": x, "g": grads, **buffers}
+    part = _by_kernel(kernels, group, params, vectors) if kernels else General(group, params, x, grads, buffers)
     part.sharded = not common and any_sharded(params)
     return part
 
@@ -148,22 +152,14 @@ def _are_pieces(tensors: Vector) -> bool:
     return {*map(DTYPE, tensors)} in WIDE and all(map(IS_CPU, tensors))
 
 
-def _on_kernels(group: Group, params: list[Tensor], vectors: Mapping[str, Vector]) -> Part | None:
-    """Return the vectors as the kernels of fused=True take them, or None if there are none for their device."""
+def _kernels_for(group: Group, params: list[Tensor]) -> Any:
+    """Return the class of the kernels of fused=True on the parameters' device, or None if there are none."""
     device = params[0].device
     if torch.compiler.is_compiling() or device != group["step_size"].device:  # a kernel reads the step size there
         return None
     if device.type == "cpu" and not chunks.INTERPRETED:
-        kernels: Any = CpuKernels
-    elif device.type in ("cpu", "cuda"):
-        kernels = _cuda_kernels()
-    else:
-        return None
-    packed = pack([*vectors.values()], kernels.TYPES)
-    if packed:
-        buffers = dict(zip(vectors, packed, strict=True))
-        return cast(Part, kernels(group, params, buffers.pop("x"), buffers.pop("g"), buffers))
-    return _by_kernel(kernels, group, params, vectors)
+        return CpuKernels
+    return _cuda_kernels() if device.type in ("cpu", "cuda") else None
 
 
 def _cuda_kernels() -> Any:
