@@ -370,10 +370,12 @@ def _each(methods: Iterable[Method]) -> Any:
 
 def _each_form(methods: Iterable[Method], quick: Container[str] = frozenset(NAMES)) -> Any:
     """Cross methods and their forms; those of methods that are not `quick` are slow tests."""
-    marks = {method.name: () if method.name in quick else pytest.mark.slow for method in methods}
-    rows = [(method, form) for method in methods for form in method.momenta]
-    cells = [pytest.param(*row, id=f"{row[0].name}-{row[1]}", marks=marks[row[0].name]) for row in rows]
-    return pytest.mark.parametrize(("method", "form"), cells)
+    rows = [
+        pytest.param(method, form, id=f"{method.name}-{form}", marks=() if method.name in quick else pytest.mark.slow)
+        for method in methods
+        for form in method.momenta
+    ]
+    return pytest.mark.parametrize(("method", "form"), rows)
 
 
 each_classic, each_classic_form = _each(CLASSIC), _each_form(CLASSIC)
