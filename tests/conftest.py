@@ -62,7 +62,7 @@ def _messages_are_sentences() -> Iterator[None]:
         yield
 
 
-SHARES = {"ALIG": 1, "SPS": 4, "SmoothSPS": 4}  # between them they take every path of the step
+SHARES = {"ALIG": 1, "SPS": 8, "SmoothSPS": 8}  # between them they take every path of the step
 SHARE = 20
 
 

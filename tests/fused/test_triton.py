@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Problem, each_kind_of_move, each_method
+from catalogue import Problem, each_kind_of_move, each_method_of_a_kind
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
 
@@ -96,7 +96,7 @@ def test_bfloat16_is_moved_up_to_its_rounding(method, form, interpreted):
 
 @without_gpu
 @pytest.mark.parametrize("radius", [1e3, 50.0], ids=["inside", "active"])
-@each_method
+@each_method_of_a_kind
 def test_every_span_of_every_tensor_is_measured_moved_and_rescaled(method, radius, interpreted):
     ends, norms = [], []
     for backend in ({"foreach": False}, {"fused": True}):

@@ -118,6 +118,6 @@ class ScheduleFreePlus(PolyakOptimizer):
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = lr (f − f* + β⟨∇f, z − x⟩)₊ / n."""
         positive = line.slope > 0
-        gamma = group["lr"] * where(positive, line.gap / where(positive, line.slope, 1.0), 0.0)
+        gamma = where(positive, group["lr"] * (line.gap / where(positive, line.slope, 1.0)), 0.0)
         weigh(group, gamma)
         return gamma, where(group["lr"] > 0, math.inf, 0.0)  # no cap, but 0 is meant

@@ -215,6 +215,7 @@ def test_a_number_of_jobs_that_is_no_whole_number(count, recipe, tmp_path, capsy
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_more_jobs_than_runs(recipe, tmp_path, capsys):
     arguments = ("run", recipe, "--out", tmp_path / "runs", "--seeds", 0, "--row", "SGD", "--jobs")
     assert call(*arguments, 10**30) == 0
