@@ -385,7 +385,7 @@ each_capped, each_capped_form = _each(CAPPED), _each_form(CAPPED)
 each_undecayed, each_scale_free_form = _each(UNDECAYED), _each_form(SCALE_FREE)
 KINDS_OF_MOVE = {"ALIG", "MomSPS", "MoMo", "MoMoAdam"}  # for tests that take seconds
 each_kind_of_move = _each_form(METHODS, KINDS_OF_MOVE)
-each_method_of_a_kind = _each(method for method in METHODS if method.name in KINDS_OF_MOVE)
+each_method_of_a_kind = _each([method for method in METHODS if method.name in KINDS_OF_MOVE])
 each_method, each_form = _each(METHODS), _each_form(METHODS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 
