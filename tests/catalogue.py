@@ -100,6 +100,23 @@ _MOMO_SYMBOLS = {
 _SCHEDULE_FREE = {"lr": "γ_b", "momentum": "β", "floor": "M", "lower_bound": "f_star", "radius": "r"}
 
 
+def _muon_momo(
+    x: ndarray,
+    f: Callable[..., Any],
+    T: int,
+    momentum: float = 0.95,
+    beta2: float = 0.95,
+    norm: str | None = None,
+    polar: str = "polar-express",
+    steps: int = 5,
+    **options: Any,
+) -> ndarray:
+    """Run the transcription with the polar factor that has this name, on the shapes of `Problem.make()`."""
+    found = {"polar-express": papers.polar.polar_express, "newton-schulz": papers.polar.newton_schulz}[polar]
+    shapes = ((x.size,),) if norm == "adam" else SHAPES
+    return papers.muon_momo(x, f, T, β=(momentum, beta2), shapes=shapes, polar=lambda G: found(G, steps), **options)
+
+
 METHODS: tuple[Method, ...] = (
     Method(
         "ALIG",
@@ -348,6 +365,33 @@ METHODS: tuple[Method, ...] = (
             {"lr": 0.2, "momentum": 0.9, "lower_bound": -1e-3},
         ),
         momenta=("none",),
+        has_kernel=False,
+        scale_free=False,
+    ),
+    Method(
+        "MuonMoMo",
+        polyak.MuonMoMo,
+        _muon_momo,
+        symbols={
+            "lr": "η",
+            "momentum": "momentum",
+            "beta2": "beta2",
+            "eps": "ε",
+            "weight_decay": "λ",
+            "norm": "norm",
+            "polar": "polar",
+            "polar_steps": "steps",
+            "stale": "stale",
+            "lower_bound": "f_star",
+            "radius": "r",
+        },
+        trials=(
+            {"lr": 0.03, "momentum": 0.3, "beta2": 0.5, "eps": 1.0},
+            {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.05, "stale": True, "polar": "newton-schulz", "eps": 0.9},
+            {"lr": 3.0, "momentum": 0.9, "polar_steps": 9, "norm": "adam", "lower_bound": -1e-3, "eps": 1.0},
+        ),
+        momenta=("none",),
+        uncapped_steps=5,
         has_kernel=False,
         scale_free=False,
     ),

@@ -45,6 +45,10 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "averaging_warmup": ((-1, 0.5, NAN, INF, "1", None, True), "an integer ≥ 0"),
     "r": ((NAN, INF, -INF, "0", None, True), "a finite number"),
     "weight_lr_power": ((-1e-8, NAN, INF, "0", None, True), "a finite number ≥ 0"),
+    "norm": (("frobenius", 2, True, ""), "None, 'spectral' or 'adam'"),
+    "polar": (("svd", None, 5, True), "'polar-express' or 'newton-schulz'"),
+    "polar_steps": ((0, 1.5, NAN, INF, "5", None, True), "an integer ≥ 1"),
+    "stale": ((1, 0.0, "yes", None), "True or False"),
     "c0": ((0, -0.5, NAN, INF, "0.5", None, True), "a finite number > 0"),
 }
 # Where a method allows more than the others.

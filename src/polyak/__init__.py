@@ -24,6 +24,7 @@ from .methods.iam_adam import IAMAdam
 from .methods.mom_sps import MomSPS
 from .methods.momo import MoMo
 from .methods.momo_adam import MoMoAdam
+from .methods.muon_momo import MuonMoMo
 from .methods.ngn import NGN
 from .methods.ngn_md import NGNMD
 from .methods.safe_sps import SafeSPS
@@ -61,6 +62,7 @@ __all__ = [
     "MoMo",
     "MoMoAdam",
     "MomSPS",
+    "MuonMoMo",
     "NonNegative",
     "PolyakOptimizer",
     "SafeSPS",

@@ -42,6 +42,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "schedule-free-adam-sps": polyak.ScheduleFreeAdamSPS,
     "schedule-free-plus": polyak.ScheduleFreePlus,
     "sign-sps": polyak.SignSPS,
+    "muon-momo": polyak.MuonMoMo,
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,

@@ -85,6 +85,17 @@ def _managed_by_fsdp(ids: frozenset[int]) -> list[Any]:
     return [each for each in living if type(each) in kinds and id(getattr(each, "sharded_param", None)) in ids]
 
 
+def whole_of(piece: Tensor, owner: Tensor) -> Tensor:
+    """Return the whole of a tensor that is sharded as its owner is, of which this process holds a piece."""
+    if not is_sharded(owner):
+        return piece
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = owner.device_mesh, owner.placements  # type: ignore[attr-defined]
+    sharded = DTensor.from_local(piece, mesh, placements, run_check=False, shape=owner.shape, stride=owner.stride())
+    return sharded.full_tensor()
+
+
 def piece_of(whole: Tensor, owner: Tensor) -> Tensor:
     """Cut this process's piece out of a tensor that every process holds whole; nothing is sent."""
     if not is_sharded(owner):

@@ -227,7 +227,7 @@ def mean_model(line: Line, parts: list[Part], averages: dict[str, Any], beta: Sc
     like, products = parts[0].group["step_size"], []
     for part in parts:
         products.append(part.average_(beta, beta2, with_x=True))
-        part.u = part.buffers[AVERAGE]
+        part.u, part.squares = part.buffers[AVERAGE], products[-1].sum_squares
         if part.group["weight_decay"]:
             part.decay = 1.0 - decay_of(part.group)
     g_x, d_x = (add_up([product[i] for product in products], like) for i in (0, 1))

@@ -252,7 +252,7 @@ class PolyakOptimizer(Optimizer):
             if "weight_decay" not in self.defaults:
                 group.pop("weight_decay", None)
             super().add_param_group(group)
-            _options.check_params(owner, group["params"], group.get("fused"))
+            _options.check_params(owner, group["params"], group.get("fused"), group.get("norm"))
             _state.place_scalars(self)
             if self._ready:
                 self._constraint = start_inside(self.param_groups, self._constraint, self._advice)

@@ -58,6 +58,11 @@ FractionOrNone = Annotated[
 ]
 Steps = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a number ≥ 1, usually len(data_loader)")]
 Count = Annotated[int, numbers(lambda n: 0 <= n < math.inf and n == int(n), "an integer ≥ 0")]
+Iterations = Annotated[int, numbers(lambda n: 1 <= n < math.inf and n == int(n), "an integer ≥ 1")]
+Norm = Annotated[str | None, Allowed(lambda norm: norm in (None, "spectral", "adam"), "None, 'spectral' or 'adam'")]
+Polar = Annotated[
+    str, Allowed(lambda name: name in ("polar-express", "newton-schulz"), "'polar-express' or 'newton-schulz'")
+]
 PositiveOrInf = Annotated[float, numbers(lambda gamma: gamma > 0, "a number > 0")]
 Growth = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a finite number ≥ 1, the growth of the cap per epoch")]
 Betas = Annotated[
@@ -194,7 +199,7 @@ def refuse_cap(owner: str, lr: float) -> NoReturn:
     raise ValueError(f"{owner}: lr={lr!r} is no cap on a step size: a schedule needs a finite lr > 0 to start from.")
 
 
-def check_params(owner: str, params: Iterable[Tensor], fused: bool | None) -> None:
+def check_params(owner: str, params: Iterable[Tensor], fused: bool | None, norm: str | None = None) -> None:
     """Raise TypeError unless all parameters can be moved, ValueError or RuntimeError unless as it is asked."""
     for p in params:
         if isinstance(p, Parameter) and not p.requires_grad:
@@ -203,10 +208,20 @@ def check_params(owner: str, params: Iterable[Tensor], fused: bool | None) -> No
             raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
         if p.layout != torch.strided:
             raise TypeError(f"{owner} moves dense parameters: leave the sparse one of shape {tuple(p.shape)} out.")
+        if norm == "spectral" and not is_matrix(p, norm):
+            raise ValueError(
+                f"{owner}: norm='spectral' is for real matrices, but a {p.dtype} parameter has shape {tuple(p.shape)}: "
+                "put it in a group with norm='adam'."
+            )
         if fused and p.device.type not in KERNELS:
             raise ValueError(f"{owner}: fused=True has no kernel for the device {p.device}: leave it out.")
         if fused and p.is_cpu and not INTERPRETED and p.dtype in REALS:
             kernels(p.dtype)
+
+
+def is_matrix(p: Tensor, norm: str | None) -> bool:
+    """Return whether a parameter is moved in the spectral norm."""
+    return norm != "adam" and p.dim() == 2 and p.numel() > 0 and not p.is_complex()
 
 
 def unknown(owner: str, name: str, options: Mapping[str, Any]) -> str:

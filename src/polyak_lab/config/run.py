@@ -115,7 +115,7 @@ class Optimizer:
     name: Annotated[str, arg(name="optimizer")]
     """sgd, adam, adamw or a method that reads the loss: alig, sps, smooth-sps, momo, momo-adam, ngn, ngn-md, mom-sps,
     smooth-mom-sps, safe-sps, dec-sps, ada-sps, iam, iam-adam, schedule-free-sps, schedule-free-adam-sps,
-    schedule-free-plus or sign-sps. Any class: package.module:Class."""
+    schedule-free-plus, sign-sps or muon-momo. Any class: package.module:Class."""
     l2_ball: Annotated[float | None, arg(aliases=["--radius"])] = None
     """Radius of the l2 ball that the weights stay in."""
     options: Annotated[Mapping[str, Any], arg(name="", constructor=options_from_flags)] = field(default_factory=dict)

@@ -345,6 +345,7 @@ OPTIONS = {  # what a recipe gives, and what the parameter group then holds
     "schedule-free-adam-sps": ("lr = 0.5, beta2 = 0.9, eps = 1e-6", {}),
     "schedule-free-plus": ("betas = [0.5, 0.9], weight_decay = 20.0, anneal_steps = 100, r = 1.0, norm_beta = 0.5", {}),
     "sign-sps": ("lr = 0.1, momentum = 0.5, weight_decay = 0.01", {}),
+    "muon-momo": ('norm = "adam", polar = "newton-schulz", polar_steps = 3, stale = true', {}),
     "iam-adam": ("beta2 = 0.9, momentum = 0.5, float32_momentum = true", {}),
 }
 

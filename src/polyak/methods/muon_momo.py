@@ -1,0 +1,170 @@
+"""Muon-MoMo (Crawshaw et al., ICML 2026)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack, final
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .._backend.distributed import piece_of, whole_of
+from .._backend.moves import Preconditioner
+from .._backend.scalars import Scalar, where
+from .._backend.vector import AVERAGE, SQUARES, add_up, divided
+from .._step.decision import Line
+from .._step.lines import after_first, mean_model
+from .._step.optimizer import PolyakOptimizer
+from .._step.options import Cap, CommonAndBuffers, Flag, Fraction, Iterations, NonNegative, Norm, Polar, is_matrix
+from .._step.parts import Group, Part
+
+# Amsel, Persson, Musco and Gower, 2025, arXiv:2505.16932, for singular values from 0.001 on; all but the last triple
+# are divided by 1.01, 1.01³ and 1.01⁵, so that rounding does not push a singular value out of their range.
+EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+)
+SAFE = [(a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in EXPRESS]
+LAST = (1.875, -1.25, 0.375)
+MUON = (3.4445, -4.7750, 2.0315)  # Jordan et al., 2024
+
+
+@final
+class MuonMoMo(PolyakOptimizer):
+    r"""Muon with a Polyak step: the spectral norm for matrices, Adam's norm for all other parameters.
+
+    .. code-block:: text
+
+        m ← βm + (1 − β)∇f(x)      v ← β₂v + (1 − β₂)∇f(x)²      h ← βh + (1 − β)(f(x) − ⟨∇f(x), x⟩)
+        u = UVᵀ for a matrix m = UΣVᵀ, else m / (ε + √v)      all averages are from the first batch
+        γ = min{ (h + ⟨m, x⟩ − f*)₊ / ⟨m, u⟩, η }      x ← Π((1 − ηλ)x − γu)
+
+    Pass the mean loss of the mini-batch, the very value whose gradient was computed, without weight decay in it; give
+    the floor of a language model's loss as `lower_bound`. Hidden matrices belong in one group and, as for Muon,
+    embeddings and the last layer in a group with `norm="adam"`.
+
+    Args:
+        params: parameters or parameter groups, as for every torch optimizer.
+        lr: the cap η on the step size, ≥ 0. Default 0.01, the authors' value.
+        momentum: β in [0, 1), how slowly the averages forget. Default 0.95, the authors' value.
+        beta2: β₂ in [0, 1). Default 0.95, the authors' value.
+        eps: ε ≥ 0, added to the root. Default 1e-8, as in Adam.
+        weight_decay: λ ≥ 0, decoupled as in AdamW. Default 0.
+        norm: "spectral" for a group of matrices alone, "adam" for one that has none of the spectral norm. Default None:
+            spectral for every real matrix, Adam's for the others.
+        polar: how UVᵀ is found, "polar-express" (default) or "newton-schulz", Muon's own iteration.
+        polar_steps: the iterations of that, ≥ 1. Default 5, the authors' value.
+        stale: divide by the last step's ⟨m, u⟩ of the matrices instead of this one's. Default False.
+
+    Raises:
+        ValueError: a group with `norm="spectral"` holds something else than a real matrix, or an option is outside its
+            range, or a group misspells it.
+
+    Example:
+        >>> import torch, polyak
+        >>> layer = torch.nn.Linear(4, 3)
+        >>> x, y = torch.randn(32, 4), torch.randn(32, 3)
+        >>> optimizer = polyak.MuonMoMo(layer.parameters(), lr=0.1)
+        >>> before = torch.nn.functional.mse_loss(layer(x), y).item()
+        >>> for _ in range(50):
+        ...     optimizer.zero_grad()
+        ...     loss = torch.nn.functional.mse_loss(layer(x), y)
+        ...     loss.backward()
+        ...     _ = optimizer.step(loss=loss)
+        >>> loss.item() < before
+        True
+
+    Differences from the authors' code: the step is never negative; the averages are part of the state and shared by all
+    groups; a batch whose loss or gradient is not finite leaves them as they were; v is float32 at least; the constraint
+    is ours.
+
+    Reference:
+        M. Crawshaw et al., ICML 2026, arXiv:2510.09827, Muon-MoMo: LMO form, ℓ∞ product of the layers' norms.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Cap = 0.01,
+        *,
+        momentum: Fraction = 0.95,
+        beta2: Fraction = 0.95,
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        norm: Norm = None,
+        polar: Polar = "polar-express",
+        polar_steps: Iterations = 5,
+        stale: Flag = False,
+        **common: Unpack[CommonAndBuffers],
+    ) -> None:
+        own = {"norm": norm, "polar": polar, "polar_steps": polar_steps, "stale": stale, "weight_decay": weight_decay}
+        super().__init__(params, lr, momentum=momentum, beta2=beta2, eps=eps, **own, **common)
+
+    takes_numbers = True
+    takes_norm = False
+
+    def buffers(self, group: Group) -> Sequence[str]:
+        """Return the names of m and v."""
+        return (AVERAGE, SQUARES)
+
+    def averages(self) -> dict[str, float]:
+        """k, h and the ⟨m, u⟩ of the last step's matrices."""
+        return {"steps": 0, "model_average": 0.0, "nuclear_norm": 0.0}
+
+    def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
+        """Return the averaged model along u, whose slope is ⟨m, u⟩."""
+        k = averages["steps"] = averages["steps"] + 1
+        group, last = parts[0].group, averages["nuclear_norm"]
+        for part in parts:
+            part.preconditioner = Preconditioner(1.0, part.group["eps"])
+        line = mean_model(line, parts, averages, after_first(group["momentum"], k), after_first(group["beta2"], k))
+        nuclear, others = zip(*map(turn, parts), strict=True)
+        now = averages["nuclear_norm"] = add_up(nuclear, group["step_size"])
+        used = where(k > 1, last, now) if group["stale"] else now
+        return line._replace(slope=used + add_up(others, group["step_size"]))
+
+    def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
+        """γ = min{ (h + ⟨m, x⟩ − f*)₊ / ⟨m, u⟩, η }."""
+        return line.gap / line.slope, group["lr"]
+
+
+def turn(part: Any) -> tuple[Scalar, Scalar]:
+    """Set the direction u of a part; return ⟨m, u⟩ over its matrices, and over the others."""
+    group, m, s = part.group, part.buffers[AVERAGE], part.buffers[SQUARES]
+    owners = [p for some in getattr(part, "parts", [part]) for p in some.params]
+    matrices = [is_matrix(p, group["norm"]) for p in owners]
+    adam = part.preconditioner
+    if not any(matrices):  # the move divides, a piece at a time
+        return 0.0, part.squares
+    part.preconditioner = None
+    u: list[Tensor] = []
+    nuclear, others = [*m], [*m]
+    for i, (p, average, squares, matrix) in enumerate(zip(owners, m, s, matrices, strict=True)):
+        u.append(_polar(average, p, group) if matrix else divided([average], [squares], adam)[0].to(average.dtype))
+        (others if matrix else nuclear)[i] = torch.zeros_like(average)
+    part.u = u
+    return part.dot(nuclear, u), part.dot(others, u)
+
+
+def _polar(m: Tensor, owner: Tensor, group: Group) -> Tensor:
+    whole = whole_of(m, owner)
+    found = polar(whole if whole.dtype.itemsize > 2 else whole.float(), group["polar"], group["polar_steps"])
+    return piece_of(found.to(m.dtype), owner)
+
+
+def polar(m: Tensor, name: str, steps: int) -> Tensor:
+    """Return about UVᵀ for a matrix UΣVᵀ, by iterations of odd polynomials."""
+    if m.shape[0] > m.shape[1]:
+        return polar(m.T, name, steps).T
+    express = name == "polar-express"
+    x: Tensor = m / (torch.linalg.vector_norm(m) * (1.01 if express else 1.0) + 1e-7)
+    for a, b, c in [*SAFE, *[LAST] * steps][:steps] if express else [MUON] * steps:
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x
