@@ -19,7 +19,7 @@ def results(tmp_path_factory):
     def of(world):
         if world not in stored:
             folder = tmp_path_factory.mktemp(f"world-{world}")
-            launch("equal_to_one_process.py", world, folder, seconds=600.0)
+            launch("equal_to_one_process.py", world, folder, seconds=1800.0)
             stored[world] = torch.load(folder / "results.pt")
         return stored[world]
 

@@ -254,10 +254,10 @@ def tiny(run):
 
 
 def first_of_its_kind_is_quick():
-    """Mark as slow the rows whose network, data and optimizer an earlier row has."""
+    """Mark as slow the rows whose network and data an earlier row has."""
     seen = set()
     for recipe, row in ROWS:
-        kind = (row.run.model.name, row.run.data.name, row.run.optimizer.name)
+        kind = (row.run.model.name, row.run.data.name)
         marks = pytest.mark.slow if kind in seen else ()
         seen.add(kind)
         yield pytest.param(recipe, row, id=f"{recipe}-{row.slug}", marks=marks)

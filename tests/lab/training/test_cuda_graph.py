@@ -63,7 +63,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("kind", ON_CPU)
-@pytest.mark.parametrize("model", ["mlp", "resnet8"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("resnet8", marks=pytest.mark.slow)])
 def test_steps_on_tensors_that_stay_are_the_steps_of_a_run(kind, model):
     """Eight steps an epoch, the last of 37 samples: warm, replayed and smaller batches are all there."""
     epochs = 3 if model == "mlp" else 1
