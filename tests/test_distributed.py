@@ -8,7 +8,6 @@ from distributed.launch import launch
 from observe import SMALL_BALLS
 
 WORLDS = (2, 4)
-ROUNDED = ("MuonMoMo", "IAMAdam", "ScheduleFreeAdamSPS")  # D⁻¹ and the polar factor enlarge the rounding of float32
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings(SMALL_BALLS)]
 
@@ -31,7 +30,7 @@ def results(tmp_path_factory):
 def test_ranks_with_different_data_equal_one_process_on_the_full_batch(results, world, case):
     result = results(world)[case]
     assert result["moved"] > 1e-2
-    assert result["difference"] <= (1e-5 if any(name in case for name in ROUNDED) else 1e-6)
+    assert result["difference"] <= 1e-6
     assert result["identical"]
 
 
