@@ -69,6 +69,14 @@ class Method:
     """Whether a cap of the method's own falls below lr."""
     scale_free: bool = True
     """Whether s times the loss gives the same points at lr / s."""
+    overflows: bool = True
+    """Whether a loss of 1e30 makes a step that is no float32 number, where nothing caps it."""
+    kernel_steps: int = 100
+    """How many steps at lr = 0.1 do not amplify the rounding of a kernel."""
+    makes_direction: bool = False
+    """Whether it moves along a direction of its own, made for a piece of the parameters at a time."""
+    rounds_alike: bool = True
+    """Whether processes that sum in another order end within the rounding of float32; else in that of float64."""
 
     def build(self, params: Iterable[Any], form: str = "none", **options: Any) -> polyak.PolyakOptimizer:
         """Return the optimizer with one of the MOMENTUM forms, without an eps or a momentum that it does not have."""
@@ -270,6 +278,7 @@ METHODS: tuple[Method, ...] = (
         momenta=("none",),
         own_cap=True,
         scale_free=False,
+        overflows=False,  # its step is √(loss) times shorter
     ),
     Method(
         "IAM",
@@ -298,6 +307,7 @@ METHODS: tuple[Method, ...] = (
         ),
         momenta=("none", "heavy ball"),
         scale_free=False,
+        rounds_alike=False,  # D⁻¹ enlarges rounding
     ),
     Method(
         "ScheduleFreeSPS",
@@ -322,6 +332,7 @@ METHODS: tuple[Method, ...] = (
         momenta=("none", "averaged"),
         has_kernel=False,
         scale_free=False,
+        rounds_alike=False,  # D⁻¹ enlarges rounding
     ),
     Method(
         "ScheduleFreePlus",
@@ -367,6 +378,8 @@ METHODS: tuple[Method, ...] = (
         momenta=("none",),
         has_kernel=False,
         scale_free=False,
+        kernel_steps=20,  # near a sign's jump, rounding is amplified
+        makes_direction=True,
     ),
     Method(
         "MuonMoMo",
@@ -394,6 +407,8 @@ METHODS: tuple[Method, ...] = (
         uncapped_steps=5,
         has_kernel=False,
         scale_free=False,
+        kernel_steps=5,
+        rounds_alike=False,  # the polar factor enlarges rounding
     ),
 )
 

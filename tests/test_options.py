@@ -51,11 +51,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "stale": ((1, 0.0, "yes", None), "True or False"),
     "c0": ((0, -0.5, NAN, INF, "0.5", None, True), "a finite number > 0"),
 }
-# Where a method allows more than the others.
-WRONG_FOR = {
-    (name, "momentum"): ((1, 1.0, -0.1, NAN, INF, "0.9", True, torch.tensor(0.9)), "None or a number in [0, 1)")
-    for name in ("IAM", "IAMAdam")
-}
+WRONG_OR_NONE = ((1, 1.0, -0.1, NAN, INF, "0.9", True, torch.tensor(0.9)), "None or a number in [0, 1)")
 WRONG_TENSORS = (torch.tensor(-1.0), torch.tensor(NAN), torch.ones(2), torch.ones(2, 2), torch.ones(0))
 
 # Options of other optimizers, and what to write instead.
@@ -79,10 +75,20 @@ def fresh(*sizes: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(size)) for size in sizes or (2,)]
 
 
+def wrong(method: Method, option: str) -> tuple[tuple[Any, ...], str]:
+    """Return what an option must not be; one that is not listed is tried as another of its range."""
+    if any(trial.get(option, 0.0) is None for trial in method.trials):
+        return WRONG_OR_NONE
+    if option in WRONG:
+        return WRONG[option]
+    allowed = method.cls._ranges[option].words
+    return next(entry for entry in WRONG.values() if allowed.startswith(entry[1]))
+
+
 def cases() -> Iterator[Any]:
     for method in METHODS:
         for option in method.defaults:
-            values, words = WRONG_FOR.get((method.name, option), WRONG[option])
+            values, words = wrong(method, option)
             for value in values:
                 yield pytest.param(method, option, value, words, id=f"{method.name}-{option}={value}")
 

@@ -130,6 +130,16 @@ def test_every_method_says_its_formula_its_source_and_its_differences(cls):
     assert re.search(r"\nReference:\n.*arXiv:\d{4}\.\d{5}", text, re.DOTALL)
 
 
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def test_every_method_is_named_on_the_first_page_and_in_the_change_log(cls, page):
+    assert re.search(rf"`{cls.__name__}[`(]", (ROOT / page).read_text(encoding="utf-8"))
+
+
+def test_a_method_is_the_only_class_of_its_file():
+    assert len({cls.__module__ for cls in METHODS}) == len(METHODS)
+
+
 CALLS = [getattr(polyak.PolyakOptimizer, name) for name in ("step", "watch", "last_step", "add_param_group")]
 
 

@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 
 import polyak
+from polyak_lab.config.names import method_name
 
 MEMBERS = {polyak.PolyakOptimizer: "step, watch, last_step, zero_grad, add_param_group, state_dict, load_state_dict"}
 MEMBERS[polyak.PolyakOptimizer] += ", step_size, memory, averages, buffers, form"
@@ -53,13 +54,24 @@ def index() -> str:
     """Return the page that lists all of them, each with its first sentence."""
     text = [INTRODUCTION.read_text(encoding="utf-8")]
     for kind, names in kinds().items():
-        text += [f"## {kind}", "", "| name | what it is |", "|---|---|"]
-        text += [f"| [`{name}`]({name}.md) | {_first_sentence(name)} |" for name in names]
+        more = ["in a recipe", "default `lr`"] if kind == "Methods" else []
+        columns = ["name", "what it is", *more]
+        text += [f"## {kind}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        text += [f"| {' | '.join(_row(name)[: len(columns)])} |" for name in names]
         text += ["", "```{toctree}", ":hidden:", "", *names, "```", ""]
     return "\n".join([*text, *INTEGRATIONS])
 
 
 INTEGRATIONS = ["## Frameworks", "", "```{toctree}", ":maxdepth: 1", "", "integrations", "```", ""]
+
+
+def _row(name: str) -> list[str]:
+    """Return the cells of a name: its page, what it is and, of a method, its name in a recipe and its default lr."""
+    thing, cells = getattr(polyak, name), [f"[`{name}`]({name}.md)", _first_sentence(name)]
+    if not thing.__module__.startswith("polyak.methods."):
+        return [*cells, "", ""]
+    lr = inspect.signature(thing).parameters["lr"].default
+    return [*cells, f"`{method_name(thing.__module__)}`", f"{lr:g}"]
 
 
 def _first_sentence(name: str) -> str:

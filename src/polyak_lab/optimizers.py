@@ -12,6 +12,7 @@ from torch import Tensor
 import polyak
 from polyak_lab import imports
 from polyak_lab.config import run as config
+from polyak_lab.config.names import method_name
 from polyak_lab.config.strict import (
     LARGEST_FLOAT32,
     check_known,
@@ -23,26 +24,13 @@ from polyak_lab.config.strict import (
 )
 from polyak_lab.errors import LabError, RowError
 
+_PUBLIC: tuple[Any, ...] = tuple(getattr(polyak, name) for name in polyak.__all__)
+METHODS: dict[str, type[polyak.PolyakOptimizer]] = {
+    method_name(cls.__module__): cls for cls in _PUBLIC if cls.__module__.startswith("polyak.methods.")
+}
+"""The library's methods by the names of their files: `momo-adam` is the class of `methods/momo_adam.py`."""
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "alig": polyak.ALIG,
-    "sps": polyak.SPS,
-    "smooth-sps": polyak.SmoothSPS,
-    "momo": polyak.MoMo,
-    "momo-adam": polyak.MoMoAdam,
-    "ngn": polyak.NGN,
-    "ngn-md": polyak.NGNMD,
-    "mom-sps": polyak.MomSPS,
-    "smooth-mom-sps": polyak.SmoothMomSPS,
-    "safe-sps": polyak.SafeSPS,
-    "dec-sps": polyak.DecSPS,
-    "ada-sps": polyak.AdaSPS,
-    "iam": polyak.IAM,
-    "iam-adam": polyak.IAMAdam,
-    "schedule-free-sps": polyak.ScheduleFreeSPS,
-    "schedule-free-adam-sps": polyak.ScheduleFreeAdamSPS,
-    "schedule-free-plus": polyak.ScheduleFreePlus,
-    "sign-sps": polyak.SignSPS,
-    "muon-momo": polyak.MuonMoMo,
+    **METHODS,
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,

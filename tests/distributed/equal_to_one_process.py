@@ -30,10 +30,6 @@ WRAPS = {
 }
 
 
-# D⁻¹ and the polar factor enlarge the rounding of float32 beyond the bound.
-IN_FLOAT64 = ("MuonMoMo", "IAMAdam", "ScheduleFreeAdamSPS")
-
-
 def cases(world: int) -> dict[str, dict]:
     """Name every case: each method and momentum form without a set and in a ball, ALI-G in every set, and with AMP."""
     wraps = {name: wrap for name, wrap in WRAPS.items() if world == 4 or name != "FSDP2 and TP"}
@@ -52,7 +48,7 @@ def cases(world: int) -> dict[str, dict]:
 
 
 def _row(wrap, method, form, chosen, amp=False) -> dict:
-    dtype = torch.float64 if method.name in IN_FLOAT64 else torch.float32
+    dtype = torch.float32 if method.rounds_alike else torch.float64
     return {
         "dtype": dtype,
         "wrap": wrap,

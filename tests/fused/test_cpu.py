@@ -57,8 +57,7 @@ def test_the_kernel_moves_as_the_loop_does(method, form, dtype, rtol):
         problem = Problem.make()
         params = problem.params(dtype)
         optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(2.0), **backend)
-        steps = {"SignSPS": 20, "MuonMoMo": 5}.get(method.name, 100)  # near a sign's jump, rounding is amplified
-        ends.append(problem.steps(optimizer, params, steps))
+        ends.append(problem.steps(optimizer, params, method.kernel_steps))
     assert np.linalg.norm(ends[0] - ends[1]) <= rtol * np.linalg.norm(ends[0])
 
 
@@ -262,7 +261,7 @@ def test_no_operation_makes_a_tensor_of_more_than_a_mebibyte(method, form):
             give(params, *random_like(params, seed=t))
             with Largest() as largest:
                 optimizer.step(loss=1.0)
-        in_pieces = "square_average" in optimizer.buffers(optimizer.param_groups[0]) or method.name == "SignSPS"
+        in_pieces = "square_average" in optimizer.buffers(optimizer.param_groups[0]) or method.makes_direction
         assert largest.bytes <= (4 << 20 if in_pieces else 1 << 20)  # a direction is made for a piece at a time
 
 

@@ -1,4 +1,7 @@
-"""Schedule-free Adam with a Polyak step size: arXiv:2511.07767."""
+"""Schedule-free Adam with a Polyak step size: arXiv:2511.07767.
+
+No recorded trajectory of the authors' code.
+"""
 
 from collections.abc import Callable
 from math import inf

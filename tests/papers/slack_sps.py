@@ -1,4 +1,7 @@
-"""SPSL1 and SPSdam: Gower, Blondel, Gazagnadou and Pedregosa, 2022, arXiv:2202.12328, Lemmas 3.2 and 3.4."""
+"""SPSL1 and SPSdam: Gower, Blondel, Gazagnadou and Pedregosa, 2022, arXiv:2202.12328, Lemmas 3.2 and 3.4.
+
+No recorded trajectory of the authors' code.
+"""
 
 from collections.abc import Callable
 from math import inf

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from tyro.conf import arg
 
+from polyak_lab.config.names import method_names
 from polyak_lab.config.options import data_options, model_options, objective_options, options_from_flags
 from polyak_lab.config.strict import (
     check_known,
@@ -47,6 +48,11 @@ LATER_KEYS = (  # not in the first configurations, whose hashes must stay
     ("schedule", "warmup_steps"),
     ("training", "cuda_graph"),
     ("training", "clip_norm"),
+)
+
+
+_OPTIMIZERS: Final = (
+    f"sgd, adam, adamw or a method that reads the loss: {', '.join(method_names())}. Any class: package.module:Class."
 )
 
 
@@ -112,10 +118,7 @@ class Objective:
 class Optimizer:
     """The optimizer; what is not given is the default of its class."""
 
-    name: Annotated[str, arg(name="optimizer")]
-    """sgd, adam, adamw or a method that reads the loss: alig, sps, smooth-sps, momo, momo-adam, ngn, ngn-md, mom-sps,
-    smooth-mom-sps, safe-sps, dec-sps, ada-sps, iam, iam-adam, schedule-free-sps, schedule-free-adam-sps,
-    schedule-free-plus, sign-sps or muon-momo. Any class: package.module:Class."""
+    name: Annotated[str, arg(name="optimizer", help=_OPTIMIZERS)]
     l2_ball: Annotated[float | None, arg(aliases=["--radius"])] = None
     """Radius of the l2 ball that the weights stay in."""
     options: Annotated[Mapping[str, Any], arg(name="", constructor=options_from_flags)] = field(default_factory=dict)

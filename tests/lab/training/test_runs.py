@@ -9,8 +9,9 @@ import torch
 import polyak
 from lab.runs import ALIG, ROW, execute, run
 from polyak_lab.config import run as config
+from polyak_lab.config.names import method_names
 from polyak_lab.errors import LabError
-from polyak_lab.optimizers import OPTIMIZERS
+from polyak_lab.optimizers import METHODS, OPTIMIZERS
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs import stored
 from polyak_lab.runs.stored import Label
@@ -230,9 +231,21 @@ def test_every_optimizer_trains_by_its_name(name, tmp_path):
 def test_every_method_of_the_library_has_a_name():
     exported = [getattr(polyak, name) for name in polyak.__all__]
     methods = {cls for cls in exported if isinstance(cls, type) and issubclass(cls, polyak.PolyakOptimizer)}
-    assert methods - {polyak.PolyakOptimizer} == {
-        cls for cls in OPTIMIZERS.values() if issubclass(cls, polyak.PolyakOptimizer)
-    }
+    assert methods - {polyak.PolyakOptimizer} == {*METHODS.values()}
+    assert sorted(METHODS) == method_names()
+
+
+NAMES = {  # a name in a recipe stays what it is
+    **{"alig": "ALIG", "sps": "SPS", "smooth-sps": "SmoothSPS", "momo": "MoMo", "momo-adam": "MoMoAdam"},
+    **{"ngn": "NGN", "ngn-md": "NGNMD", "mom-sps": "MomSPS", "smooth-mom-sps": "SmoothMomSPS"},
+    **{"safe-sps": "SafeSPS", "dec-sps": "DecSPS", "ada-sps": "AdaSPS", "iam": "IAM", "iam-adam": "IAMAdam"},
+    **{"schedule-free-sps": "ScheduleFreeSPS", "schedule-free-adam-sps": "ScheduleFreeAdamSPS"},
+    **{"schedule-free-plus": "ScheduleFreePlus", "sign-sps": "SignSPS", "muon-momo": "MuonMoMo"},
+}
+
+
+def test_the_names_of_methods_stay():
+    assert NAMES.items() <= {name: cls.__name__ for name, cls in METHODS.items()}.items()
 
 
 @pytest.mark.parametrize("name", ["smooth-sps", "smooth-mom-sps"])
