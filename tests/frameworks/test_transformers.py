@@ -73,6 +73,18 @@ def test_a_learning_rate_and_a_weight_decay_that_nobody_reads_are_warned_about_o
     assert advice_of(trainer(learning_rate=50.0)) == []  # the cap of the optimizer
 
 
+def test_a_weight_decay_that_the_method_has_is_named_as_its_option():
+    def make(params):
+        return polyak.MoMoAdam(params, weight_decay=0.01)
+
+    (advice,) = advice_of(trainer(make, weight_decay=0.1))
+    assert "given to the Trainer: write polyak.MoMoAdam(params, weight_decay=0.1)" in advice
+    assert advice_of(trainer(make, weight_decay=0.01)) == []
+    made = trainer(weight_decay=0.1)
+    made.optimizer, made.optimizer_cls_and_kwargs = None, (polyak.MoMoAdam, {"lr": 0.1})
+    assert advice_of(made) == []  # the Trainer hands it over
+
+
 def test_settings_that_fit_and_other_optimizers_are_not_warned_about():
     assert advice_of(trainer()) == []
     made = trainer(torch.optim.SGD, max_grad_norm=1.0, lr_scheduler_type="linear")

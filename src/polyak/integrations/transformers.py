@@ -89,10 +89,16 @@ def unused(args: Any, optimizer: Any) -> list[str]:
             f"learning_rate={rate:g} has no effect on an optimizer that is given to the Trainer: write "
             f"polyak.{name}(params, lr={rate:g}), and leave TrainingArguments(learning_rate=...) out."
         )
-    if args.weight_decay:
+    decays = [group.get("weight_decay") for group in optimizer.param_groups]
+    if "weight_decay" not in optimizer.defaults and args.weight_decay:
         found.append(
-            f"weight_decay={args.weight_decay:g} has no effect on a Polyak optimizer: write "
+            f"weight_decay={args.weight_decay:g} has no effect on polyak.{name}: write "
             f"polyak.{name}(params, constraint=polyak.L2Ball(relative=1.5)), and TrainingArguments(weight_decay=0.0)."
+        )
+    elif args.weight_decay and args.weight_decay not in decays:
+        found.append(
+            f"weight_decay={args.weight_decay:g} has no effect on an optimizer that is given to the Trainer: write "
+            f"polyak.{name}(params, weight_decay={args.weight_decay:g}), and TrainingArguments(weight_decay=0.0)."
         )
     return found
 
