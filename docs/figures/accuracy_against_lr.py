@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from polyak_lab.report import figures, table
+from polyak_lab.report import panels, table
 from polyak_lab.runs import stored
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ STYLES = {  # row: name in the figure, colour, line, and the height of the name 
 
 def main(out: Path = OUT) -> None:
     """Draw test accuracy against lr: means, and a band from the lowest to the highest seed."""
-    scores = figures.scores_by_lr(table.groups(stored.find_runs([RUNS])))
+    scores = panels.scores_by_lr(table.groups(stored.find_runs([RUNS])))
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for row, (name, colour, line, height) in STYLES.items():

@@ -95,7 +95,7 @@ class Model:
     """The network."""
 
     name: Annotated[str, arg(name="model")]
-    """Network: mlp, logistic, resnet8, resnet20, resnet34, gpt-small, ... Your own: package.module:function."""
+    """Network: mlp, logistic, cnn, resnet8, resnet34, gpt-small, ... Your own: package.module:function."""
     options: Annotated[Options, arg(name="", constructor=model_options)] = field(default_factory=dict, hash=False)
     """Keyword arguments of your own function or class."""
     version: Annotated[str | None, arg(name="model-version")] = None

@@ -12,6 +12,7 @@ from polyak_lab.config.run import Model
 from polyak_lab.config.strict import check_known
 from polyak_lab.errors import LabError
 from polyak_lab.models import imported
+from polyak_lab.models.cnn import cnn
 from polyak_lab.models.dense import deep_linear, linear, logistic, mlp
 from polyak_lab.models.densenet import densenet121, densenet_40_40
 from polyak_lab.models.resnet import resnet34, small_resnet
@@ -42,6 +43,7 @@ ARCHITECTURES = {
     "mlp": Architecture(mlp),
     "logistic": Architecture(logistic),
     "linear": Architecture(linear),
+    "cnn": Architecture(cnn, axes=3),
     "resnet8": _convolutional(partial(small_resnet, blocks=1)),
     "resnet20": _convolutional(partial(small_resnet, blocks=3)),
     "resnet34": _convolutional(resnet34),

@@ -3,15 +3,16 @@
 A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row]]` per line. A
 row's sections are laid over those of `[defaults]`, key by key (an optimizer is taken whole).
 `[smoke]` holds sections that `--smoke` lays over those of every row, to make it small; without it,
-a smoke run takes two steps. `[grid]` lists values of one option of the optimizers, `lr = [0.1,
-1.0]`, and makes a row of every row with every value. Unknown keys are refused.
+a smoke run takes two steps. `[grid]` (see `grid`) repeats every row with the values it lists.
+Unknown keys are refused.
 """
 
+import difflib
 import hashlib
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,14 +21,13 @@ from polyak_lab.config.run import Run
 from polyak_lab.config.strict import (
     LARGEST_FLOAT32,
     as_table,
-    check_known,
-    is_float32,
     is_number,
     read,
     shown,
 )
 from polyak_lab.console import shortened
 from polyak_lab.errors import LabError
+from polyak_lab.recipes.grid import on_grid
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ def load(path: Path) -> Recipe:
     """Read a recipe, refusing anything it does not know."""
     text = _read(path)
     content = read(_File, _parse(path, text), str(path))
-    tables = [(i, table) for i, row in enumerate(content.row) for table in _on_grid(row, content.grid, str(path))]
+    tables = [
+        (i, table)
+        for i, row in enumerate(content.row)
+        for table in on_grid(row, content.grid, content.defaults, str(path))
+    ]
     starts = _starts_of_rows(text, len(content.row))
     rows = tuple(
         replace(_row(table, content, f"{path}, row {number}"), family=str(content.row[i].get("name")), line=starts[i])
@@ -117,7 +121,8 @@ def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
     """Keep the rows named; all of them if none is.
 
     A name is that of a row, its folder, the row that a grid repeats, or the beginning of one of
-    them that no other row has. Case, spaces and punctuation do not matter.
+    them that no other row has. Case, spaces and punctuation do not matter. A beginning that ends
+    with a word or number goes before one that ends inside: lr 1 names lr 1 and not lr 10.
     """
     chosen = {row.name for name in names for row in find_named(rows, name, "--row")} or {row.name for row in rows}
     return tuple(row for row in rows if row.name in chosen)
@@ -147,17 +152,30 @@ def find_named(rows: Sequence[AnyNamed], name: str, flag: str) -> list[AnyNamed]
     )
     if exact := next(filter(None, spellings), None):
         return exact
-    matches = [row for row in rows if key and _key(row.name).startswith(key)]
+    whole = [row for row in rows if key and key in _beginnings(row.name)]
+    matches = whole or [row for row in rows if key and _key(row.name).startswith(key)]
     if len({row.family for row in matches}) > 1:
-        names = ", ".join(shown(row.name) for row in matches[:3]) + (", ..." if len(matches) > 3 else "")
+        names = ", ".join(repr(shortened(row.name, 50)) for row in matches[:3]) + (", ..." if len(matches) > 3 else "")
         raise LabError(f"{flag}: {shown(name)} begins the names of {len(matches)} rows ({names}): write more of it.")
     if not matches:
-        check_known(name, [known for row in rows for known in (row.name, row.slug)], flag)
+        raise _unknown(name, rows, flag)
     return matches
+
+
+def _unknown(name: str, rows: Sequence[Named], flag: str) -> LabError:
+    known = [spelling for row in rows for spelling in (row.name, row.slug)]
+    if nearest := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+        return LabError(f"{flag}: {shown(name)} is not known; did you mean {shortened(nearest[0], 100)!r}?")
+    some = ", ".join(shortened(row.slug, 40) for row in rows[:4]) + (", ..." if len(rows) > 4 else "")
+    return LabError(f"{flag}: {shown(name)} is none of the {len(rows)} rows: write one of {some}.")
 
 
 def _key(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum() or letter == ".")
+
+
+def _beginnings(name: str) -> set[str]:
+    return {_key(name[: word.end()]) for word in re.finditer(r"[^\W_.]+(\.[^\W_.]+)*", name)}
 
 
 def with_seed(run: Run, seed: int) -> Run:
@@ -238,29 +256,6 @@ def _small(
     share = small.training.epochs / run.training.epochs
     milestones = tuple(round(share * epoch) for epoch in small.schedule.milestones)
     return replace(small, schedule=replace(small.schedule, milestones=milestones))
-
-
-def _on_grid(
-    row: Mapping[str, Any],
-    grid: Mapping[str, Any],
-    where: str,
-) -> Iterator[Mapping[str, Any]]:
-    """Repeat a row with every value of the grid; its name says which."""
-    if not grid:
-        yield row
-        return
-    (option, values), *others = grid.items()
-    if others or not isinstance(values, list) or not values or not all(map(_is_grid_value, values)):
-        raise LabError(f"{where}: [grid] needs one option with a list of numbers, such as lr = [0.1, 1.0].")
-    if not isinstance(row.get("name"), str):
-        raise LabError(f"{where}: every [[row]] needs a name.")
-    for value in values:
-        optimizer = {**as_table(row.get("optimizer", {}), f"{where}: optimizer"), option: value}
-        yield {**row, "name": f"{row['name']}, {option} {value:g}", "optimizer": optimizer}
-
-
-def _is_grid_value(value: Any) -> bool:
-    return is_number(value) and is_float32(value) and value == value
 
 
 def _overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,17 @@ from typing import Any, Literal
 
 from polyak_lab.console import printable
 from polyak_lab.report.statistics import deviation, mean
-from polyak_lab.report.table import TRAIN_LOSS, WEIGHT_NORM, Group, Score, cells, compare, paper_score, scores
+from polyak_lab.report.table import (
+    TRAIN_LOSS,
+    WEIGHT_NORM,
+    Group,
+    Score,
+    capped_of,
+    cells,
+    compare,
+    paper_score,
+    scores,
+)
 
 TextFormat = Literal["markdown", "latex", "csv", "csv-seeds"]
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$"}
@@ -85,7 +95,7 @@ def _run(group: Group, index: int, rows: Sequence[Group]) -> dict[str, Any]:
     last = run.records[-1] if run.records else {}
     numbers = {score.column: _scaled(score, last.get(score.key)) for score in _columns(rows)}
     facts = {"row": printable(group.row), "seed": run.seeds[0], "finished": run.finished, "epochs": len(run.records)}
-    return {**facts, **numbers, "capped": last.get("capped"), "folder": str(run.path)}
+    return {**facts, **numbers, "capped": capped_of(run), "folder": str(run.path)}
 
 
 def _scaled(score: Score, value: float | None) -> float | None:

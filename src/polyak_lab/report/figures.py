@@ -13,11 +13,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from polyak_lab.console import printable, shortened
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
+from polyak_lab.report.panels import Lines, by_data, losses, scores_by_lr
 from polyak_lab.report.statistics import mean
 from polyak_lab.report.table import Group, paper_score
 
@@ -110,66 +112,33 @@ def inline_svg(curve: Curve, rows: Sequence[Group]) -> str:
 
 
 def write_sensitivity(path: Path, rows: Sequence[Group]) -> None:
-    """Draw scores against lr; rows whose names differ only in ', lr VALUE' are one method."""
-    lines = scores_by_lr(rows)
-    if max((len(points) for _, points in lines.values()), default=0) < 2:
+    """Draw scores against lr, a panel per data set; rows whose names differ only in ', lr VALUE' are one method."""
+    panels = by_data(rows)
+    lines = {name: scores_by_lr(members, without_data=len(panels) > 1) for name, members in panels.items()}
+    if max((len(points) for panel in lines.values() for _, points in panel.values()), default=0) < 2:
         raise LabError("--plot-lr needs runs of one method with two or more finite values of lr.")
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, name: str) -> None:
         axes.set_xscale("log")
-        axes.set_xlabel("lr: the learning rate; for ALI-G and SPS (solid lines) the cap on the step size")
-        axes.set_ylabel(paper_score(rows).title)
+        axes.set_ylabel(paper_score(panels[name]).title)
 
-    _save(path, lines, draw, marker="o")
+    label = "lr: the learning rate; for methods that read the loss (solid lines) the cap on the step size"
+    _save(path, lines, draw, label, marker="o")
 
 
 def write_losses(path: Path, rows: Sequence[Group]) -> None:
-    """Draw the training loss of every row over the epochs."""
-    lines = {group.row: (_method(group), _losses(group)) for group in rows}
-    if not any(points for _, points in lines.values()):
+    """Draw the training loss of every row over the epochs, a panel per data set."""
+    panels = by_data(rows)
+    lines = {name: losses(members, without_data=len(panels) > 1) for name, members in panels.items()}
+    if not any(points for panel in lines.values() for _, points in panel.values()):
         raise LabError("--plot-loss needs an epoch whose training loss is positive and finite: no run has one yet.")
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, name: str) -> None:
         axes.set_yscale("log")
-        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("training loss, mean over the epoch")
 
-    _save(path, lines, draw)
-
-
-def scores_by_lr(rows: Sequence[Group]) -> dict[str, tuple[str, Points]]:
-    """Collect for each method the name of its optimizer and its scores by lr."""
-    score = paper_score(rows)
-    methods: dict[str, tuple[str, Points]] = {}
-    for group in rows:
-        lr = _lr(group)
-        values = [clipped(value) for value in score.values(group) if math.isfinite(value)]
-        if values and 0 < lr < math.inf:
-            name = group.row.partition(", lr ")[0]
-            methods.setdefault(name, (_method(group), {}))[1].setdefault(clipped(lr), []).extend(values)
-    return methods
-
-
-def _lr(group: Group) -> float:
-    """Read lr, which is stored as 'inf' where there is no cap; NaN where the method has none."""
-    lr = group.runs[0].config["optimizer"]["options"].get("lr")
-    try:
-        return float(lr)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _method(group: Group) -> str:
-    return str(group.runs[0].config["optimizer"]["name"])
-
-
-def _losses(group: Group) -> Points:
-    points: Points = {}
-    for run in group.runs:
-        for record in run.records:
-            if 0 < record["train_loss"] < math.inf:
-                points.setdefault(record["epoch"], []).append(clipped(record["train_loss"]))
-    return points
+    _save(path, lines, draw, "epoch")
 
 
 def _draw_line(axes: Axes, index: int, points: Points, alpha: float = 0.16, **style: Any) -> None:
@@ -248,33 +217,51 @@ def _svg_element(figure: Figure, curve: Curve) -> str:
 
 
 def _save(
-    path: Path, lines: Mapping[str, tuple[str, Points]], draw: Callable[[Axes], None], marker: str | None = None
+    path: Path,
+    panels: Mapping[str, Lines],
+    draw: Callable[[Axes, str], None],
+    label: str,
+    marker: str | None = None,
 ) -> None:
     """Write a figure without date and version, so that the same runs give the same file."""
     if path.suffix not in FORMATS:
         raise LabError(f"The picture {path} must be a file that ends in {' or '.join(FORMATS)}.")
-    with matplotlib.rc_context({"svg.hashsalt": "polyak", "font.size": 11}):
-        figure = Figure(figsize=(9.6, 5.6), layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        for index, (name, (method, points)) in enumerate(lines.items()):
-            style = "--" if method in DASHED else "-"
-            _draw_line(axes, index, points, alpha=0.13, linestyle=style, marker=marker, gid=name)
-        axes.grid(axis="y", linewidth=0.5, alpha=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        with warnings.catch_warnings():  # a glyph that the font does not have is drawn as a box
-            warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
-            _add_legend(figure, axes)
-            write_atomic(path, _rendered(figure, path.suffix))
+    panels = {title: lines for title, lines in panels.items() if any(points for _, points in lines.values())}
+    colours = {name: index for index, name in enumerate(dict.fromkeys(n for lines in panels.values() for n in lines))}
+    with matplotlib.rc_context({"svg.hashsalt": "polyak", "font.size": 11}), warnings.catch_warnings():
+        # A glyph that the font does not have is drawn as a box.
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
+        figure, all_axes = _subplots(len(panels))
+        for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
+            draw(axes, title)
+            axes.set_title(printable(title) if len(panels) > 1 else "", parse_math=False)
+            axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+            axes.spines[["top", "right"]].set_visible(False)
+            for name, (method, points) in lines.items():
+                style = "--" if method in DASHED else "-"
+                shown = {clipped(x): [*map(clipped, values)] for x, values in points.items()}
+                _draw_line(axes, colours[name], shown, alpha=0.13, linestyle=style, marker=marker, gid=name)
+        figure.supxlabel(label, fontsize="medium")
+        _add_legend(figure, {line.get_gid() or "": line for axes in all_axes for line in axes.lines})
+        write_atomic(path, _rendered(figure, path.suffix))
 
 
-def _add_legend(figure: Figure, axes: Axes) -> None:
+def _subplots(count: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a panel for each data set, at most three side by side."""
+    columns = min(count, 3)
+    lines = math.ceil(count / columns)
+    size = (9.6, 5.6) if count == 1 else (4.8 * columns, 3.9 * lines + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, [figure.add_subplot(lines, columns, place + 1) for place in range(count)]
+
+
+def _add_legend(figure: Figure, lines: Mapping[str, Line2D]) -> None:
     """Add a legend with literal names; matplotlib interprets `$` and omits a leading `_`."""
-    names = [printable(line.get_gid() or "") for line in axes.lines]
+    names = [*map(printable, lines)]
     columns = LEGEND_WIDTH // (max(map(len, names), default=0) + 8)
     options: dict[str, Any] = {"loc": "outside upper center", "fontsize": 10, "frameon": False}
     placeholders = [f"{number}" for number in range(len(names))]
-    legend = figure.legend(axes.lines, placeholders, ncols=min(4, max(1, columns)), **options)
+    legend = figure.legend([*lines.values()], placeholders, ncols=min(4, max(1, columns)), **options)
     for text in legend.get_texts():
         text.set_parse_math(False)
     width = max(map(len, names), default=0)

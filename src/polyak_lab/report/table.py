@@ -19,6 +19,12 @@ DIVERGED = "not finite"
 CAPPED = "capped steps"
 
 
+def capped_of(run: StoredRun) -> float | None:
+    """Return the fraction of capped steps of a run over all its epochs; None if its method has no cap."""
+    shares = [share for record in run.records if (share := record.get("capped")) is not None]
+    return mean(shares) if shares else None
+
+
 @dataclass(frozen=True)
 class Group:
     """The runs of one row, which differ in nothing but their seeds."""
@@ -55,9 +61,7 @@ class Group:
 
     def capped(self) -> list[float]:
         """Return the fraction of capped steps, over all epochs, of every finished run."""
-        fractions = [[record.get("capped") for record in run.records] for run in self.finished]
-        epochs = [[value for value in run if value is not None] for run in fractions]
-        return [mean(values) for values in epochs if values]
+        return [share for run in self.finished if (share := capped_of(run)) is not None]
 
     @property
     def has_ball(self) -> bool:

@@ -20,6 +20,7 @@ def parameters(name, shape, outputs):
         ("logistic", (112,), 1, 113, 2),
         ("logistic", GREY, 10, 7850, 2),
         ("mlp", GREY, 10, 784 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10, 6),
+        ("cnn", GREY, 10, 16 * 9 + 16 + 32 * 16 * 9 + 32 + 10 * 32 * 49 + 10, 6),
         ("resnet8", RGB, 10, 75_290, 23),
         ("resnet20", RGB, 10, 269_722, 59),
         ("resnet20", GREY, 10, 269_722 - 2 * 16 * 9, 59),
@@ -59,7 +60,7 @@ def test_vector_models_take_vectors(name):
 
 def test_every_name_is_tested_and_unknown_names_are_refused():
     assert set(models.NAMES) == {
-        *("mlp", "logistic", "linear", "resnet8", "resnet20", "resnet34"),
+        *("mlp", "logistic", "linear", "cnn", "resnet8", "resnet20", "resnet34"),
         *("densenet121", "densenet-40-40", "wrn-40-4", "wrn-16-4"),
         *("deep-linear", "deep-linear-1", "deep-linear-4"),
         "gpt-small",

@@ -23,7 +23,7 @@ SECTIONS = {
     "### `training`": config.Training,
     "### `objective`": config.Objective,
 }
-ROW = {"name", "paper", "data", "model", "optimizer", "schedule", "training", "objective"}
+ROW = {"name", "paper", "grid", "data", "model", "optimizer", "schedule", "training", "objective"}
 
 
 def lines(heading):

@@ -183,9 +183,9 @@ def test_a_row_is_named_by_the_beginning_of_its_name(name, expected, tmp_path):
             r"--row: 'sgd' begins the names of 2 rows \('SGD, constant', 'SGD, cosine'\): write more of it\.",
         ),
         ("al", "begins the names of 2 rows"),
-        ("", "is not known"),
-        ("--", "is not known"),
-        ("adam", "is not known"),
+        ("", "--row: '' is none of the 5 rows: write one of ali-g, "),
+        ("--", "is none of the 5 rows"),
+        ("adam", "is none of the 5 rows"),
     ],
 )
 def test_a_beginning_of_several_rows_or_none(name, said, tmp_path):
@@ -316,18 +316,6 @@ def test_table_1_is_run_as_the_note_says():
         assert (run.model.name, run.data.augment, run.data.holdout) == ("resnet34", True, None)
         training = run.training
         assert (training.epochs, training.batch_size, training.eval_protocol) == (200, 128, "sps-augmented-validation")
-
-
-def test_a_grid_repeats_every_row(tmp_path):
-    rows = load(tmp_path, "grid = { lr = [0.1, 10] }\n" + GOOD).rows
-    assert [row.name for row in rows] == ["SGD, cosine, lr 0.1", "SGD, cosine, lr 10", "ALI-G, lr 0.1", "ALI-G, lr 10"]
-    assert [row.run.optimizer.options["lr"] for row in rows] == [0.1, 10, 0.1, 10]
-
-
-@pytest.mark.parametrize("grid", ["lr = []", "lr = 0.1", 'lr = ["a"]', "lr = [1], momentum = [0]"])
-def test_grids_that_are_refused(grid, tmp_path):
-    with pytest.raises(LabError, match=r"\[grid\] needs one option with a list of numbers"):
-        load(tmp_path, f"grid = {{ {grid} }}\n" + GOOD)
 
 
 OPTIONS = {  # what a recipe gives, and what the parameter group then holds

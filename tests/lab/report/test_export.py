@@ -52,6 +52,14 @@ def test_a_csv_file_of_seeds_holds_every_run(runs, capsys):
     assert unfinished["folder"].endswith("unfinished")
 
 
+def test_the_capped_steps_of_a_seed_are_those_of_the_whole_run(tmp_path, capsys):
+    store(tmp_path / "run", "ALI-G", "alig", None, 0, 0.9, 0.0)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"capped": 0.0', '"capped": 0.75', 1))
+    (line,) = read(tmp_path, capsys, "--format", "csv-seeds")
+    assert float(line["capped"]) == pytest.approx(0.25)
+
+
 def test_the_validation_score_stands_beside_the_test_score(runs):
     head, lines = table.cells(table.groups(stored.find_runs([runs])))
     assert head[1:3] == ["test accuracy, %", "validation accuracy, %"]
@@ -78,7 +86,7 @@ def test_rows_are_compared_seed_by_seed(runs, capsys):
 
 def test_a_row_to_compare_with_that_is_not_there(runs, capsys):
     assert call("table", runs, "--against", "muon") == 1
-    assert "--against: 'muon' is not known" in capsys.readouterr().err
+    assert "--against: 'muon' is none of the 3 rows: write one of ali-g, adam-1, sgd-co." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

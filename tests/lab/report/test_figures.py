@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.report.test_tables import store
 from lab.runs import call, execute, run
 from polyak_lab.config import run as config
-from polyak_lab.report import figures, table
+from polyak_lab.report import figures, panels, table
 from polyak_lab.runs import stored
 from polyak_lab.runs.stored import Label
 
@@ -24,7 +25,7 @@ def runs(tmp_path_factory):
 
 
 def test_rows_that_differ_in_lr_alone_are_one_method(runs):
-    lines = figures.scores_by_lr(table.groups(stored.find_runs([runs])))
+    lines = panels.scores_by_lr(table.groups(stored.find_runs([runs])))
     assert {name: (optimizer, sorted(points)) for name, (optimizer, points) in lines.items()} == {
         "ALI-G": ("alig", [0.01, 0.1]),
         "SGD": ("sgd", [0.01, 0.1]),
@@ -39,6 +40,49 @@ def test_a_picture_is_written_and_repeats_itself(form, flag, runs, tmp_path, cap
     assert all(call("table", runs, flag, path) == 0 for path in paths)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[0].read_bytes()[:4] == {"png": b"\x89PNG", "svg": b"<?xm"}[form]
+
+
+ROWS_OF_TWO_SETS = {  # the row: its lr and its data set
+    "ALI-G, lr 0.1, momentum 0.9, digits": (0.1, "digits"),
+    "ALI-G, lr 1, momentum 0.9, digits": (1.0, "digits"),
+    "Fashion-MNIST, ALI-G, momentum 0.9, lr 0.1": (0.1, "fashion-mnist"),
+    "SGD, lr 0.5, fashion-mnist, train_size 9": (0.5, "fashion-mnist"),
+}
+LINES = {  # of the panels
+    "--plot-lr": [["ALI-G, momentum 0.9"], ["ALI-G, momentum 0.9", "SGD, train_size 9"]],
+    "--plot-loss": [
+        ["ALI-G, lr 0.1, momentum 0.9", "ALI-G, lr 1, momentum 0.9"],
+        ["ALI-G, momentum 0.9, lr 0.1", "SGD, lr 0.5, train_size 9"],
+    ],
+}
+
+
+@pytest.mark.parametrize("flag", LINES)
+def test_a_picture_has_a_panel_for_every_data_set(flag, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(figures, "_rendered", lambda figure, suffix: drawn.append(figure) or b"")
+    for position, (row, (lr, data)) in enumerate(ROWS_OF_TWO_SETS.items()):
+        folder = tmp_path / "runs" / str(position)
+        store(folder, row, row[:3], None, 0, 0.9, None, options={"lr": lr}, data={"name": data, "sha256": row})
+    assert call("table", tmp_path / "runs", flag, tmp_path / "a.png") == 0
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["digits", "fashion-mnist"]
+    assert [[line.get_gid() for line in axes.lines] for axes in figure.axes] == LINES[flag]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [*dict.fromkeys(name for lines in LINES[flag] for name in lines)]
+    ours = [axes.lines[0].get_color() for axes in figure.axes]
+    assert (ours[0] == ours[1]) == (flag == "--plot-lr")  # a method has one colour
+
+
+def test_data_sets_of_one_name_are_told_apart_by_their_options(tmp_path):
+    for size in (9, 99):
+        store(
+            tmp_path / f"{size}", f"SGD, {size}", "sgd", None, 0, 0.9, None, data={"name": "digits", "train_size": size}
+        )
+    assert [*panels.by_data(table.groups(stored.find_runs([tmp_path])))] == [
+        "digits, train_size 9",
+        "digits, train_size 99",
+    ]
 
 
 @pytest.mark.parametrize("letter", ["0", "W", "i", "模"])

@@ -24,10 +24,11 @@ TABLE = {
 }
 
 
-def store(folder, row, optimizer, paper, seed, accuracy, capped, finished=True, options=None, **numbers):
+def store(folder, row, optimizer, paper, seed, accuracy, capped, finished=True, options=None, data=None, **numbers):
     """Write what a run of three epochs leaves behind."""
     folder.mkdir(parents=True)
     run = {"optimizer": {"name": optimizer, "options": options or {}}, "training": {"seed": seed, "shuffle_seed": seed}}
+    run |= {} if data is None else {"data": data}
     label = {"row": row, "table": "t", "position": list(TABLE).index(row) if row in TABLE else 9, "paper": paper}
     (folder / "config.json").write_text(json.dumps({"hash": content_hash(run), "label": label, "run": run}))
     record = {"train_loss": 0.1, "test_loss": 0.2, "test_accuracy": accuracy, "step_size": 0.05, "lr": 0.1}

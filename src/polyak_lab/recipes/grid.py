@@ -1,0 +1,91 @@
+"""Grids: a row repeated with every combination of the values that `[grid]` lists.
+
+A key is an option of the optimizers, `lr = [0.1, 1.0]`, or another section of a row, `data =
+["digits", "fashion-mnist"]`. The `grid` of a row replaces that of the file.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from polyak_lab.config.strict import as_table, is_float32, is_number, shown
+from polyak_lab.errors import LabError
+
+SECTIONS = ("data", "model", "schedule", "training", "objective")
+"""All other keys of a grid are options of the optimizer."""
+MOST_ROWS = 10_000
+
+
+def on_grid(
+    row: Mapping[str, Any], grid: Mapping[str, Any], defaults: Mapping[str, Any], where: str
+) -> Iterator[Mapping[str, Any]]:
+    """Repeat a row with every combination of the grid's values; its name says which."""
+    own = {key: value for key, value in row.items() if key != "grid"}
+    grid = _as_grid(row["grid"], where) if "grid" in row else grid
+    if not grid:
+        yield own
+        return
+    if not isinstance(row.get("name"), str):
+        raise LabError(f"{where}: every [[row]] needs a name.")
+    axes = [_axis(key, values, f"{where}: [grid]") for key, values in grid.items()]
+    if math.prod(map(len, axes)) > MOST_ROWS:
+        raise LabError(
+            f"{where}: [grid] has {math.prod(map(len, axes))} combinations, but at most {MOST_ROWS} are run."
+        )
+    for point in itertools.product(*axes):
+        yield _at(own, dict(zip(grid, point, strict=True)), defaults, where)
+
+
+def _as_grid(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise LabError(f"{where}: grid is {shown(value)}, but must be a table, such as {{ lr = [0.1, 1.0] }}.")
+    return value
+
+
+def _axis(key: str, values: Any, where: str) -> Sequence[Any]:
+    if not isinstance(values, list) or not values or not all(_is_value(key, value) for value in values):
+        wanted = "names or tables, as a row has them" if key in SECTIONS else "values, such as [0.5, 0.9]"
+        wanted = "numbers, such as [0.1, 1.0]" if key == "lr" else wanted
+        raise LabError(f"{where} {key} is {shown(values)}, but must be a list of {wanted}.")
+    return values
+
+
+def _is_value(key: str, value: Any) -> bool:
+    if key in SECTIONS:
+        return isinstance(value, (str, Mapping)) and bool(value)
+    if key == "lr" or is_number(value):
+        return is_number(value) and is_float32(value) and value == value
+    if isinstance(value, list):
+        return bool(value) and all(is_number(item) and _is_value(key, item) for item in value)
+    return isinstance(value, (bool, str))
+
+
+def _at(row: Mapping[str, Any], point: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Lay a point of the grid over a row."""
+    repeated = {**row, "name": ", ".join([row["name"], *(_label(key, value) for key, value in point.items())])}
+    for key, value in point.items():
+        if key in SECTIONS:
+            whole = isinstance(value, str)  # a string replaces the section, as in a row
+            repeated[key] = value if whole else {**as_table(row.get(key, {}), f"{where}: {key}"), **value}
+        else:
+            optimizer = repeated.get("optimizer", defaults.get("optimizer", {}))
+            repeated["optimizer"] = {**as_table(optimizer, f"{where}: optimizer"), key: value}
+    return repeated
+
+
+def _label(key: str, value: Any) -> str:
+    """Name a value in the name of its row: an option by key and value, a section by its name and other keys."""
+    if key not in SECTIONS:
+        return f"{key} {_text(value)}"
+    table = as_table(value, key)
+    name = [_text(table["name"])] if "name" in table else []
+    return ", ".join([*name, *(f"{k} {_text(item)}" for k, item in table.items() if k != "name")])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return f"{value:g}" if is_number(value) else str(value).lower() if isinstance(value, bool) else str(value)

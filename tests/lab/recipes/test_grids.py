@@ -1,0 +1,99 @@
+"""`[grid]` repeats rows over options and sections; what cannot be read is refused in a sentence."""
+
+import pytest
+
+from lab.recipes.test_recipes import GOOD, NAMED, load
+from polyak_lab.errors import LabError
+from polyak_lab.recipes import recipe as recipes
+
+
+def test_a_grid_repeats_every_row(tmp_path):
+    rows = load(tmp_path, "grid = { lr = [0.1, 10] }\n" + GOOD).rows
+    assert [row.name for row in rows] == ["SGD, cosine, lr 0.1", "SGD, cosine, lr 10", "ALI-G, lr 0.1", "ALI-G, lr 10"]
+    assert [row.run.optimizer.options["lr"] for row in rows] == [0.1, 10, 0.1, 10]
+
+
+GRIDS = {
+    'lr = [0.1, 1], data = ["digits", { name = "mnist", train_size = 9 }]': [
+        "lr 0.1, digits",
+        "lr 0.1, mnist, train_size 9",
+        "lr 1, digits",
+        "lr 1, mnist, train_size 9",
+    ],
+    "nesterov = [true, false], momentum = [0.5]": ["nesterov true, momentum 0.5", "nesterov false, momentum 0.5"],
+    'betas = [[0.9, 0.99]], schedule = ["cosine"]': ["betas 0.9 0.99, cosine"],
+    "training = [{ epochs = 5, batch_size = 8 }]": ["epochs 5, batch_size 8"],
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_takes_every_combination_of_options_and_sections(grid, tmp_path):
+    rows = load(tmp_path, f"grid = {{ {grid} }}\n" + GOOD).rows
+    assert [row.name for row in rows] == [
+        f"{row}, {point}" for row in ("SGD, cosine", "ALI-G") for point in GRIDS[grid]
+    ]
+
+
+def test_the_values_of_a_grid_are_laid_over_the_row(tmp_path):
+    grid = 'grid = { momentum = [0.9], data = ["mnist", { train_size = 9 }], training = [{ batch_size = 8 }] }\n'
+    *_, string, table = (row.run for row in load(tmp_path, grid + GOOD).rows)
+    assert (string.data.name, string.data.augment, table.data.name, table.data.augment) == (
+        "mnist",
+        False,
+        "digits",
+        True,
+    )
+    assert (table.data.train_size, table.training.epochs, table.training.batch_size) == (9, 2, 8)
+    assert dict(table.optimizer.options) == {"lr": 1, "momentum": 0.9}
+
+
+def test_a_row_has_a_grid_of_its_own_or_none(tmp_path):
+    own = GOOD.replace("paper = 93.5", "grid = { momentum = [0.5, 0.9] }").replace("lr = 1,", "")
+    rows = load(tmp_path, "grid = { lr = [0.1, 10] }\n" + own).rows
+    assert [row.name for row in rows] == [f"SGD, cosine, momentum {m}" for m in (0.5, 0.9)] + [
+        "ALI-G, lr 0.1",
+        "ALI-G, lr 10",
+    ]
+    assert len(load(tmp_path, "grid = { lr = [1] }\n" + GOOD.replace("paper = 93.5", "grid = {}")).rows) == 2
+
+
+def test_a_grid_keeps_the_optimizer_of_the_defaults(tmp_path):
+    shared = GOOD.replace('data = "digits"\n', 'data = "digits"\noptimizer = "adam"\n').replace(
+        'optimizer = { name = "sgd", lr = 0.1 }\n', ""
+    )
+    first = load(tmp_path, "grid = { lr = [0.5] }\n" + shared).rows[0].run.optimizer
+    assert (first.name, dict(first.options)) == ("adam", {"lr": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("lr = []", r"\[grid\] lr is \[\], but must be a list of numbers, such as \[0.1, 1.0\]"),
+        ("lr = 0.1", r"\[grid\] lr is 0.1, but must be a list of numbers"),
+        ('lr = ["a"]', r"\[grid\] lr is \['a'\], but must be a list of numbers"),
+        ("lr = [1], momentum = 0", r"\[grid\] momentum is 0, but must be a list of values"),
+        ('data = "digits"', r"\[grid\] data is 'digits', but must be a list of names or tables"),
+        ("model = [1]", r"\[grid\] model is \[1\], but must be a list of names or tables"),
+        ('data = ["mnist", "mnist"]', "would share one folder"),
+        (", ".join(f"o{n} = [1, 2, 3, 4, 5, 6, 7]" for n in range(5)), "16807 combinations, but at most 10000 are run"),
+    ],
+)
+def test_grids_that_are_refused(grid, said, tmp_path):
+    with pytest.raises(LabError, match=said):
+        load(tmp_path, f"grid = {{ {grid} }}\n" + GOOD)
+
+
+@pytest.mark.parametrize("name", ["ALI-G, lr 1", "alig lr 1", "ali-g-lr-1"])
+def test_a_number_is_not_the_beginning_of_a_longer_one(name, tmp_path):
+    rows = load(tmp_path, NAMED + "[grid]\nlr = [0.1, 1.0, 10.0]\nmomentum = [0.0, 0.9]\n").rows
+    chosen = [row.name for row in recipes.select(rows, [name])]
+    assert chosen == ["ALI-G, lr 1, momentum 0", "ALI-G, lr 1, momentum 0.9"]
+
+
+@pytest.mark.parametrize("name", ["ALI", "none of them", "x" * 500, "", "ALI-G, lr 5"])
+def test_what_is_said_of_a_name_in_a_large_grid_is_short(name, tmp_path):
+    long = GOOD.replace('name = "ALI-G"', f'name = "ALI-G {90 * "w"}"').replace('"SGD, cosine"', f'"ALI {90 * "w"}"')
+    rows = load(tmp_path, f"grid = {{ lr = {[*range(1, 100)]} }}\n" + long).rows
+    with pytest.raises(LabError) as error:
+        recipes.select(rows, [name])
+    assert len(str(error.value)) < 300
