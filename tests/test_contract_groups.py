@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polyak
 from catalogue import Problem, each_backend, each_classic, each_classic_form, each_form, each_method, flat
@@ -223,3 +228,23 @@ def test_parameters_come_as_an_iterator_as_names_or_as_groups(method):
         optimizer.step(loss=loss)
     assert named.param_groups[0]["param_names"] == ["weight", "bias"]
     torch.testing.assert_close(model.weight, twin.weight)
+
+
+@pytest.fixture
+def two_processes() -> Any:
+    """A group of two processes of which this is one and the other does not exist: nothing is sent."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield dist.device_mesh.init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("groups", [1, 3, 8])
+def test_the_norm_over_sharded_groups_takes_one_message(groups, two_processes):
+    sharded = [distribute_tensor(torch.ones(4, 2), two_processes, [Shard(0)], src_data_rank=None) for _ in range(8)]
+    params = [torch.nn.Parameter(tensor) for tensor in sharded]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = polyak.ALIG([{"params": params[i::groups]} for i in range(groups)], sync_loss=False)
+    with CommDebugMode() as messages:
+        optimizer.step(loss=torch.ones(()))
+    assert messages.get_total_counts() == 1

@@ -159,6 +159,13 @@ class General(Vectors):
         return number(scalar) if self.numbers else scalar
 
 
+def sum_squares_of(parts: Sequence[Any]) -> Scalar:
+    """Return ‖g‖² of sharded parts; the processes send one message for all of them, unless their layouts differ."""
+    gradients, owners = ([tensor for part in parts for tensor in getattr(part, name)] for name in ("g", "params"))
+    scalar = sum_squares(gradients, owners, parts[0].group["foreach"])
+    return number(scalar) if parts[0].numbers else scalar
+
+
 def largest_but_float16(dtypes: set[torch.dtype], group: dict[str, Any]) -> float:
     """Return the largest number that types hold; of float16 alone, the largest scalar."""
     scalar = LARGEST[group["step_size"].dtype] if dtypes else math.inf

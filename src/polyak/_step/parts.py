@@ -16,7 +16,7 @@ from .._backend import chunks
 from .._backend.chunks import COMMON, DEVICE, DTYPE, Vector, by_type, pack, same_layout
 from .._backend.cpu import CpuKernels
 from .._backend.distributed import aligned, any_sharded
-from .._backend.general import General
+from .._backend.general import General, sum_squares_of
 from .._backend.moves import MOMENTUM, Form, Preconditioner, Vectors
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
@@ -129,6 +129,8 @@ def sum_squares(parts: Sequence[Part], like: Tensor, needed: bool = True) -> Sca
         return 0.0
     if len(parts) == 1:
         return parts[0].sum_squares(parts[0].g)
+    if all([part.sharded for part in parts]):
+        return sum_squares_of(parts)
     return add_up([part.sum_squares(part.g) for part in parts], like)
 
 
