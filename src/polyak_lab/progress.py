@@ -28,13 +28,15 @@ class Readable(Protocol):
 
 
 class Progress:
-    """Plain: a line per epoch or per run, and nothing in between."""
+    """Plain: a line per epoch or per run, and one a minute in between."""
 
     def __init__(self, console: Console, epochs: bool) -> None:
         self.console = console
         self.each_epoch = epochs
         self.name = ""
         self.total = 0
+        self.steps = 1
+        self.position = (0, 0)  # the epoch, and its steps so far
         self.said_at = monotonic()
 
     def run_named(self, name: str) -> None:
@@ -43,20 +45,27 @@ class Progress:
 
     def run_started(self, epochs: int, steps: int, done: int) -> None:
         """Set the length of the run, and the number of epochs done before."""
-        self.total = epochs
+        self.total, self.steps, self.position = epochs, steps, (0, 0)
         if done:
             self.say(f"{self.name}: resuming after epoch {done} of {epochs}")
 
     def step(self, epoch: int, meter: Readable, count: int = 1) -> None:
-        """Count `count` steps."""
+        """Count steps, and print a line a minute in an epoch that takes longer."""
+        so_far = self.position[1] if self.position[0] == epoch else 0
+        self.position = epoch, so_far + count
+        if self._is_silent_for_long():
+            place = f"{self._prefix()}epoch {epoch + 1}/{self.total}, step {so_far + count} of {self.steps}"
+            self.say(f"{place}: {numbers(*meter.latest())}")
 
     def epoch_done(self, record: Numbers, timing: Numbers) -> None:
         """Print a line per epoch if requested, else one a minute."""
         if self.each_epoch or self._is_silent_for_long():
             speed = f"{timing['images_per_second']:,.0f} samples/s"
-            name = "" if self.each_epoch else f"{self.name}: "
-            epoch = f"{name}epoch {record['epoch']}/{self.total}"
+            epoch = f"{self._prefix()}epoch {record['epoch']}/{self.total}"
             self.say(f"{epoch}: {sentence(record)}, {speed}")
+
+    def _prefix(self) -> str:
+        return "" if self.each_epoch else f"{self.name}: "
 
     def _is_silent_for_long(self) -> bool:
         return monotonic() - self.said_at >= SAY_EVERY
@@ -82,13 +91,11 @@ class LiveProgress(Progress):
         super().__init__(console, epochs)
         self.bars = bars
         self.task = bars.add_task("", numbers="", visible=False)
-        self.steps = 1
         self.read_at = 0.0
 
     def run_started(self, epochs: int, steps: int, done: int) -> None:
         """Show the bar, at the epoch the run starts from."""
         super().run_started(epochs, steps, done)
-        self.steps = steps
         name = shortened(printable(self.name), max(12, self.console.width - TAKEN))
         self.bars.reset(self.task, description=name, numbers="", visible=True, total=epochs * steps)
         self.bars.update(self.task, completed=done * steps)

@@ -1,6 +1,7 @@
 """The live bar reads the device a few times a second, and a pipe sees plain lines."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -64,7 +65,19 @@ def test_a_long_name_keeps_its_start(tmp_path):
 def test_a_long_run_without_a_terminal_gives_a_sign_of_life_now_and_then(tmp_path, monkeypatch):
     clock = iter(range(0, 10**6, 45))  # 45 seconds go by between two looks at the clock
     monkeypatch.setattr(progress, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(progress.Progress, "step", lambda *_: None)
     *signs, last = show(tmp_path / "slow", terminal=False, epochs=False).splitlines()
     assert 1 <= len(signs) < 3
     assert all(line.startswith("ALI-G: epoch ") and "train loss" in line for line in signs)
     assert last.startswith("ALI-G: train loss ")
+
+
+@pytest.mark.parametrize(("epochs", "name"), [(True, ""), (False, "ALI-G: ")])
+def test_a_long_epoch_without_a_terminal_gives_a_sign_of_life_now_and_then(epochs, name, tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 25))
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(clock)))
+    *signs, last = show(tmp_path / "slow", terminal=False, epochs=epochs).splitlines()
+    within = [line for line in signs if re.search(r", step \d", line)]
+    assert within
+    assert all(re.fullmatch(rf"{name}epoch [1-3]/3, step \d+ of \d+: loss \S+  accuracy .*", line) for line in within)
+    assert not re.search(r", step \d", last)
