@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from ctypes import byref
 from typing import Any, NamedTuple, cast, final
@@ -42,6 +43,8 @@ class CpuKernels(Vectors):
     TYPES = ({torch.float32}, {torch.float64})
     numbers, sharded, has_float16 = True, False, False
 
+    x: Packed
+
     def __init__(
         self, group: dict[str, Any], params: Sequence[Tensor], x: Packed, g: Packed, buffers: Mapping[str, Packed]
     ) -> None:
@@ -49,6 +52,14 @@ class CpuKernels(Vectors):
         self.table = x.table
         self.largest, self.rounding = LARGEST[x.dtype], 4 * torch.finfo(x.dtype).eps
         self._run, self._averages = kernels(x.dtype), NO_AVERAGES
+        self._one = Pass(count=len(x), table=self.table.numbers.buffer_info()[0])
+
+    def take_gradients(self, g: Vector) -> None:
+        """Take the gradients of another step, which lie in memory as those did that the part was made with."""
+        count, packed = len(g), Packed(g)
+        packed.table, packed.column, packed.dtype = self.table, 2, self.x.dtype
+        self.table.numbers[2 * count : 3 * count] = array("q", map(Tensor.data_ptr, g))
+        self.g = self.u = packed
 
     def sum_squares(self, x: Vector) -> Scalar:
         """Return ‖x‖²."""
@@ -61,7 +72,7 @@ class CpuKernels(Vectors):
         if self.sharded or any([getattr(vector, "table", None) is not self.table for vector in (x, y)]):
             return number(dot(x, y, self.params))
         self._pass(TRIAL, x, y)
-        return cast(float, self._more[1])
+        return cast(float, self._one.more[1])
 
     def average_(self, beta: Any, beta2: Any = None, with_x: bool = False, deferred: bool = False) -> Products:
         """Average the gradients by β and their squares by β₂, and measure; the move stores what is `deferred`."""
@@ -73,7 +84,7 @@ class CpuKernels(Vectors):
         root, eps = (math.sqrt(number(divisor.correction)), divisor.eps) if divisor else (1.0, 0.0)
         self._averages = Averages(*columns, 1.0 if beta is None else number(beta), beta2 or 0.0, root, eps)
         squares = self._pass(TRIAL, self.x, self.g, averages=self._averages)
-        self.gradient_squares, gradient_dot_x, direction_dot_x = self._more
+        self.gradient_squares, gradient_dot_x, direction_dot_x = self._one.more
         return Products(gradient_dot_x, direction_dot_x, squares)
 
     def store_averages(self) -> None:
@@ -117,12 +128,12 @@ class CpuKernels(Vectors):
         averages: Averages = NO_AVERAGES,
     ) -> float:  # fmt: skip
         """Make one pass over the memory."""
-        table = self.table.numbers.buffer_info()[0]
-        columns = (x.column, (u or x).column, (v or x).column, averages.d, averages.s)
-        numbers = (gamma, self.mu, float(self.decay), *averages[2:])
-        one = Pass(form, measured, torch.get_num_threads(), len(x), table, *columns, *numbers)
+        one = self._one
+        one.form, one.measured, one.threads = form, measured, torch.get_num_threads()
+        one.x, one.u, one.v = x.column, (u or x).column, (v or x).column
+        one.gamma, one.mu, one.decay = gamma, self.mu, self.decay
+        one.d, one.s, one.beta, one.beta2, one.root, one.eps = averages
         found: float = self._run(byref(one))
         if found < 0:
             raise MemoryError("There is no memory for a step's sums, 32 bytes for every 8192 parameters.")
-        self._more = one.more
         return found

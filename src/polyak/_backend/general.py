@@ -209,3 +209,90 @@ def sum_after(part: Any, gamma: Any) -> Scalar:
 
     scalar = over_processes(here, [row[0] for row in narrow], narrow)
     return number(scalar) if part.numbers else scalar
+
+
+@final
+class Several(Vectors):
+    """The parts of a group whose tensors need several backends, as one part."""
+
+    sharded = False
+
+    def __init__(self, group: dict[str, Any], params: Sequence[Tensor], parts: Sequence[Any]) -> None:
+        x, g = (_Joined([getattr(part, name) for part in parts]) for name in "xg")
+        buffers = {name: _Joined([part.buffers[name] for part in parts]) for name in parts[0].buffers}
+        self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
+        self.parts, self.numbers = parts, parts[0].numbers
+
+    @property
+    def largest(self) -> float:
+        """The largest number that every parameter's type holds."""
+        return min([float(part.largest) for part in self.parts])
+
+    @property
+    def has_float16(self) -> bool:
+        """Whether a parameter is float16."""
+        return any([part.has_float16 for part in self.parts])
+
+    @property
+    def rounding(self) -> float:
+        """The relative error that rounding may leave in the norm of the rescaled parameters."""
+        return max([float(part.rounding) for part in self.parts])
+
+    def sum_squares(self, x: Vector) -> Scalar:
+        """Return ‖x‖²."""
+        pairs = zip(self.parts, self._split(x), strict=True)
+        return self._sum([part.sum_squares(own) for part, own in pairs])
+
+    def dot(self, x: Vector, y: Vector) -> Scalar:
+        """Return ⟨x, y⟩."""
+        triples = zip(self.parts, self._split(x), self._split(y), strict=True)
+        return self._sum([part.dot(own_x, own_y) for part, own_x, own_y in triples])
+
+    def average_(
+        self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False, deferred: bool = False
+    ) -> Products:
+        """Average the gradients by β and their squares by β₂, and measure."""
+        rows = []
+        for part in self.parts:
+            part.same_move(self)
+            rows.append(part.average_(beta, beta2, with_x, deferred))
+        return Products(*[self._sum(column) for column in zip(*rows, strict=True)])
+
+    def store_averages(self) -> None:
+        """Store the averages that a move would have stored."""
+        for part in self.parts:
+            part.store_averages()
+
+    def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
+        """Move every part; return the new ‖x‖² if it is to be `measured`."""
+        squares = []
+        for part, own in zip(self.parts, self._split(self.u), strict=True):
+            part.same_move(self)
+            part.u = own
+            squares.append(part.move(gamma, keep, skip, measured))
+        return self._sum([square for square in squares if square is not None]) if measured else None
+
+    def scale_(self, x: Vector, a: Scalar) -> None:
+        """x ← a·x."""
+        for part, own in zip(self.parts, self._split(x), strict=True):
+            part.scale_(own, a)
+
+    def _sum(self, scalars: Sequence[Scalar]) -> Scalar:
+        return add_up(scalars, self.group["step_size"])
+
+    def _split(self, x: Vector) -> Sequence[Vector]:
+        if isinstance(x, _Joined):
+            return x.vectors
+        pieces, first = [], 0
+        for part in self.parts:
+            pieces.append(x[first : first + len(part.x)])
+            first += len(part.x)
+        return pieces
+
+
+class _Joined(list[Tensor]):
+    """Vectors one after the other, which can be had singly again."""
+
+    def __init__(self, vectors: Sequence[Vector]) -> None:
+        super().__init__([tensor for vector in vectors for tensor in vector])
+        self.vectors = vectors

@@ -82,6 +82,10 @@ class Vectors:
     floor: Any = 0.0
     """the smallest bound on the loss that may be learned; the last two of the first group alone."""
 
+    def take_gradients(self, g: Vector) -> None:
+        """Take the gradients of another step, which lie in memory as those did that the part was made with."""
+        self.g = self.u = g
+
     def scaled(self, gamma: Any) -> Any:
         """Return the γ of the form, and set the decay that depends on the step size."""
         if self.coupled_decay:

@@ -1,4 +1,7 @@
-"""The default backend on the CPU: PyTorch's operations on pieces that fit the cache, with plain numbers as scalars."""
+"""The backend of the CPU: PyTorch's operations with plain numbers as scalars.
+
+By default they take pieces that fit the cache, with `foreach` given all tensors at once or one by one.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Pieces(Vectors):
         self.dtype = x[0].dtype
         self.largest, self.rounding = LARGEST[self.dtype], 4 * torch.finfo(self.dtype).eps
         self._sizes = [*map(Tensor.numel, x)]
-        self._fits_one = sum(self._sizes) <= SHARED
+        self._fits_one, self._foreach = sum(self._sizes) <= SHARED, group["foreach"]
 
     def sum_squares(self, x: Vector) -> float:
         """Return ‖x‖²."""
@@ -47,7 +50,7 @@ class Pieces(Vectors):
         """Average the gradients by β and their squares by β₂, and measure, all while a cache holds the piece."""
         u, s = self.g if beta is None else self.buffers[AVERAGE], self.g if beta2 is None else self.buffers[SQUARES]
         gradient_dot_x = direction_dot_x = squares = 0.0
-        for x, g, u_piece, s_piece in self._cut(self.x, self.g, u, s):
+        for x, g, u_piece, s_piece in self._cut_as_asked(self.x, self.g, u, s):
             if beta is not None:
                 average_(u_piece, g, number(beta))
             if beta2 is not None:
@@ -68,11 +71,11 @@ class Pieces(Vectors):
         if self.preconditioner or self.signed or self.decay is not NO_DECAY:
             return cast(float, as_general(self).move(gamma, keep, None, measured))
         move, found = MOVES[self.form], 0.0
-        for x, u, v in self._cut(self.x, self.u, self.buffers.get(MOMENTUM, self.x)):
+        for x, u, v in self._cut_as_asked(self.x, self.u, self.buffers.get(MOMENTUM, self.x)):
             move(self, x, u, v, gamma, self.mu)
-            if measured:  # right after the move, while a cache still holds the piece
+            if measured and not self._foreach:  # right after the move, while a cache still holds the piece
                 found += sum(map(Tensor.item, squares_of_piece(x, self.dtype)))
-        return found
+        return self.sum_squares(self.x) if measured and self._foreach else found
 
     def scale_(self, x: Vector, a: Any) -> None:
         """x ← a·x."""
@@ -104,11 +107,18 @@ class Pieces(Vectors):
 
         It wakes all threads for any tensor, for which a small one is done too soon.
         """
-        if self.dtype != torch.float32 or abs(b) < TINY or x.numel() < SMALL:
+        if self.dtype != torch.float32 or abs(b) < TINY or x.numel() < SMALL or self._foreach is not None:
             return False
         if not x.shape == u.shape == v.shape:  # which that kernel does not check
             return False
         return x.is_contiguous() and u.is_contiguous() and v.is_contiguous()
+
+    def _cut_as_asked(self, *vectors: Vector) -> Iterable[tuple[Vector, ...]]:
+        if self._foreach is None:
+            return self._cut(*vectors)
+        return (
+            [vectors] if self._foreach else [tuple([[tensor] for tensor in row]) for row in zip(*vectors, strict=True)]
+        )
 
     def _cut(self, *vectors: Vector, whole: bool = False) -> Iterable[tuple[Vector, ...]]:
         return [vectors] if self._fits_one else pieces_of_one_type(vectors, self._sizes, whole)

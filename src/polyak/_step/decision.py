@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -43,16 +42,14 @@ class Line(NamedTuple):
     def above(self, part: Part) -> Line:
         """Return the line above its own bound, or that of the part's group, in the scalars that the part takes."""
         bound = part.group["lower_bound"] or NONE if self.lower_bound is NONE else self.lower_bound
-        line = Line(self.value, self.slope, bound)
-        return line.as_numbers() if part.numbers else line.on(part.group["step_size"])
+        if part.numbers:
+            scalars = (self.value, self.slope, bound)
+            return Line(*[scalar.item() if isinstance(scalar, Tensor) else scalar for scalar in scalars])
+        return Line(self.value, self.slope, bound).on(part.group["step_size"])
 
     def as_numbers(self) -> Line:
         """Return the line in plain numbers."""
-        scalars: list[Any] = [*self]
-        for i, scalar in enumerate(scalars):
-            if isinstance(scalar, Tensor):
-                scalars[i] = scalar.item()
-        return Line(*scalars)
+        return Line(number(self.value), number(self.slope), number(self.lower_bound))
 
     def on(self, like: Tensor) -> Line:
         """Return the line in 0-dim tensors of a type and on a device; a bound that is an option stays a number."""
@@ -90,8 +87,10 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
                 seen[name] = seen[name].item()
         if seen["lr"] < 0:
             seen["lr"] = 0.0
-        with suppress(ZeroDivisionError):  # a ratio of tensors is inf or NaN
+        try:
             found = method.step_size(line, seen)
+        except ZeroDivisionError:  # a ratio of tensors is inf or NaN
+            found = None
     if found is None:
         seen = {**group, "lr": positive_part(group["lr"])}
         on_tensors = method.step_size(line.on(group["step_size"]), seen)
@@ -106,7 +105,8 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     for name in memory:
         if gamma >= TINY[group["step_size"].dtype] or (part.form is Form.SCHEDULE_FREE and not skip):
             group[name].copy_(as_tensor(seen[name], group[name]))
-    group["step_size"] = torch.full_like(group["step_size"], gamma)
+    like = group["step_size"]
+    group["step_size"] = torch.scalar_tensor(gamma, dtype=like.dtype, device=like.device)  # faster than torch.full_like
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
 
 

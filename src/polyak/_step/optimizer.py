@@ -23,7 +23,7 @@ from .decision import NONE, LastStep, Line, decide_on_numbers, decide_on_tensors
 from .lines import learn, measure
 from .loss import WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
-from .parts import Group, Part, decay_momentum, gather, places, sum_squares
+from .parts import Group, Kept, Part, decay_momentum, parts_of, places, sum_squares
 from .projection import keep_constraints, project, start_inside
 from .signature import complete, documented, options_of
 from .torch_hooks import hook_step
@@ -85,7 +85,7 @@ class PolyakOptimizer(Optimizer):
         """Set what is not part of the state."""
         owner, self._last, self._squares, self._places = type(self).__name__, list[Any](), list[Any](), list[Any]()
         self._processes, self._advice = Processes(owner, process_group), Advice(owner)
-        self._watched, self._ready = WatchedLoss(), ready
+        self._watched, self._ready, self._kept = WatchedLoss(), ready, list[Kept]()
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """Return the method's uncapped step size and its cap: γ = min(ratio, cap)."""
@@ -142,9 +142,8 @@ class PolyakOptimizer(Optimizer):
         if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
         given = read_loss(self._watched, closure, loss)
-        self._init_group()
         groups = self.param_groups
-        parts = [gather(group, self.state, self.buffers(group), self.form(group)) for group in groups]
+        parts = parts_of(self)
         if given is None:
             refuse_without_loss(type(self).__name__, groups)
             return None
@@ -229,10 +228,7 @@ class PolyakOptimizer(Optimizer):
             if not isinstance(lr := group["lr"], Tensor) and not lr >= 0:
                 _options.refuse_cap(type(self).__name__, lr)
         for group in self.param_groups:
-            names = self.buffers(group)
-            for p in group["params"] if names else ():
-                if p.grad is not None and names[-1] not in self.state[p]:
-                    _state.add_buffers(self.state[p], group, p, names)
+            _state.add_buffers(self.state, group, self.buffers(group))
 
     # Groups and state
 
@@ -287,6 +283,7 @@ class PolyakOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
         _state.check_buffers(type(self).__name__, state["state"])
+        self.__dict__.get("_kept", []).clear()
         keep_constraints(self.__dict__, state)
         super().__setstate__(state)
         if "_watched" not in self.__dict__:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from operator import is_
 from typing import Any, Protocol, cast, final
 
 import torch
@@ -15,16 +16,16 @@ from torch import Tensor
 from .._backend import chunks
 from .._backend.chunks import COMMON, DEVICE, DTYPE, Vector, by_type, pack, same_layout
 from .._backend.cpu import CpuKernels
-from .._backend.distributed import aligned, any_sharded
-from .._backend.general import General, sum_squares_of
-from .._backend.moves import MOMENTUM, Form, Preconditioner, Vectors
+from .._backend.distributed import PLAIN, aligned, any_sharded
+from .._backend.general import General, Several, sum_squares_of
+from .._backend.moves import MOMENTUM, Form, Preconditioner
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
 from .._backend.vector import Products, add_up, real
 from .options import check_dense
 
 Group = dict[str, Any]
-IS_CPU = Tensor.is_cpu.__get__  # type: ignore[attr-defined]
+IS_CPU, GRAD = Tensor.is_cpu.__get__, Tensor.grad.__get__  # type: ignore[attr-defined, union-attr]
 WIDE = ({torch.float32}, {torch.float64})
 State = Mapping[Tensor, Mapping[str, Tensor]]
 
@@ -63,6 +64,7 @@ class Part(Protocol):
     def largest(self) -> float: ...
     @property
     def rounding(self) -> float: ...
+    def take_gradients(self, g: Vector) -> None: ...
     def sum_squares(self, x: Vector) -> Scalar: ...
     def dot(self, x: Vector, y: Vector) -> Scalar: ...
     def average_(
@@ -110,12 +112,96 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
         x = [real(p) for p in params]
         grads = x if grads is params else [real(aligned(grad, p)) for grad, p in zip(grads, params, strict=True)]
         buffers = {name: [real(tensor) for tensor in buffer] for name, buffer in buffers.items()}
-    elif not fused and group["foreach"] is None and _are_pieces([*x, *grads, *chain(*buffers.values())]):
+    elif not fused and _are_pieces([*x, *grads, *chain(*buffers.values())]):
         return Pieces(group, params, x, grads, buffers)
     vectors = {"x": x, "g": grads, **buffers}
     part = _by_kernel(kernels, group, params, vectors) if kernels else General(group, params, x, grads, buffers)
     part.sharded = not common and any_sharded(params)
     return part
+
+
+@final
+class Kept:
+    """What the last step found of a group, which the next one takes again unless more than the gradients has changed.
+
+    It holds no gradient. To look up what every tensor is takes as long as to move a small network.
+    """
+
+    def __init__(self, part: Part, names: Sequence[str]) -> None:
+        self.group, self.options = part.group, _options_of(part.group, names)
+        self.params, self.tensors = part.params, [*part.params, *chain(*part.buffers.values())]
+        self.addresses, self.sizes = [*map(Tensor.data_ptr, self.tensors)], [*map(Tensor.numel, part.params)]
+        self.dtypes, self.kind = {*map(DTYPE, part.params)}, type(part)
+        self.fields = {name: value for name, value in vars(part).items() if name not in ("g", "u")}
+
+    @classmethod
+    def of(cls, part: Part, names: Sequence[str]) -> Kept | None:
+        """Keep a part; None if it may be another one in the next step although no tensor is."""
+        is_whole = not part.sharded and len(part.params) == len(part.group["params"])
+        if not is_whole or not isinstance(part, Pieces | CpuKernels):
+            return None
+        return cls(part, names) if all(map(Tensor.is_contiguous, (*part.params, *part.g))) else None
+
+    def again(self, group: Group, state: State, names: Sequence[str]) -> Part | None:
+        """Return the part with the gradients of today, or None if anything else is not as it was."""
+        params, tensors = group["params"], group["params"]
+        if group is not self.group or _options_of(group, names) != self.options:
+            return None
+        try:
+            if names:
+                tensors = [*params, *[state[p][name] for name in names for p in params]]
+            if len(tensors) != len(self.tensors) or not all(map(is_, tensors, self.tensors)):
+                return None
+            grads = [*map(GRAD, params)]
+            if [*map(Tensor.data_ptr, tensors)] != self.addresses or not self._fit(params, grads):
+                return None
+        except (KeyError, RuntimeError):  # a buffer is missing; a gradient has no addresses
+            return None
+        part: Part = object.__new__(self.kind)
+        vars(part).update(self.fields)
+        part.take_gradients(grads)
+        return part
+
+    def _fit(self, params: Vector, grads: Vector) -> bool:
+        """Return whether gradients lie in memory as parameters do that may have been given other data."""
+        if not {*map(type, grads)} <= PLAIN or {*map(DTYPE, chain(params, grads))} != self.dtypes:
+            return False
+        if [*map(Tensor.numel, grads)] != self.sizes or not all(map(Tensor.is_contiguous, chain(params, grads))):
+            return False
+        return all(map(IS_CPU, grads)) and not any(map(Tensor.is_neg, grads))
+
+
+def _options_of(group: Group, names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the options that decide which part a group is."""
+    return group.get("fused"), group["foreach"], group.get("float32_momentum"), *names
+
+
+def parts_of(method: Any) -> list[Part]:
+    """Return the parts of all groups, and keep them for the next step if it may take all of them again."""
+    parts = [] if torch.compiler.is_compiling() else _again(method)
+    if not parts:
+        method._init_group()
+        for group in method.param_groups:
+            parts.append(gather(group, method.state, method.buffers(group), method.form(group)))
+        if not torch.compiler.is_compiling():
+            kept = [Kept.of(part, method.buffers(part.group)) for part in parts]
+            method._kept[:] = [] if None in kept else kept
+    return parts
+
+
+def _again(method: Any) -> list[Part]:
+    """Return the parts of the last step with the gradients of today; nothing if one of them is not as it was."""
+    parts: list[Part] = []
+    groups, kept = method.param_groups, method._kept
+    if len(kept) != len(groups):
+        return parts
+    for group, old in zip(groups, kept, strict=True):
+        lr, part = group["lr"], old.again(group, method.state, method.buffers(group))
+        if part is None or not (isinstance(lr, Tensor) or lr >= 0):
+            return []
+        part.form, part.mu = method.form(group), group.get("momentum") or 0.0
+        parts.append(part)
+    return parts
 
 
 def whole(group: Group, params: list[Tensor]) -> Part:
@@ -209,90 +295,3 @@ def _by_type(vectors: Sequence[Vector]) -> list[Any]:
 
 def _columns(rows: Iterable[tuple[Tensor, ...]]) -> list[Vector]:
     return [[*column] for column in zip(*rows, strict=True)]
-
-
-@final
-class Several(Vectors):
-    """The parts of a group whose tensors need several backends, as one part."""
-
-    sharded = False
-
-    def __init__(self, group: Group, params: Sequence[Tensor], parts: Sequence[Part]) -> None:
-        x, g = (_Joined([getattr(part, name) for part in parts]) for name in "xg")
-        buffers = {name: _Joined([part.buffers[name] for part in parts]) for name in parts[0].buffers}
-        self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
-        self.parts, self.numbers = parts, parts[0].numbers
-
-    @property
-    def largest(self) -> float:
-        """The largest number that every parameter's type holds."""
-        return min([part.largest for part in self.parts])
-
-    @property
-    def has_float16(self) -> bool:
-        """Whether a parameter is float16."""
-        return any([part.has_float16 for part in self.parts])
-
-    @property
-    def rounding(self) -> float:
-        """The relative error that rounding may leave in the norm of the rescaled parameters."""
-        return max([part.rounding for part in self.parts])
-
-    def sum_squares(self, x: Vector) -> Scalar:
-        """Return ‖x‖²."""
-        pairs = zip(self.parts, self._split(x), strict=True)
-        return self._sum([part.sum_squares(own) for part, own in pairs])
-
-    def dot(self, x: Vector, y: Vector) -> Scalar:
-        """Return ⟨x, y⟩."""
-        triples = zip(self.parts, self._split(x), self._split(y), strict=True)
-        return self._sum([part.dot(own_x, own_y) for part, own_x, own_y in triples])
-
-    def average_(
-        self, beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False, deferred: bool = False
-    ) -> Products:
-        """Average the gradients by β and their squares by β₂, and measure."""
-        rows = []
-        for part in self.parts:
-            part.same_move(self)
-            rows.append(part.average_(beta, beta2, with_x, deferred))
-        return Products(*[self._sum(column) for column in zip(*rows, strict=True)])
-
-    def store_averages(self) -> None:
-        """Store the averages that a move would have stored."""
-        for part in self.parts:
-            part.store_averages()
-
-    def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
-        """Move every part; return the new ‖x‖² if it is to be `measured`."""
-        squares = []
-        for part, own in zip(self.parts, self._split(self.u), strict=True):
-            part.same_move(self)
-            part.u = own
-            squares.append(part.move(gamma, keep, skip, measured))
-        return self._sum([square for square in squares if square is not None]) if measured else None
-
-    def scale_(self, x: Vector, a: Scalar) -> None:
-        """x ← a·x."""
-        for part, own in zip(self.parts, self._split(x), strict=True):
-            part.scale_(own, a)
-
-    def _sum(self, scalars: Sequence[Scalar]) -> Scalar:
-        return add_up(scalars, self.group["step_size"])
-
-    def _split(self, x: Vector) -> Sequence[Vector]:
-        if isinstance(x, _Joined):
-            return x.vectors
-        pieces, first = [], 0
-        for part in self.parts:
-            pieces.append(x[first : first + len(part.x)])
-            first += len(part.x)
-        return pieces
-
-
-class _Joined(list[Tensor]):
-    """Vectors one after the other, which can be had singly again."""
-
-    def __init__(self, vectors: Sequence[Vector]) -> None:
-        super().__init__([tensor for vector in vectors for tensor in vector])
-        self.vectors = vectors

@@ -129,11 +129,13 @@ def buffer_dtype(group: Group, p: Tensor, name: str) -> torch.dtype:
     return torch.promote_types(p.dtype, torch.float32) if wide else p.dtype
 
 
-def add_buffers(state: dict[str, Any], group: Group, p: Tensor, names: Sequence[str]) -> None:
-    """Create the buffers of a parameter that are missing, with zeros."""
-    for name in names:
-        if name not in state:
-            state[name] = torch.zeros_like(p, dtype=buffer_dtype(group, p, name))
+def add_buffers(state: Mapping[Tensor, dict[str, Any]], group: Group, names: Sequence[str]) -> None:
+    """Create the buffers of the parameters with a gradient that are missing, with zeros."""
+    for p in group["params"] if names else ():
+        if p.grad is not None and names[-1] not in (buffers := state[p]):
+            for name in names:
+                if name not in buffers:
+                    buffers[name] = torch.zeros_like(p, dtype=buffer_dtype(group, p, name))
 
 
 def restore_buffers(optimizer: Any, state_dict: Mapping[str, Any]) -> None:

@@ -18,9 +18,11 @@ R = TypeVar("R")
 def hook_step(func: Callable[P, R]) -> Callable[P, R]:
     """Return the step in torch's own wrapper, which is left out while it has nothing to do.
 
-    It takes 12 µs, a fifth of a step of a small network.
+    It takes 12 µs, a fifth of a step of a small network. `torch.no_grad`, in which the step is wrapped, takes 2 µs more
+    than to switch gradients off by hand.
     """
     hooked = Optimizer.profile_hook_step(func)
+    unwrapped = getattr(func, "__wrapped__", None) if func.__qualname__ == "PolyakOptimizer.step" else None
 
     @functools.wraps(func)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -29,6 +31,14 @@ def hook_step(func: Callable[P, R]) -> Callable[P, R]:
         hooks = hooks or torchs._global_optimizer_pre_hooks or torchs._global_optimizer_post_hooks
         # a profiler is assumed where torch does not say
         needed = hooks or torch.compiler.is_compiling() or getattr(profiler, "_is_profiler_enabled", True)
-        return (hooked if needed else func)(*args, **kwargs)
+        if needed or unwrapped is None:
+            return (hooked if needed else func)(*args, **kwargs)
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            result: R = unwrapped(*args, **kwargs)
+            return result
+        finally:
+            torch._C._set_grad_enabled(before)
 
     return wrapper
