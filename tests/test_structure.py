@@ -6,6 +6,8 @@ The lines of a function are those from its `def` to its end, without decorators 
 from __future__ import annotations
 
 import ast
+import re
+import statistics
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -25,6 +27,8 @@ MOST_MODULES = 11
 OPEN_FOLDERS = ("data", "methods", "models")  # one module for every data set, paper and network
 LONGEST_MODULE = 300
 LONGEST_FUNCTION = 30
+MEDIAN_METHOD = 40  # lines of code in a method's file, without docstrings
+LONGEST_REPEAT = 5  # lines that two methods' files may share in a row, docstrings included
 LARGER = {"polyak": {}, "polyak_lab": {}}  # must shrink, and then leaves this table
 LONGER = {"polyak": {}, "polyak_lab": {}}
 TYPED = {
@@ -190,3 +194,34 @@ def test_modules_are_short(package):
 def test_functions_are_short(package):
     found = [pair for name, path in MODULES.items() if layer(name)[0] == package for pair in functions(path)]
     assert {function: length for function, length in found if length > LONGEST_FUNCTION} == LONGER[package]
+
+
+METHODS = [path for name, path in MODULES.items() if name.startswith("polyak.methods.")]
+
+
+def lines_of_code(path: Path) -> int:
+    """Count the lines of a file that are not blank, a comment or part of a docstring."""
+    text = path.read_text(encoding="utf-8")
+    count = sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in text.splitlines())
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            lines = text.splitlines()[node.body[0].lineno - 1 : node.body[0].end_lineno]
+            count -= sum(map(bool, map(str.strip, lines)))
+    return count
+
+
+def test_a_method_is_short():
+    assert statistics.median(map(lines_of_code, METHODS)) <= MEDIAN_METHOD
+
+
+def test_no_six_lines_are_repeated_between_methods():
+    """Without blank lines, imports and lines of nothing but punctuation."""
+    seen: dict[tuple[str, ...], Path] = {}
+    repeated = []
+    for path in METHODS:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line for line in lines if re.search(r"\w", line) and not line.startswith(("import ", "from ", "#"))]
+        for run in zip(*(lines[i:] for i in range(LONGEST_REPEAT + 1)), strict=False):
+            if seen.setdefault(run, path) != path:
+                repeated.append((seen[run].stem, path.stem, run[0]))
+    assert repeated == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -25,11 +25,20 @@ NO_DECAY = 1.0  # this very number: the multiplication is then left out
 class Form(IntEnum):
     """The form of momentum; the numbers are those of `enum form` in `cpu_kernels.c`."""
 
+    holds_y: bool
+    """Whether the parameters hold y, between the iterate z and its average x: the constraint holds for z, the line
+    starts there, and y moves even where γ = 0."""
+
+    def __new__(cls, number: int, holds_y: bool = False) -> Self:
+        form = int.__new__(cls, number)
+        form._value_, form.holds_y = number, holds_y
+        return form
+
     PLAIN = 2
     NESTEROV = 3
     ADJUSTED = 4
     HEAVY_BALL = 5
-    SCHEDULE_FREE = 8
+    SCHEDULE_FREE = 8, True
 
 
 class Preconditioner(NamedTuple):

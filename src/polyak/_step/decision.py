@@ -103,7 +103,7 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
         gamma = 0.0
         group["skipped_steps"].add_(1)
     for name in memory:
-        if gamma >= TINY[group["step_size"].dtype] or (part.form is Form.SCHEDULE_FREE and not skip):
+        if gamma >= TINY[group["step_size"].dtype] or (part.form.holds_y and not skip):
             group[name].copy_(as_tensor(seen[name], group[name]))
     like = group["step_size"]
     group["step_size"] = torch.scalar_tensor(gamma, dtype=like.dtype, device=like.device)  # faster than torch.full_like
@@ -124,7 +124,7 @@ def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     gamma = torch.where(skip, 0.0, gamma)
     group["skipped_steps"].add_(skip)
     for name in memory:
-        moves = ~skip if part.form is Form.SCHEDULE_FREE else gamma >= TINY[gamma.dtype]  # x moves even where γ = 0
+        moves = ~skip if part.form.holds_y else gamma >= TINY[gamma.dtype]
         group[name].copy_(torch.where(moves, seen[name], group[name]))
     group["step_size"] = gamma
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)

@@ -81,8 +81,8 @@ def count_steps(self: PolyakOptimizer) -> dict[str, float]:
     return {"steps": 0}
 
 
-def dampen(line: Line, parts: list[Part]) -> Line:
-    """Let a heavy ball take (1 − μ)γ, so that one gradient moves x by γ in all; return the same line."""
+def dampened(self: PolyakOptimizer, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
+    """Return the line along the gradient; the heavy ball takes (1 − μ)γ, so that one gradient moves x by γ in all."""
     for part in parts:
         part.divisor = 1.0 / (1.0 - part.mu)
     return line

@@ -51,7 +51,7 @@ class PolyakOptimizer(Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._has_own_line = "linearize" in vars(cls)
+        cls._has_own_line, cls.takes_norm = "linearize" in vars(cls), cls.takes_norm and not cls.momentum_form.holds_y
         if "__init__" in vars(cls):
             complete(cls, PolyakOptimizer.__init__)
 

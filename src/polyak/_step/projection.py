@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._backend.distributed import send
-from .._backend.moves import MOMENTUM, Form
+from .._backend.moves import MOMENTUM
 from .._backend.scalars import number
 from .._backend.vector import add_, add_up, assign_
 from ..constraints.balls import L2Ball
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def project(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[Part] = ()) -> None:
     """Project what requires a gradient; of a schedule-free method whose `parts` have moved, z."""
-    if any([part.form is Form.SCHEDULE_FREE for part in parts]):
+    if any([part.form.holds_y for part in parts]):
         _project_ahead(groups, shared, parts)
         return
     if shared is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._backend import vector
 from .._backend.chunks import must_not_sync
-from .._backend.moves import MOMENTUM, Form
+from .._backend.moves import MOMENTUM
 from .._backend.scalars import Scalar, number
 from ._base import Constraint, check_size, real_only
 
@@ -72,7 +72,7 @@ class L2Ball(Constraint):
 
     def shrink_(self, parts: Sequence[Any], squares: Sequence[Scalar]) -> Scalar:
         """Project the parts of a model; `squares` add up to their ‖x‖², which is returned."""
-        if parts[0].form is Form.SCHEDULE_FREE:
+        if parts[0].form.holds_y:
             return self._shrink_ahead(parts)
         squared_norm = squares[0] if len(squares) == 1 else vector.add_up(squares, parts[0].group["step_size"])
         rounding = parts[0].rounding if len(parts) == 1 else max([part.rounding for part in parts])

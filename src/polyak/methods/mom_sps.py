@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack, final
+from typing import Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
 from .._backend.moves import Form
 from .._backend.scalars import Scalar
 from .._step.decision import Line
-from .._step.lines import dampen
+from .._step.lines import dampened
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Fraction, Positive
-from .._step.parts import Group, Part
+from .._step.parts import Group
 
 
 @final
@@ -66,10 +66,7 @@ class MomSPS(PolyakOptimizer):
 
     takes_numbers = True
     momentum_form = Form.HEAVY_BALL
-
-    def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
-        """Return the line along the gradient, whose step the heavy ball multiplies by 1 − β."""
-        return dampen(line, parts)
+    linearize = dampened
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = min{ (f − f*)₊ / (c‖∇f‖²), γ_b }."""

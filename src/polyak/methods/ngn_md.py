@@ -11,7 +11,7 @@ from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from .._backend.vector import SQUARES
 from .._step.decision import Line
-from .._step.lines import count_steps, dampen, decay_of, precondition
+from .._step.lines import count_steps, dampened, decay_of, precondition
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Betas, Cap, CommonAndBuffers, NonNegative
 from .._step.parts import Group, Part
@@ -81,7 +81,7 @@ class NGNMD(PolyakOptimizer):
             part.mu = beta1
             if part.group["weight_decay"]:
                 part.decay = 1.0 - decay_of(part.group)
-        return dampen(precondition(line, parts, k, beta2), parts)
+        return dampened(self, precondition(line, parts, k, beta2), parts, averages)
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = 2(f − f*) / (2(f − f*)/c + ⟨∇f, D⁻¹∇f⟩)."""

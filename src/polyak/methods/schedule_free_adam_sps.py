@@ -77,7 +77,6 @@ class ScheduleFreeAdamSPS(PolyakOptimizer):
 
     takes_numbers = True
     momentum_form = Form.SCHEDULE_FREE
-    takes_norm = False
     averages = count_steps
     train, eval, distance = train, evaluate, staticmethod(any_time_distance)
 

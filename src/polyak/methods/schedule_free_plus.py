@@ -96,7 +96,6 @@ class ScheduleFreePlus(PolyakOptimizer):
 
     takes_numbers = True
     momentum_form = Form.SCHEDULE_FREE
-    takes_norm = False
     train, eval, distance = train, evaluate, staticmethod(annealed_distance)
 
     def buffers(self, group: Group) -> Sequence[str]:

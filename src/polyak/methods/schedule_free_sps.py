@@ -72,7 +72,6 @@ class ScheduleFreeSPS(PolyakOptimizer):
 
     takes_numbers = True
     momentum_form = Form.SCHEDULE_FREE
-    takes_norm = False
     averages = count_steps
     train, eval, distance = train, evaluate, staticmethod(any_time_distance)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack, final
+from typing import Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
 from .._backend.moves import Form
 from .._backend.scalars import Scalar, minimum
 from .._step.decision import Line
-from .._step.lines import dampen
+from .._step.lines import dampened
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Fraction, Growth, Positive, PositiveOrInf, Steps
-from .._step.parts import Group, Part
+from .._step.parts import Group
 
 
 @final
@@ -73,14 +73,11 @@ class SmoothMomSPS(PolyakOptimizer):
 
     takes_numbers = True
     momentum_form = Form.HEAVY_BALL
+    linearize = dampened
 
     def memory(self, group: Group) -> dict[str, float]:
         """γ_{t−1} / (1 − β), of the last step that was not 0."""
         return {"previous_step_size": group["init_step_size"] / (1.0 - group["momentum"])}
-
-    def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
-        """Return the line along the gradient, whose step the heavy ball multiplies by 1 − β."""
-        return dampen(line, parts)
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ_t / (1 − β) = min{ (f − f*)₊ / (c‖∇f‖²), γ_b, τ^(1/n) γ_{t−1} / (1 − β) }."""
