@@ -7,7 +7,16 @@ import pytest
 import torch
 
 import polyak
-from catalogue import Problem, each_backend, each_classic_form, each_form, each_method, each_scale_free_form, flat
+from catalogue import (
+    METHODS,
+    Problem,
+    each_backend,
+    each_classic_form,
+    each_form,
+    each_method,
+    each_scale_free_form,
+    flat,
+)
 from observe import SMALL_BALLS
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -33,6 +42,10 @@ EQUAL = {
         (polyak.SafeSPS, {"lr": 2.0, "floor": 0.0, "momentum": 0.4}),
         (polyak.IAM, {"lr": 2.0, "momentum": 0.4}),
     ),
+    "so it is without a cap": (
+        (polyak.SafeSPS, {"lr": math.inf, "floor": 0.0, "momentum": 0.4}),
+        (polyak.IAM, {"lr": math.inf, "momentum": 0.4}),
+    ),
     "MomSPS without momentum is SPS": (
         (polyak.MomSPS, {"lr": 2.0, "momentum": 0.0}),
         (polyak.SPS, {"lr": 2.0, "c": 1.0, "eps": 0.0}),
@@ -45,7 +58,7 @@ EQUAL = {
         (polyak.ALIG, {"lr": 2.0, "eps": 0.0}),
         (polyak.SPS, {"lr": 2.0, "eps": 0.0, "c": 1.0}),
     ),
-    "so it is without a cap": (
+    "and ALI-G without a cap": (
         (polyak.ALIG, {"lr": math.inf, "eps": 0.0}),
         (polyak.SPS, {"eps": 0.0, "c": 1.0}),
     ),
@@ -131,6 +144,27 @@ def test_momo_adam_whose_cap_binds_is_adam_bit_for_bit(foreach):
     assert (x == expected).all()
 
 
+def test_schedule_free_sps_at_the_average_itself_is_iam():
+    """With β → 1, y is the average x, whose weights 1/(t + 1) are those of λ_t = t."""
+    points = []
+    for cls, options in ((polyak.ScheduleFreeSPS, {"momentum": 1 - 2.0**-40}), (polyak.IAM, {"momentum": None})):
+        problem = Problem.make()
+        params = problem.params()
+        points.append(problem.steps(cls(params, lr=2.0, **options), params, STEPS))
+    np.testing.assert_allclose(*points, rtol=1e-9)
+
+
+def test_scaling_the_loss_leaves_the_step_sizes_and_the_points_of_momo_adam():
+    """Without a cap and with ε = 0 the norm of Adam takes the scale out of the gradient."""
+    method = next(method for method in METHODS if method.cls is polyak.MoMoAdam)
+    options = {"lr": math.inf, "eps": 0.0, "betas": (0.5, 0.9)}
+    x, γ = _run(method, "none", options)
+    for scale in (1e-6, 3.0, 1e6):
+        x_scaled, γ_scaled = _run(method, "none", options, scale)
+        _same(x_scaled, x)
+        np.testing.assert_allclose(γ_scaled, γ, rtol=1e-9)
+
+
 SPLITS = {
     "one group for each tensor": lambda params: [{"params": [p]} for p in params],
     "two groups in another order": lambda params: [{"params": params[3:]}, {"params": params[:3]}],
@@ -206,9 +240,7 @@ def test_the_bound_of_the_call_comes_before_the_bound_of_the_group(method):
     options = {
         name: value for name, value in method.trials[1].items() if name not in ("learn_lower_bound", "weight_decay")
     }
-    options |= (
-        {"lr": 2.0} if method.name in ("MoMo", "SignSPS", "MuonMoMo") else {}
-    )  # at the cap of its trial, no bound counts
+    options |= {"lr": 2.0}  # at the caps of some trials, no bound counts
     low, high = options | {"lower_bound": -5.0}, options | {"lower_bound": 0.01}
     x, _ = _run(method, "none", high)
     y, _ = _run(method, "none", low, lower_bound=torch.tensor(0.01, dtype=torch.float64))

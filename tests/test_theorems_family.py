@@ -1,0 +1,258 @@
+"""The theorems of the methods beyond ALI-G and SPS, what SPS must not be trusted with, and losses that are not smooth.
+
+All inequalities are path-wise, as in `test_theorems.py`, from which the problems come.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import polyak
+from test_theorems import INTERPOLATING, SLACK, descend, mean, minimiser, quadratics, sq_distance
+
+each_family = pytest.mark.parametrize("family", INTERPOLATING.values(), ids=INTERPOLATING.keys())
+
+
+def start_of(seed, d=4):
+    """Draw a point with positive coordinates, and a start."""
+    rng = np.random.default_rng(seed)
+    star = torch.tensor(np.abs(rng.normal(size=d)) + 0.1)
+    return rng, star, torch.nn.Parameter(torch.tensor(3 * rng.normal(size=d)))
+
+
+def interpolating(family, seed):
+    rng, star, x = start_of(seed)
+    return rng, star, x, [family(rng, star) for _ in range(3)]
+
+
+def noisy(seed=0, spread=0.5):
+    """Draw strongly convex losses without a common minimiser; return also that of their mean, and a start."""
+    losses, rng = quadratics(seed, spread=spread)
+    return losses, rng, minimiser(losses), torch.nn.Parameter(torch.tensor(3 * rng.normal(size=3)))
+
+
+# Losses with kinks: ALI-G and SPS
+
+
+@each_family
+@pytest.mark.parametrize("lr", [0.3, math.inf])
+def test_the_mean_loss_of_alig_falls_as_the_root_of_the_steps(family, lr):
+    """Mean of f_t(x_t) ≤ D²/(ηT) + D√((C²+δ)/T) for C-Lipschitz losses with interpolation (convergence theorem)."""
+    for seed, delta in enumerate((0.0, 1.0)):
+        rng, star, x, losses = interpolating(family, seed)
+        optimizer, start, seen, C2 = polyak.ALIG([x], lr=lr, eps=delta), sq_distance(x, star), [], 0.0
+        for T, i in enumerate(rng.integers(3, size=12), 1):
+            seen.append(descend(optimizer, x, losses[i])[0])
+            C2 = max(C2, optimizer.last_step().grad_sq_norm.item())
+            assert np.mean(seen) <= start / (lr * T) + math.sqrt(start * (C2 + delta) / T) + SLACK
+
+
+@pytest.mark.parametrize("delta", [0.1, 1.0])
+def test_alig_with_a_tolerance_reaches_a_neighbourhood_of_it(delta):
+    """Mean of f_t(x_t) ≤ ε₀ + D√((C²+δ)/T) + ε₀√(1+C²/δ) where every loss is at most ε₀ at x* (η = ∞)."""
+    losses, rng, star, x = noisy()
+    lows = [f.lowest for f in losses]
+    tolerance = max(f(star).item() - low for f, low in zip(losses, lows, strict=True))
+    optimizer, start, seen, C2 = polyak.ALIG([x], lr=math.inf, eps=delta), sq_distance(x, star), [], 0.0
+    for T, i in enumerate(rng.integers(3, size=30), 1):
+        seen.append(descend(optimizer, x, lambda x, i=i: losses[i](x) - lows[i])[0])
+        C2 = max(C2, optimizer.last_step().grad_sq_norm.item())
+        most = tolerance + math.sqrt(start * (C2 + delta) / T) + tolerance * math.sqrt(1 + C2 / delta)
+        assert np.mean(seen) <= most
+
+
+@pytest.mark.parametrize("lr", [0.05, math.inf])
+def test_alig_on_strongly_convex_losses_converges_linearly(lr):
+    """‖x⁺ − x*‖² ≤ (1 − ½μ_i·min{1/(2β), η})‖x − x*‖² with interpolation and δ = 0."""
+    losses, rng = quadratics(1)
+    x, star = torch.nn.Parameter(torch.tensor(3 * rng.normal(size=3))), losses[0].a
+    optimizer, least = polyak.ALIG([x], lr=lr, eps=0.0), min(1 / (2 * max(f.L for f in losses)), lr)
+    for i in rng.integers(3, size=20):
+        before = sq_distance(x, star)
+        descend(optimizer, x, losses[i])
+        assert sq_distance(x, star) <= (1 - losses[i].mu * least / 2) * before + SLACK
+
+
+@each_family
+def test_the_mean_loss_of_sps_falls_as_the_root_of_the_steps(family):
+    """Mean of f_k(x_k) ≤ GD/√K for G-Lipschitz losses with interpolation, c = 1."""
+    rng, star, x, losses = interpolating(family, 2)
+    optimizer, start, seen, G2 = polyak.SPS([x], c=1.0, eps=0.0), sq_distance(x, star), [], 0.0
+    for K, i in enumerate(rng.integers(3, size=12), 1):
+        seen.append(descend(optimizer, x, losses[i])[0])
+        G2 = max(G2, optimizer.last_step().grad_sq_norm.item())
+        assert np.mean(seen) <= math.sqrt(G2 * start / K) * (1 + SLACK)
+
+
+@pytest.mark.parametrize(("c", "share"), [(0.5, 1.0), (1.0, 0.75)])
+def test_the_deterministic_polyak_step_contracts_by_the_condition_number(c, share):
+    """‖x⁺ − x*‖² ≤ (1 − 1/κ)‖x − x*‖² for c = ½ and (1 − 3/(4κ))‖x − x*‖² for c = 1, with f* exact."""
+    for seed in range(5):
+        (f, *_), rng = quadratics(seed, spread=1.0)
+        x = torch.nn.Parameter(torch.tensor(3 * rng.normal(size=3)))
+        optimizer = polyak.SPS([x], c=c, eps=0.0, lower_bound=f.lowest)
+        for _ in range(10):
+            before = sq_distance(x, f.a)
+            descend(optimizer, x, f)
+            assert sq_distance(x, f.a) <= (1 - share * f.mu / f.L) * before + SLACK
+
+
+# NGN: Orvieto and Xiao, 2024
+
+
+@each_family
+@pytest.mark.parametrize("c", [0.1, 1.0, 100.0])
+def test_ngn_comes_nearer_to_every_interpolating_point(family, c):
+    """‖x⁺ − x*‖² ≤ ‖x − x*‖² − (2/c)γ²f(x), and ½min{c, 2f/‖g‖²} ≤ γ ≤ min{c, 2f/‖g‖²}."""
+    rng, star, x, losses = interpolating(family, 3)
+    optimizer = polyak.NGN([x], lr=c)
+    for i in rng.integers(3, size=10):
+        before = sq_distance(x, star)
+        loss, gamma = descend(optimizer, x, losses[i])
+        assert sq_distance(x, star) <= before - 2 / c * gamma**2 * loss + SLACK * max(1.0, before)
+        if loss > 0:
+            hard = min(c, 2 * loss / optimizer.last_step().grad_sq_norm.item())
+            assert hard / 2 * (1 - SLACK) <= gamma <= hard * (1 + SLACK)
+
+
+def test_the_step_of_ngn_lies_between_the_bounds_of_the_curvature():
+    """c/(1 + cL) ≤ γ ≤ c on L-smooth losses with minimum 0."""
+    losses, rng = quadratics(4)
+    x = torch.nn.Parameter(torch.tensor(3 * rng.normal(size=3)))
+    for c in (0.1, 1.0, 10.0):
+        optimizer = polyak.NGN([x], lr=c)
+        for i in rng.integers(3, size=5):
+            _, gamma = descend(optimizer, x, losses[i])
+            assert c / (1 + c * losses[i].L) * (1 - 1e-9) <= gamma <= c
+
+
+# SPS* and IAM: Gower et al., 2025
+
+
+def test_sps_with_the_solutions_losses_comes_nearer_to_it_without_interpolation():
+    """‖x⁺ − x*‖² ≤ ‖x − x*‖² − (f_i(x) − f_i(x*))₊²/‖∇f_i(x)‖²."""
+    losses, rng, star, x = noisy()
+    optimizer = polyak.SPS([x], c=1.0, eps=0.0)
+    for i in rng.integers(3, size=30):
+        before, bound = sq_distance(x, star), losses[i](star).item()
+        loss, _ = descend(optimizer, x, losses[i], lower_bound=bound)
+        gain = max(loss - bound, 0.0) ** 2 / optimizer.last_step().grad_sq_norm.item()
+        assert sq_distance(x, star) <= before - gain + SLACK
+
+
+def test_the_iterates_that_iam_averages_come_nearer_to_the_solution_without_interpolation():
+    """‖z⁺ − x*‖² ≤ ‖z − x*‖² − (f_i(x) − f_i(x*) + ⟨∇f_i(x), z − x⟩)₊²/‖∇f_i(x)‖², where z = x⁺ + t(x⁺ − x)."""
+    losses, rng, star, x = noisy()
+    optimizer, z = polyak.IAM([x], lr=math.inf, momentum=None), x.detach().clone()
+    for t, i in enumerate(rng.integers(3, size=30), 1):
+        before, old = sq_distance(z, star), x.detach().clone()
+        descend(optimizer, x, losses[i], lower_bound=losses[i](star).item())
+        z, last = x.detach() + t * (x.detach() - old), optimizer.last_step()
+        gain = last.ratio.item() ** 2 * last.grad_sq_norm.item()
+        assert sq_distance(z, star) <= before - gain + 1e-9
+
+
+@each_family
+def test_the_last_iterate_of_iam_falls_as_the_root_of_the_steps(family):
+    """f(x_T) ≤ GD/√T for the last iterate of λ_t = t, on one loss with minimum 0."""
+    _, star, x, (f, *_) = interpolating(family, 5)
+    optimizer, start, G2 = polyak.IAM([x], lr=math.inf, momentum=None), sq_distance(x, star), 0.0
+    for T in range(1, 16):
+        loss, _ = descend(optimizer, x, f)
+        G2 = max(G2, optimizer.last_step().grad_sq_norm.item())
+        assert loss <= math.sqrt(G2 * start / T) * (1 + SLACK)
+
+
+# MoMo: Schaipp et al., ICML 2024
+
+
+@each_family
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.5}, {"bias_correction": True}])
+def test_momo_comes_nearer_to_every_interpolating_point(family, options):
+    """‖x⁺ − x*‖² ≤ ‖x − x*‖² − τ(h − f*)₊, where h is the averaged model at x; γ = τ and h − f* = ratio · ‖d‖²."""
+    rng, star, x, losses = interpolating(family, 6)
+    optimizer = polyak.MoMo([x], lr=1.0, **options)
+    for i in rng.integers(3, size=10):
+        before = sq_distance(x, star)
+        _, gamma = descend(optimizer, x, losses[i])
+        last = optimizer.last_step()
+        gap = last.ratio.item() * last.grad_sq_norm.item() if gamma else 0.0
+        assert sq_distance(x, star) <= before - gamma * gap + 1e-9 * max(1.0, before)
+
+
+# DecSPS: Orvieto, Lacoste-Julien and Loizou, 2022; AdaSPS: Jiang and Stich, 2023
+
+
+def gaps(cls, at, **options):
+    """Return how far the mean of the iterates lies above the minimum after some numbers of steps."""
+    losses, rng, star, x = noisy(seed=4, spread=1.0)
+    lowest = min(f.lowest for f in losses) - 1.0
+    optimizer, total, found = cls([x], lower_bound=lowest, **options), torch.zeros(3), []
+    for t, i in enumerate(rng.integers(3, size=max(at)), 1):
+        total = total + x.detach()
+        descend(optimizer, x, losses[i])
+        if t in at:
+            found.append((mean(losses, total / t) - mean(losses, star)).item())
+    return found
+
+
+def test_dec_sps_and_ada_sps_converge_without_interpolation_where_sps_stalls():
+    """The mean of the iterates comes nearer as 1/√K at least, under any lower bound; that of SPS stays away."""
+    early, late = gaps(polyak.DecSPS, (100, 800))
+    assert late < early / math.sqrt(800 / 100)
+    early, late_ada = gaps(polyak.AdaSPS, (100, 800))
+    assert late_ada < early / math.sqrt(800 / 100)
+    (stalled,) = gaps(polyak.SPS, (800,), lr=0.5, c=1.0)
+    assert max(late, late_ada) < stalled / 4
+
+
+# What must not converge
+
+
+def test_sps_with_the_batches_own_minima_bounces_between_them():
+    """x² + 2x + 5 and 2x² − 4x + 10 with c = ½ and exact f_i*: it bounces between −1 and 1, at 9 on average."""
+    losses = [lambda x: (x * x + 2 * x + 5).sum(), lambda x: (2 * x * x - 4 * x + 10).sum()]
+    x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer, values = polyak.SPS([x], c=0.5, eps=0.0), []
+    for t in range(20):
+        descend(optimizer, x, losses[t % 2], lower_bound=(4.0, 8.0)[t % 2])
+        values.append(mean(losses, x.detach()).item())
+    assert np.mean(values) == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(("cap", "converges"), [(1.9, True), (2.1, False), (math.inf, False)])
+def test_a_bound_that_is_too_low_needs_a_cap_below_two_over_the_curvature(cap, converges):
+    """f = ½x² with the bound −c: the ratio grows without limit near 0, so that a cap alone lets it converge."""
+    x = torch.nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+    optimizer = polyak.SPS([x], lr=cap, c=1.0, eps=0.0, lower_bound=-1.0)
+    for _ in range(200):
+        descend(optimizer, x, lambda x: x.square().sum() / 2)
+    assert (abs(x.item()) < 1e-3) is converges
+    root = math.sqrt(2 / 3)
+    x = torch.nn.Parameter(torch.tensor([root], dtype=torch.float64))
+    optimizer = polyak.SPS([x], c=1.0, eps=0.0, lower_bound=-1.0)
+    for _ in range(4):
+        descend(optimizer, x, lambda x: x.square().sum() / 2)
+    assert x.item() == pytest.approx(root)  # ±√(2c/3) is a cycle of two
+
+
+def test_alig_at_a_floor_of_the_loss_is_sgd():
+    """Random labels leave the loss near log 2 and the gradient small: with f* = 0 every step is capped."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(64, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(2, (64,), generator=generator).double()
+    points = []
+    for cls, options in ((polyak.ALIG, {}), (torch.optim.SGD, {})):
+        x = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        optimizer = cls([x], lr=0.5, **options)
+        for t in range(40):
+            batch = slice(16 * (t % 4), 16 * (t % 4) + 16)
+            optimizer.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(A[batch] @ x, labels[batch])
+            loss.backward()
+            optimizer.step(**({"loss": loss} if cls is polyak.ALIG else {}))
+        points.append(x.detach())
+    torch.testing.assert_close(*points, rtol=1e-12, atol=1e-12)
+    assert loss > 0.5
