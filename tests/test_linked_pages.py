@@ -89,7 +89,7 @@ def test_a_figure_is_shown_on_a_page_in_light_and_dark(script):
     assert suffix == ".png" or script.with_stem(f"{script.stem}-dark").with_suffix(".svg").exists()
 
 
-@pytest.mark.parametrize("name", ["geometry", "lr_sensitivity"])
+@pytest.mark.parametrize("name", ["geometry", "lr_sensitivity", "lower_bound"])
 def test_a_figure_is_what_its_script_draws(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS / "figures"))
     script = runpy.run_path(str(DOCS / "figures" / f"{name}.py"))
