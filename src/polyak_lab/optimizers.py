@@ -48,6 +48,7 @@ class StepInfo(NamedTuple):
     step_size: float | Tensor
     capped: Tensor | None = None
     skipped: Tensor | None = None
+    gradient_norm: Tensor | None = None
 
 
 def resolve(choice: config.Optimizer) -> config.Optimizer:
@@ -263,14 +264,20 @@ def take_step(
     if isinstance(optimizer, polyak.PolyakOptimizer):
         optimizer.step(loss=loss, grad_sq_norm=grad_sq_norm)
         last = optimizer.last_step()
-        return StepInfo(last.step_size, last.capped, last.skipped)
+        return StepInfo(last.step_size, last.capped, last.skipped, last.grad_sq_norm.sqrt())
     step_size = current_lr(optimizer)
     step: Callable[..., object] = optimizer.step
     step(**({"loss": loss} if form == "loss" else {}))
-    return StepInfo(step_size)
+    return StepInfo(step_size, gradient_norm=None if grad_sq_norm is None else grad_sq_norm.sqrt())
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float | Tensor:
     """Return the learning rate of the first group, NaN if it has none."""
     lr: float | Tensor = optimizer.param_groups[0].get("lr", math.nan)
     return lr
+
+
+def measured_radius(optimizer: torch.optim.Optimizer) -> float | None:
+    """Return the radius that a relative ball has found from the initial weights, None without such a ball."""
+    radius = optimizer.param_groups[0].get("l2_ball_radius")
+    return None if radius is None else float(radius)

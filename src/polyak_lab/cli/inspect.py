@@ -1,4 +1,4 @@
-"""The verbs that read folders: `polyak table` and `polyak data`. They need little or no torch."""
+"""The verbs that read folders: `polyak table`, `report` and `data`. They need little or no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyak_lab.console import cell, say, show, warn
+from polyak_lab.errors import LabError
 from polyak_lab.recipes.recipe import find_named
 from polyak_lab.report import export, table
 from polyak_lab.report.table import Group
@@ -16,9 +17,15 @@ from polyak_lab.runs import stored
 TableFormat = Literal["terminal"] | export.TextFormat
 
 
-def read_rows(runs: Sequence[Path]) -> list[Group]:
-    """Read the rows of a table from run folders; a damaged folder is skipped with a message."""
-    return table.groups(stored.find_runs(runs, on_problem=warn))
+def read_rows(runs: Sequence[Path], problems: list[LabError] | None = None) -> list[Group]:
+    """Read the rows of a table from run folders; damaged ones are skipped with a message and added to `problems`."""
+
+    def report(problem: LabError) -> None:
+        warn(problem)
+        if problems is not None:
+            problems.append(problem)
+
+    return table.groups(stored.find_runs(runs, on_problem=report))
 
 
 def print_table(console: Console, rows: Sequence[Group], form: TableFormat, against: str | None) -> None:
@@ -30,11 +37,11 @@ def print_table(console: Console, rows: Sequence[Group], form: TableFormat, agai
         say(console, export.WRITERS[form](rows, other))
 
 
-def write_page(path: Path, rows: Sequence[Group], runs: Sequence[Path]) -> None:
-    """Write the page with the table and the curves."""
-    from polyak_lab.report import page  # matplotlib takes half a second to import
+def write_page(path: Path, rows: Sequence[Group], runs: Sequence[Path], problems: Sequence[LabError] = ()) -> None:
+    """Write the page with the tables and the curves."""
+    from polyak_lab.report import page  # Jinja2
 
-    page.write(path, rows, "Runs in " + ", ".join(map(str, runs)), "")
+    page.write(path, rows, "Runs in " + ", ".join(map(str, runs)), "", problems)
 
 
 def write_figures(rows: Sequence[Group], *, plot_lr: Path | None, plot_loss: Path | None) -> None:

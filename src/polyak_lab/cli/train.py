@@ -123,17 +123,21 @@ def show(
     jobs: Sequence[RunFolder] = (),
 ) -> None:
     """Print the table of a recipe's rows in a folder, and write the report if requested."""
-    own, others = _of_recipe(stored.find_runs([folder], on_problem=warn), recipe, jobs)
+    problems: list[LabError] = []
+    own, others = _of_recipe(stored.find_runs([folder], on_problem=problems.append), recipe, jobs)
+    for problem in problems:
+        warn(problem)
     rows = table.groups(own)
     terminal.show(console, table.as_rich(rows, recipe.title))
     if others:
         names = ", ".join(sorted({repr(run.label.row) for run in others}))
-        say(console, f"{folder} also holds {len(others)} runs that are not of this recipe ({names}).")
+        problems.append(LabError(f"{folder} also holds {len(others)} runs that are not of this recipe ({names})."))
+        say(console, str(problems[-1]))
     if with_report:
-        from polyak_lab.report import page as report  # matplotlib takes a while
+        from polyak_lab.report import page as report  # Jinja2
 
         page = folder / "report.html"
-        report.write(page, rows, recipe.title, recipe.note)
+        report.write(page, rows, recipe.title, recipe.note, problems)
         say(console, f"Curves: {page}")
 
 

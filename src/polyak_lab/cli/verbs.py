@@ -1,4 +1,4 @@
-"""The verbs of the command line and their flags: `polyak train`, `run`, `sweep`, `table` and `data`.
+"""The verbs of the command line and their flags.
 
 Nothing here imports torch before a verb needs it, so that `polyak --help` answers at once.
 """
@@ -13,6 +13,7 @@ from rich.console import Console
 from polyak_lab.cli import inspect as arguments
 from polyak_lab.config import run as config
 from polyak_lab.console import say
+from polyak_lab.errors import LabError
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -117,7 +118,7 @@ class Table:
     against: str | None = None
     """Also print the difference of every row to this one, seed by seed, with its 95 % confidence interval."""
     report: Path | None = None
-    """Also write a page with the table and the curves to this file."""
+    """Also write the page of `polyak report` to this file."""
     plot_lr: Path | None = None
     """Also draw the accuracy against lr, a line per method, into this PNG or SVG file."""
     plot_loss: Path | None = None
@@ -125,12 +126,66 @@ class Table:
 
     def execute(self, console: Console) -> None:
         """Read and print."""
-        rows = arguments.read_rows(self.runs)
+        problems: list[LabError] = []
+        rows = arguments.read_rows(self.runs, problems)
         arguments.print_table(console, rows, self.format, self.against)
         if self.report is not None:
-            arguments.write_page(self.report, rows, self.runs)
+            arguments.write_page(self.report, rows, self.runs, problems)
         if self.plot_lr is not None or self.plot_loss is not None:
             arguments.write_figures(rows, plot_lr=self.plot_lr, plot_loss=self.plot_loss)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about runs: tables, curves with values on hover, and their configurations."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
+    """Folders that hold runs, at any depth, such as runs/demo."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The file; it needs no other file and no network."""
+
+    def execute(self, console: Console) -> None:
+        """Read and write."""
+        problems: list[LabError] = []
+        rows = arguments.read_rows(self.runs, problems)
+        arguments.write_page(self.out, rows, self.runs, problems)
+        say(console, f"{self.out}: {len(rows)} rows, {sum(len(row.runs) for row in rows)} runs")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two rows: Welch's t-test, the test of the differences seed by seed, and what differs in the options."""
+
+    first: tyro.conf.Positional[Path]
+    """The folder of one row, with its runs below it, such as runs/demo/alig."""
+    second: tyro.conf.Positional[Path]
+    """The folder of another one. Differences are first - second."""
+    metric: str | None = None
+    """A number of the last epoch in metrics.jsonl, such as train_loss. Default: the main score of the table."""
+
+    def execute(self, console: Console) -> None:
+        """Compare."""
+        from polyak_lab.report.comparison import compare
+
+        compare(self.first, self.second, self.metric, console)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Follow a run, or all runs of a folder, in the terminal until they are finished. Ctrl-C leaves the runs alone."""
+
+    runs: tyro.conf.Positional[Path] = Path("runs")
+    """The folder of a run, or one that holds runs at any depth."""
+    wait: bool = False
+    """Wait for a run to begin, where there is none yet."""
+    interval: float = 1.0
+    """Seconds between two looks at the folder."""
+
+    def execute(self, console: Console) -> None:
+        """Watch."""
+        from polyak_lab.cli.watch import watch
+
+        watch(self.runs, self.wait, self.interval, console)
 
 
 @dataclass(frozen=True)
@@ -188,5 +243,8 @@ Verb = (
     | Annotated[RunRecipe, tyro.conf.subcommand("run")]
     | Annotated[SweepRecipe, tyro.conf.subcommand("sweep")]
     | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Watch, tyro.conf.subcommand("watch")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )

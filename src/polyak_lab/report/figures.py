@@ -1,114 +1,29 @@
-"""Figures of runs: curves as inline SVG for a page, and single PNG or SVG files."""
+"""Figures of runs as PNG or SVG files."""
 
 import io
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from polyak_lab.console import printable, shortened
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
+from polyak_lab.report.curves import Points, clipped, colour
 from polyak_lab.report.panels import Lines, by_data, losses, scores_by_lr
 from polyak_lab.report.statistics import mean
 from polyak_lab.report.table import Group, paper_score
 
-PALETTE = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),
-    *("#56b4e9", "#8c6bb1", "#999933", "#7f7f7f", "#b2182b"),
-)
-INK, LINE = "#010203", "#040506"  # placeholders in the SVG for the page's own colours
-THEME = {INK: "var(--soft)", LINE: "var(--line)"}
-# What an axis can show, also on a logarithmic scale and with its margin.
-SMALLEST, LARGEST = 1e-150, 1e150
 FORMATS = (".png", ".svg")
 LEGEND_WIDTH = 120  # characters side by side
 DASHED = ("sgd", "adam", "adamw")  # methods that do not read the loss
-
-Points = dict[float, list[float]]
-"""The values of all seeds at each x."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A quantity that is drawn over the epochs."""
-
-    title: str
-    caption: str
-    key: str
-    log: bool = False
-    factor: float = 1.0
-
-    def points(self, group: Group) -> Points:
-        """Collect the values of all seeds by epoch, up to the first epoch without a drawable one."""
-        points: Points = {}
-        for epoch in range(max((len(run.records) for run in group.runs), default=0)):
-            records = [run.records[epoch] for run in group.runs if epoch < len(run.records)]
-            values = [record.get(self.key) for record in records]
-            drawn = [clipped(self.factor * x) for x in values if x is not None and self._is_drawable(x)]
-            if not drawn:
-                break
-            points[epoch + 1] = drawn
-        return points
-
-    def _is_drawable(self, value: float) -> bool:
-        return math.isfinite(value) and (value > 0 or not self.log)
-
-
-CURVES = (
-    Curve("Training loss", "Mean over the samples of an epoch, on a logarithmic axis.", "train_loss", log=True),
-    Curve("Test accuracy, %", "After each epoch. The axis leaves out the start.", "test_accuracy", factor=100.0),
-    Curve("Test loss", "After each epoch, on a logarithmic axis.", "test_loss", log=True),
-    Curve(
-        "Step size",
-        "Mean over the steps of an epoch, on a logarithmic axis. Dashed: the cap of a method that reads the loss.",
-        "step_size",
-        log=True,
-    ),
-)
-
-
-def curves(rows: Sequence[Group]) -> list[Curve]:
-    """Choose the curves that have a value to show: test loss only where there is no accuracy."""
-    shown = [curve for curve in CURVES if any(curve.points(group) for group in rows)]
-    has_accuracy = any(curve.key == "test_accuracy" for curve in shown)
-    return [curve for curve in shown if not (has_accuracy and curve.key == "test_loss")]
-
-
-def colour(index: int) -> str:
-    """Choose the colour of a row."""
-    return PALETTE[index % len(PALETTE)]
-
-
-def clipped(value: float) -> float:
-    """Move a number to the nearest one that an axis can show."""
-    size = min(max(abs(value), SMALLEST), LARGEST)
-    return math.copysign(size, value) if value else value
-
-
-def inline_svg(curve: Curve, rows: Sequence[Group]) -> str:
-    """Draw a curve of every row as an <svg> element."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key, "font.size": 10}):
-        figure = Figure(figsize=(9.6, 3.2))
-        # The same in every figure, so that the epochs line up.
-        axes = figure.add_axes((0.07, 0.15, 0.86, 0.82))
-        _style_axes(axes, curve)
-        for index, group in enumerate(rows):
-            _draw_line(axes, index, curve.points(group), linewidth=1.9, solid_capstyle="round")
-        if curve.key == "step_size":
-            _draw_caps(axes, rows)
-        _set_limits(axes, curve, rows)
-        return _svg_element(figure, curve)
 
 
 def write_sensitivity(path: Path, rows: Sequence[Group]) -> None:
@@ -149,71 +64,6 @@ def _draw_line(axes: Axes, index: int, points: Points, alpha: float = 0.16, **st
     axes.plot(xs, [mean(points[x]) for x in xs], color=colour(index), **style)
     low, high = [min(points[x]) for x in xs], [max(points[x]) for x in xs]
     axes.fill_between(xs, low, high, color=colour(index), alpha=alpha, linewidth=0)
-
-
-def _draw_caps(axes: Axes, rows: Sequence[Group]) -> None:
-    """Draw every cap once, in the colour of its row, or in neutral ink if several rows share it."""
-    colours: dict[float, str] = {}
-    for index, group in enumerate(rows):
-        last = [run.records[-1] for run in group.runs if run.records]
-        for cap in {clipped(record["lr"]) for record in last if _is_capped(record)}:
-            colours[cap] = INK if cap in colours else colour(index)
-    for cap, shade in colours.items():
-        axes.axhline(cap, color=shade, linestyle=(0, (5, 4)), linewidth=1.3)
-        place = axes.get_yaxis_transform()
-        axes.annotate(f"cap {cap:g}", (1, cap), (6, 0), place, "offset points", color=INK, va="center")
-
-
-def _is_capped(record: Mapping[str, Any]) -> bool:
-    return record["capped"] is not None and 0 < record["lr"] < math.inf
-
-
-def _set_limits(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:
-    values = {float(value) for line in axes.lines for value in np.asarray(line.get_ydata())}
-    if not curve.log:
-        _leave_out_the_start(axes, curve, rows)
-    elif len(values) == 1:  # a logarithmic axis does not choose a range around a single value
-        (value,) = values
-        axes.set_autoscaley_on(False)
-        axes.set_ylim(value / 3, value * 3)
-
-
-def _leave_out_the_start(axes: Axes, curve: Curve, rows: Sequence[Group]) -> None:
-    """Start the axis at the values after the first quarter of the epochs."""
-    later: list[float] = []
-    for seeds in (list(curve.points(group).values()) for group in rows):
-        later += [value for values in seeds[len(seeds) // 4 :] for value in values]
-    if later and max(later) > min(later):
-        axes.set_ylim(min(later) - 0.05 * (max(later) - min(later)))
-
-
-def _style_axes(axes: Axes, curve: Curve) -> None:
-    if curve.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=7))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("epoch", color=INK)
-    axes.margins(x=0.01)
-    axes.tick_params(colors=INK, length=0, pad=6)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
-
-
-def _svg_element(figure: Figure, curve: Curve) -> str:
-    """Return the <svg> element without metadata, name spaces and fixed colours."""
-    text = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
-    svg = re.sub(r"\s*<metadata>.*?</metadata>|<!--.*?-->", "", text.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
-    for placeholder, themed in THEME.items():
-        svg = svg.replace(placeholder, themed)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{curve.title} over the epochs"', 1)
 
 
 def _save(

@@ -45,6 +45,14 @@ class StoredRun:
         return group_key(self.label.row, self.config)
 
 
+class UnreadableRunError(LabError):
+    """A run folder that is damaged or cannot be read."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.folder = folder
+
+
 def group_key(row: str, config: Mapping[str, Any]) -> tuple[str, str]:
     """Return the key of a row's runs that differ only in their seeds."""
     training = {**config["training"], "seed": None, "shuffle_seed": None}
@@ -63,12 +71,16 @@ def find_runs(
             about duplicates; all other runs are returned. If None, the first error is raised.
     """
     paths = list(paths)
-    folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path, on_problem)))
+    found = {path: list(run_folders(path, on_problem)) for path in paths}
+    folders = list(dict.fromkeys(folder for path in paths for folder in found[path]))
     if not folders:
         raise LabError(
             f"No runs in {', '.join(map(str, paths))}: no folder there, at any depth, has a config.json. "
             "Train one with polyak train or polyak run, or name the folder that holds them."
         )
+    if on_problem is not None:
+        for path in (path for path, inside in found.items() if not inside):
+            on_problem(LabError(f"No runs in {path}: no folder there, at any depth, has a config.json."))
     runs = [run for folder in folders if (run := _load_or_report(folder, on_problem)) is not None]
     if not runs:
         raise LabError(f"None of the {len(folders)} runs in {', '.join(map(str, paths))} can be read.")
@@ -110,7 +122,7 @@ def _load_or_report(
     try:
         return load_run(folder)
     except LabError as error:
-        _report(error, on_problem)
+        _report(UnreadableRunError(folder, str(error)), on_problem)
     return None
 
 
@@ -120,7 +132,7 @@ def _report(error: LabError, on_problem: Callable[[LabError], None] | None) -> N
     on_problem(error)
 
 
-def _run_folders(root: Path, on_problem: Callable[[LabError], None] | None) -> Iterator[Path]:
+def run_folders(root: Path, on_problem: Callable[[LabError], None] | None) -> Iterator[Path]:
     """Yield the folders with a config.json at or below a folder, each once."""
 
     def unreadable(error: OSError) -> None:

@@ -57,7 +57,7 @@ class Meter(Scores):
         self.steps.append(info)
 
     def means(self) -> dict[str, float | None]:
-        """Return the mean step size, and the fractions of capped and of skipped steps."""
+        """Return the mean step size and gradient norm, and the fractions of capped and of skipped steps."""
         return {name: mean([getattr(step, name) for step in self.steps]) for name in StepInfo._fields}
 
     def latest(self) -> tuple[float, float | None, float]:

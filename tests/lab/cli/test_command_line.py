@@ -38,10 +38,10 @@ import contextlib, sys
 from polyak_lab.cli.app import main
 with contextlib.suppress(SystemExit):
     main(["--help"])
-print(sorted({"torch", "numpy", "matplotlib"} & set(sys.modules)))
+print(sorted({"torch", "numpy", "matplotlib", "scipy"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "{train,run,sweep,table,data}" in done.stdout
+    assert "{train,run,sweep,table,report,compare,watch,data}" in done.stdout
     assert done.stdout.endswith("\n[]\n")
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -265,48 +264,3 @@ def test_a_folder_that_only_looks_like_a_run(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(LabError, match=r"config\.json is damaged \(it is not a JSON object\)"):
         stored.find_runs([tmp_path])
-
-
-class Page(HTMLParser):
-    """Collects the text, the tags and the attributes of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.text, self.tags, self.attributes = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_the_page(runs, tmp_path):
-    path = tmp_path / "report.html"
-    report.write(path, table.groups(stored.find_runs([runs])), "Table <1>", "A note & more")
-    text = path.read_text(encoding="utf-8")
-    page = Page(text)
-    assert {"Table <1>", "A note & more", "ALI-G", "SGD <b>& cosine", "93.00 ± 3.61", "cap 0.1"} <= set(page.text)
-    assert page.tags.count("svg") == 3
-    assert not {"script", "img", "iframe"} & set(page.tags)
-
-
-def test_the_page_asks_nobody_for_anything(runs, tmp_path):
-    path = tmp_path / "report.html"
-    report.write(path, table.groups(stored.find_runs([runs])), "t", "n")
-    text = path.read_text(encoding="utf-8")
-    links = [value for name, value in Page(text).attributes if name in ("href", "src", "xlink:href")]
-    assert links
-    assert all(link.startswith(("#", "data:")) for link in links)
-    assert not re.search(r"https?://|@import|url\((?!#)", text)
-
-
-def test_ids_are_unique_and_found(runs, tmp_path):
-    path = tmp_path / "report.html"
-    report.write(path, table.groups(stored.find_runs([runs])), "t", "n")
-    attributes = Page(path.read_text(encoding="utf-8")).attributes
-    ids = [value for name, value in attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-    assert {value[1:] for name, value in attributes if name == "xlink:href"} <= set(ids)

@@ -19,7 +19,7 @@ from polyak_lab.training import batches, build, loop
 
 SGD = config.Optimizer("sgd", options={"lr": 0.1})
 SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
-KEYS = ["epoch", *SCORES, "step_size", "capped", "skipped", "lr", "weight_norm"]
+KEYS = ["epoch", *SCORES, "step_size", "capped", "skipped", "gradient_norm", "lr", "weight_norm"]
 
 
 def test_a_run_folder(tmp_path):
@@ -195,6 +195,18 @@ def test_alig_reports_its_cap_and_sgd_has_none(tmp_path):
     assert (sgd["capped"], sgd["skipped"], sgd["step_size"]) == (None, None, pytest.approx(0.1))
 
 
+def test_the_gradient_norm_is_recorded_where_it_is_measured_anyway(tmp_path):
+    """ALI-G divides by it, and clipping compares it; plain SGD would pay for it."""
+    norms = {}
+    for name, optimizer, limit in (("alig", "alig", None), ("clipped", "sgd", 1e-3), ("sgd", "sgd", None)):
+        choice = config.Optimizer(optimizer, options={"lr": 1e-2})
+        wanted = run(choice, clip_norm=limit, max_batches=1, epochs=1)
+        norms[name] = execute(tmp_path / name, wanted).records[-1]["gradient_norm"]
+    assert norms["alig"] > 0.01
+    assert norms["alig"] == pytest.approx(norms["clipped"], rel=1e-5)
+    assert norms["sgd"] is None
+
+
 def test_a_low_cap_makes_alig_sgd(tmp_path):
     """A cap that always binds is a learning rate; so both must see the same weights and batches."""
     alig = execute(tmp_path / "alig", run(config.Optimizer("alig", options={"lr": 1e-2}))).records
@@ -305,6 +317,7 @@ def test_a_relative_ball_has_the_radius_of_the_first_weights_after_a_resume_too(
     with pytest.warns(UserWarning, match="rescales the parameters"):
         first = build.build_session(resolve(wanted))
     assert whole[-1]["weight_norm"] == pytest.approx(first.optimizer.param_groups[0]["l2_ball_radius"], rel=1e-5)
+    assert whole[-1]["ball_radius"] == float(first.optimizer.param_groups[0]["l2_ball_radius"])
 
 
 WRONG = {
