@@ -4,7 +4,9 @@
 sentence, and training goes on without it.
 """
 
+import contextlib
 import importlib
+import io
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, final
@@ -60,7 +62,8 @@ class _WandB:
             config=folder.config,
             dir=folder.path,
             resume="allow",
-            settings=wandb.Settings(init_timeout=30, console="off", silent=True),
+            # Runs side by side are logged by one process, which may have others open.
+            settings=wandb.Settings(init_timeout=30, console="off", silent=True, reinit="create_new"),
         )
 
     def log(self, numbers: Mapping[str, float], epoch: int) -> None:
@@ -107,14 +110,17 @@ class _Trackio:
     def __init__(self, folder: RunFolder) -> None:
         import trackio
 
-        self._trackio = trackio
-        trackio.init(project=_project(folder), name=_title(folder), config=folder.config, resume="allow")
+        # A run is found again by its name alone, and several may be open: the module's functions use the last one.
+        name = f"{_title(folder)} [{folder.hash[:6]}]"
+        with contextlib.redirect_stdout(io.StringIO()):  # it would write into the progress bars
+            self._run = trackio.init(project=_project(folder), name=name, config=folder.config, resume="allow")
 
     def log(self, numbers: Mapping[str, float], epoch: int) -> None:
-        self._trackio.log(dict(numbers), step=epoch)
+        self._run.log(dict(numbers), step=epoch)
 
     def close(self) -> None:
-        self._trackio.finish()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._run.finish()
 
 
 class Kind(NamedTuple):

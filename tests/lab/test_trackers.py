@@ -1,6 +1,7 @@
 """`--track`: the metrics of every epoch reach a tracker, and a tracker that fails stops no training."""
 
 import json
+import struct
 import sys
 from types import SimpleNamespace
 from typing import ClassVar
@@ -159,3 +160,70 @@ def test_mlflow_reads_back_what_metrics_jsonl_holds(tmp_path, monkeypatch):
     for name in wanted[0].keys() - {"epoch"}:
         found = [(entry.step, entry.value) for entry in client.get_metric_history(run.info.run_id, name)]
         assert found == [(record["epoch"], record[name]) for record in wanted], name
+
+
+def run_side_by_side(tmp_path, tracker):
+    """Train two runs at once with a tracker; return what their folders hold, by the seed."""
+    (tmp_path / "pair.toml").write_text(RECIPE)
+    arguments = ["run", str(tmp_path / "pair.toml"), "--out", str(tmp_path / "runs"), "--jobs", "2", "--track", tracker]
+    assert call(*arguments) == 0
+    return {seed: records(tmp_path / "runs" / "ali-g" / f"seed-{seed}") for seed in (0, 1)}
+
+
+def wandb_records(path):
+    """Yield the records of a file of Weights & Biases: blocks of 32 KiB, as LevelDB writes its log, after 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, part = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        part += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield Record.FromString(part)
+            part = b""
+
+
+@pytest.mark.trackers
+@pytest.mark.filterwarnings("ignore")  # those of its imports
+def test_wandb_stores_what_metrics_jsonl_holds(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("wandb", reason="needs Weights & Biases: pip install 'polyak[wandb]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for seed, wanted in run_side_by_side(tmp_path, "wandb").items():
+        (file,) = (tmp_path / "runs" / "ali-g" / f"seed-{seed}").glob("wandb/offline-run-*/*.wandb")
+        stored = [*wandb_records(file)]
+        (run,) = (record.run for record in stored if record.WhichOneof("record_type") == "run")
+        assert (run.project, run.display_name) == ("pair", f"ALI-G, seed {seed}")
+        assert json.loads({entry.key: entry.value_json for entry in run.config.update}["training"])["seed"] == seed
+        lines = [record.history.item for record in stored if record.WhichOneof("record_type") == "history"]
+        found = [{item.nested_key[0]: json.loads(item.value_json) for item in line} for line in lines]
+        assert [line["_step"] for line in found] == [1, 2]
+        for line, record in zip(found, wanted, strict=True):
+            assert {name: line[name] for name in record.keys() - {"epoch"}} == without_epoch(record)
+    assert "wandb" not in capfd.readouterr().err
+
+
+@pytest.mark.trackers
+@pytest.mark.filterwarnings("ignore")  # those of its imports
+def test_trackio_stores_what_metrics_jsonl_holds(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("trackio", reason="needs Trackio: pip install 'polyak[trackio]'")
+    from trackio import sqlite_storage, utils
+
+    for module in (sqlite_storage, utils):
+        monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    wanted = run_side_by_side(tmp_path, "trackio")
+    names = sorted(sqlite_storage.SQLiteStorage.get_runs("pair"))
+    assert [name[:14] for name in names] == ["ALI-G, seed 0 ", "ALI-G, seed 1 "]
+    for name, stored in zip(names, wanted.values(), strict=True):
+        found = sqlite_storage.SQLiteStorage.get_logs("pair", name)
+        assert [line["step"] for line in found] == [1, 2]
+        for line, record in zip(found, stored, strict=True):
+            assert {key: line[key] for key in record.keys() - {"epoch"}} == without_epoch(record)
+    assert "Trackio" not in capfd.readouterr().out
+
+
+def without_epoch(record):
+    return {name: value for name, value in record.items() if name != "epoch"}
