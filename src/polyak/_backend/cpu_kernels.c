@@ -34,6 +34,13 @@
 #define SHORT (16 * LANES) /* in the type of x for so many numbers, and in double beyond */
 #define ALONE (1L << 15)  /* below so many numbers, waking a second thread takes longer than the work */
 #define SUMS 4
+#define AHEAD 512 /* bytes by which memory is asked for before it is used: processors follow too few vectors alone */
+
+#if defined(__GNUC__)
+#define FETCH(a) __builtin_prefetch((const char *)(a) + AHEAD)
+#else
+#define FETCH(a) (void)(a)
+#endif
 
 enum form { MEASURE, SCALE, PLAIN, NESTEROV, ADJUSTED, HEAVY_BALL, TRIAL, STORE };
 
@@ -45,14 +52,20 @@ struct pass {
   double more[SUMS - 1]; /* what a trial measures beside the sum that a pass returns */
 };
 
+INLINE void fetch(const REAL *a, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(REAL)) FETCH(a + i);
+}
+
 static double squares(const REAL *x, int64_t n) {
   double sums[LANES] = {0}, sum = 0;
   int64_t i = 0;
   while (i + LANES <= n) {
     REAL lane[LANES] = {0};
     int64_t end = i + SHORT < n ? i + SHORT : n;
-    for (; i + LANES <= end; i += LANES)
+    for (; i + LANES <= end; i += LANES) {
+      fetch(x + i, LANES);
       for (int k = 0; k < LANES; k++) lane[k] += x[i + k] * x[i + k];
+    }
     for (int k = 0; k < LANES; k++) sums[k] += lane[k];
   }
   for (int k = 0; k < LANES; k++) sum += sums[k];
@@ -75,8 +88,8 @@ INLINE REAL average_square(REAL s, REAL g, REAL beta2, REAL w2) { return MULTIPL
    ADJUSTED    v <- mu v - u;  x <- x - gamma u + gamma mu v
    HEAVY_BALL  v <- mu v - gamma u;  x <- x + v
    STORE       only the averages are stored */
-INLINE void move(const struct pass *p, REAL *restrict x, const REAL *restrict u, REAL *restrict v, REAL *restrict d,
-                 REAL *restrict s, int64_t n, int form, int averaged, int divided) {
+INLINE void move_few(const struct pass *p, REAL *restrict x, const REAL *restrict u, REAL *restrict v, REAL *restrict d,
+                     REAL *restrict s, int64_t n, int form, int averaged, int divided) {
   const REAL gamma = (REAL)p->gamma, mu = (REAL)p->mu, ahead = (REAL)(p->gamma * p->mu), decay = (REAL)p->decay;
   const REAL w = (REAL)(1 - p->beta), c = w < (REAL)0.5 ? w : w - 1, beta2 = (REAL)p->beta2, w2 = (REAL)(1 - p->beta2);
   const REAL root = (REAL)p->root, eps = (REAL)p->eps, *base = w < (REAL)0.5 ? d : u;
@@ -101,6 +114,20 @@ INLINE void move(const struct pass *p, REAL *restrict x, const REAL *restrict u,
   }
 }
 
+INLINE void move(const struct pass *p, REAL *x, const REAL *u, REAL *v, REAL *d, REAL *s, int64_t n, int form,
+                 int averaged, int divided) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    if (form != STORE) fetch(x + i, LANES);
+    fetch(u + i, LANES);
+    if (form != STORE && form != PLAIN) fetch(v + i, LANES);
+    if (averaged) fetch(d + i, LANES);
+    if (divided) fetch(s + i, LANES);
+    move_few(p, x + i, u + i, v + i, d + i, s + i, LANES, form, averaged, divided);
+  }
+  move_few(p, x + i, u + i, v + i, d + i, s + i, n - i, form, averaged, divided);
+}
+
 /* Add up <u, u> in the norm of the divided direction u, <g, g>, <g, x> and <u, x>, for the averages as a move will
    store them. */
 INLINE void trial(const struct pass *p, const REAL *x, const REAL *g, const REAL *d, const REAL *s, int64_t n,
@@ -122,6 +149,10 @@ INLINE void trial(const struct pass *p, const REAL *x, const REAL *g, const REAL
     if (with_x) lane[2][k] += gradient * x[i + k], lane[3][k] += u * x[i + k];                  \
   }
       if (few == FEW) {
+        fetch(g + i, FEW);
+        if (with_x) fetch(x + i, FEW);
+        if (averaged) fetch(d + i, FEW);
+        if (divided) fetch(s + i, FEW);
         ADD(FEW)
       } else {
         ADD(few)
@@ -158,16 +189,20 @@ static void span(const struct pass *p, int64_t tensor, int64_t from, int64_t n, 
 
 static int64_t spans(int64_t size) { return (size + SPAN - 1) / SPAN; }
 
-/* Take the spans from `first` to `last`, counted through all tensors. */
-static void run_of_spans(const struct pass *p, int64_t first, int64_t last, double *sums) {
-  int64_t before = 0; /* spans of the tensors that lie before this one */
-  for (int64_t tensor = 0; tensor < p->count && before < last; tensor++) {
-    int64_t size = p->table[tensor], own = spans(size);
-    for (int64_t i = first > before ? first - before : 0; i < own && before + i < last; i++) {
-      int64_t from = i * SPAN, left = size - from;
+/* Take the spans from `first` to `last`, counted through all tensors; in a move the last one first, since a cache may
+   still hold what was measured last. */
+static void run_of_spans(const struct pass *p, int64_t first, int64_t last, int64_t total, double *sums) {
+  const int back = p->form != MEASURE && p->form != TRIAL;
+  int64_t before = back ? total : 0; /* spans of the tensors that lie before this one */
+  for (int64_t k = 0; k < p->count; k++) {
+    int64_t tensor = back ? p->count - 1 - k : k, size = p->table[tensor], own = spans(size);
+    if (back) before -= own;
+    int64_t low = first > before ? first - before : 0, high = last - before < own ? last - before : own;
+    for (int64_t j = low; j < high; j++) {
+      int64_t i = back ? low + high - 1 - j : j, from = i * SPAN, left = size - from;
       span(p, tensor, from, left < SPAN ? left : SPAN, sums + SUMS * (before + i));
     }
-    before += own;
+    if (!back) before += own;
   }
 }
 
@@ -184,7 +219,7 @@ double polyak_pass(struct pass *p) {
 #pragma omp parallel num_threads(p->threads) if (numbers > ALONE)
   {
     int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-    run_of_spans(p, total * me / team, total * (me + 1) / team, sums);
+    run_of_spans(p, total * me / team, total * (me + 1) / team, total, sums);
   }
   for (int64_t i = 0; i < SUMS * total; i++) sum[i % SUMS] += sums[i];
   free(sums);
