@@ -7,6 +7,7 @@ FRAMEWORKS := $(VENV)/.frameworks
 SWEEP := $(VENV)/.sweep
 DOCS := $(VENV)/.docs
 TRACKERS := $(VENV)/.trackers
+SYSTEM := $(VENV)/.system
 PYRIGHT := $(VENV)/.pyright
 TOOLS := $(VENV)-dist
 
@@ -49,7 +50,7 @@ test-docs: $(DOCS) ## the documentation site: it builds without a warning, and h
 test-trackers: $(TRACKERS) ## what TensorBoard and MLflow read back (installs them)
 	@$(BIN)/pytest -m trackers
 
-test-system: $(READY) ## checks on Debian's data sets and in a real browser (installs them: scripts/system-packages)
+test-system: $(SYSTEM) $(DOCS) ## Debian's data sets, and the report and the site in Chromium (installs them, Playwright and Sphinx)
 	@scripts/system-packages dataset-fashion-mnist chromium
 	@$(BIN)/pytest -m system
 
@@ -108,6 +109,10 @@ $(DOCS): $(READY) requirements-docs.lock
 
 $(TRACKERS): $(READY) requirements-trackers.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-trackers.lock
+	@touch $@
+
+$(SYSTEM): $(READY) requirements-system.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-system.lock
 	@touch $@
 
 $(PYRIGHT): $(READY) requirements-types.lock

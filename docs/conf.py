@@ -18,6 +18,7 @@ extensions = [
     "myst_parser",
     "sphinx_copybutton",
     "themed_figures",
+    "accessible",
 ]
 exclude_patterns = ["site"]
 myst_heading_anchors = 3

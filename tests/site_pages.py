@@ -1,10 +1,13 @@
-"""The pages of the documentation as text: their links and the anchors of their headings."""
+"""The pages of the documentation: their links and the anchors of their headings as text, and the built site."""
 
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\((?P<target>[^)\s]+)\)")
 
@@ -37,3 +40,13 @@ def broken(page: Path) -> list[str]:
         if not there.exists() or (anchor and anchor not in anchors(there)):
             found.append(target)
     return found
+
+
+def build(folder: Path) -> Path:
+    """Build the site below a folder, as `make docs` does; a warning is an error."""
+    source, html = folder / "source", folder / "html"
+    subprocess.run([sys.executable, ROOT / "docs" / "site" / "assemble.py", source], check=True)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", source, html]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    return html

@@ -2,8 +2,6 @@
 
 import inspect
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,9 +9,9 @@ from urllib.parse import unquote
 import pytest
 
 import polyak
+import site_pages
 
 pytestmark = pytest.mark.docs
-ROOT = Path(__file__).parents[1]
 
 
 class Page(HTMLParser):
@@ -38,12 +36,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The built site, as `make docs` builds it."""
-    folder = tmp_path_factory.mktemp("site")
-    source, html = folder / "source", folder / "html"
-    subprocess.run([sys.executable, ROOT / "docs" / "site" / "assemble.py", source], check=True)
-    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", source, html]
-    result = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+    html = site_pages.build(tmp_path_factory.mktemp("site"))
     return {path.relative_to(html).as_posix(): Page(path) for path in html.rglob("*.html")}, html
 
 
