@@ -77,6 +77,8 @@ class Method:
     """Whether it moves along a direction of its own, made for a piece of the parameters at a time."""
     rounds_alike: bool = True
     """Whether processes that sum in another order end within the rounding of float32; else in that of float64."""
+    evaluations: int = 1
+    """How often a step evaluates a batch; a closure that computes gradients is in no graph of a compiled step."""
 
     def build(self, params: Iterable[Any], form: str = "none", **options: Any) -> polyak.PolyakOptimizer:
         """Return the optimizer with one of the MOMENTUM forms, without an eps or a momentum that it does not have."""
@@ -104,6 +106,39 @@ _MOMO_SYMBOLS = {
     "lower_bound": "f_star",
     "radius": "r",
 }
+
+
+class SAMSPS(polyak.SAMSPS):
+    """SAMSPS for tests that give one loss and its gradients, which both evaluations then see."""
+
+    linearize = polyak.SAMSPS.linearize  # the base looks for it in the class itself
+
+    def step(self, closure: Any = None, *, loss: Any = None, twice: bool = False, **given: Any) -> Tensor | None:  # type: ignore[override]
+        """Make a step of a loss that is linear in the parameters, or evaluate the closure `twice`."""
+        if twice or (closure is not None and loss is not None):
+            return polyak.PolyakOptimizer.step(self, closure, loss=loss, **given)
+        with torch.enable_grad():
+            loss = closure() if callable(closure) else loss
+        watched = self._watched.take()
+        loss = watched if loss is None or (closure is not None and watched is not None) else loss
+        if loss is None or not (closure is None or callable(closure)):
+            return polyak.PolyakOptimizer.step(self, None if loss is None else closure, **given)
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+
+        def again() -> Any:
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = None if grad is None else grad.detach()
+            return loss
+
+        try:
+            return polyak.PolyakOptimizer.step(self, again, **given)
+        finally:
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad
+
+
+SAMSPS.__doc__ = polyak.SAMSPS.__doc__
 
 _SCHEDULE_FREE = {"lr": "γ_b", "momentum": "β", "floor": "M", "lower_bound": "f_star", "radius": "r"}
 
@@ -366,6 +401,41 @@ METHODS: tuple[Method, ...] = (
         scale_free=False,
     ),
     Method(
+        "SAMSPS",
+        SAMSPS,
+        papers.sam_sps,
+        symbols={
+            "lr": "γ_b",
+            "rho": "ρ",
+            "normalized": "λ",
+            "weight_decay": "λ_wd",
+            "lower_bound": "f_star",
+            "radius": "r",
+        },
+        trials=(
+            {"lr": 0.5, "rho": 0.02},
+            {"lr": 0.5, "rho": 0.05, "weight_decay": 0.01},
+            {"lr": 2.0, "rho": 0.02, "normalized": False, "lower_bound": -1e-3},
+        ),
+        momenta=("none",),
+        evaluations=2,
+        uncapped_steps=10,
+        scale_free=False,
+    ),
+    Method(
+        "SlackSPS",
+        polyak.SlackSPS,
+        papers.slack_sps,
+        symbols={"lr": "γ_b", "slack": "λ", "delta": "δ", "lower_bound": "f_star", "radius": "r"},
+        trials=(
+            {"lr": 0.5, "slack": 0.9},
+            {"lr": 2.0, "slack": 0.95, "lower_bound": -1e-3},
+            {"lr": 1.0, "slack": 0.5, "delta": 0.1},
+        ),
+        momenta=("none",),
+        scale_free=False,
+    ),
+    Method(
         "SignSPS",
         polyak.SignSPS,
         papers.sign_sps,
@@ -417,6 +487,7 @@ CLASSIC = METHODS[:3]  # γ = min{gap / (c‖g‖² + ε), lr} along −g, with 
 BUFFERED = tuple(method for method in METHODS if "float32_momentum" in method.defaults)
 CAPPED = tuple(method for method in METHODS if not (method.own_cap or method.factor))
 SCALE_FREE = tuple(method for method in METHODS if method.scale_free)
+IN_ONE_GRAPH = tuple(method for method in METHODS if method.evaluations == 1)
 UNDECAYED = tuple(method for method in METHODS if "weight_decay" not in method.defaults)
 
 
@@ -441,6 +512,7 @@ each_classic, each_classic_form = _each(CLASSIC), _each_form(CLASSIC)
 each_kernel_form = _each_form(method for method in METHODS if method.has_kernel)
 each_buffered, each_buffered_form = _each(BUFFERED), _each_form(BUFFERED)
 each_capped, each_capped_form = _each(CAPPED), _each_form(CAPPED)
+each_in_one_graph, each_form_in_one_graph = _each(IN_ONE_GRAPH), _each_form(IN_ONE_GRAPH)
 each_undecayed, each_scale_free_form = _each(UNDECAYED), _each_form(SCALE_FREE)
 KINDS_OF_MOVE = {"ALIG", "MomSPS", "MoMo", "MoMoAdam"}  # for tests that take seconds
 each_kind_of_move = _each_form(METHODS, KINDS_OF_MOVE)
@@ -512,10 +584,22 @@ class Problem:
     ) -> None:
         """Make some steps, on any device."""
         for t in range(first, first + steps):
-            optimizer.zero_grad()
-            loss = self.loss(params, t)
-            loss.backward()
-            optimizer.step(loss=loss, **given)
+
+            def closure(t: int = t) -> Tensor:
+                optimizer.zero_grad()
+                loss = self.loss(params, t)
+                loss.backward()
+                return loss
+
+            take_step(optimizer, closure, **given)
+
+
+def take_step(optimizer: polyak.PolyakOptimizer, closure: Callable[[], Tensor], **given: Any) -> None:
+    """Make a step of a loss that a closure computes, with its gradient, as often as the method needs it."""
+    if isinstance(optimizer, SAMSPS):
+        optimizer.step(closure, twice=True, **given)
+    else:
+        optimizer.step(loss=closure(), **given)
 
 
 def flat(params: Sequence[Tensor]) -> ndarray:

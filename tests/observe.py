@@ -34,6 +34,8 @@ AVERAGES = (
     "largest_step",
     "total_weight",
     "share",
+    "slack_value",
+    "slack_step",
 )
 
 

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import polyak
-from catalogue import METHODS, Method, each_form, each_method
+from catalogue import IN_ONE_GRAPH, Method, each_form_in_one_graph, each_in_one_graph
 from observe import SMALL_BALLS, give, random_like, snapshot
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -56,7 +56,7 @@ def train(optimizer: polyak.PolyakOptimizer, wrap: Callable[[Any], Any], after: 
 
 def forms(*quick: str) -> list[ParameterSet]:
     """Return every form of every method; compiling takes seconds, so that all but a few are slow tests."""
-    names = {f"{method.name}-{form}": (method, form) for method in METHODS for form in method.momenta}
+    names = {f"{method.name}-{form}": (method, form) for method in IN_ONE_GRAPH for form in method.momenta}
     slow = pytest.mark.slow
     return [pytest.param(*row, id=name, marks=() if name in quick else slow) for name, row in names.items()]
 
@@ -90,7 +90,7 @@ def test_a_step_is_one_graph_from_the_start(method, form):
 
 
 @pytest.mark.slow
-@each_form
+@each_form_in_one_graph
 def test_dynamo_explains_a_step_as_one_graph_without_breaks(method, form):
     params = [nn.Parameter(value) for value in random_like([torch.empty(3, 2), torch.empty(4)], seed=7)]
     give(params, *random_like(params))
@@ -101,7 +101,7 @@ def test_dynamo_explains_a_step_as_one_graph_without_breaks(method, form):
 
 
 @pytest.mark.slow
-@each_method
+@each_in_one_graph
 def test_inductor_makes_the_same_step(method):
     eager, compiled = pair(method, method.momenta[-1], lr=0.2)
     train(eager, lambda step: step, lambda: None)
@@ -144,7 +144,7 @@ def test_a_watched_loss_passes_through_compiled_autograd(accumulate, scale):
 
 
 @pytest.mark.gpu
-@each_form
+@each_form_in_one_graph
 @pytest.mark.parametrize("fused", [None, True])
 def test_a_whole_training_step_is_captured_in_a_cuda_graph_and_replayed(method, form, fused):
     """Forward, backward and step in one graph: nothing in the step waits for the device or depends on its data."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import polyak
-from catalogue import METHODS, each_form, each_method
+from catalogue import IN_ONE_GRAPH, each_form, each_method
 from observe import changed, give, random_like, snapshot
 from polyak._backend.scalars import minimum
 
@@ -101,7 +101,7 @@ def test_an_optimizer_prints_its_options_and_its_step_size(method):
 
 
 SOON = ("ALIG", "MoMoAdam")  # compiling takes seconds: the others are slow tests
-COMPILED = [pytest.param(m, id=m.name, marks=() if m.name in SOON else pytest.mark.slow) for m in METHODS]
+COMPILED = [pytest.param(m, id=m.name, marks=() if m.name in SOON else pytest.mark.slow) for m in IN_ONE_GRAPH]
 
 
 @pytest.mark.parametrize("method", COMPILED)

@@ -49,6 +49,10 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "polar": (("svd", None, 5, True), "'polar-express' or 'newton-schulz'"),
     "polar_steps": ((0, 1.5, NAN, INF, "5", None, True), "an integer ≥ 1"),
     "stale": ((1, 0.0, "yes", None), "True or False"),
+    "slack": ((1, 1.0, -0.1, NAN, INF, "0.9", None, True), "a number in [0, 1)"),
+    "delta": ((0, -0.5, NAN, INF, "0.5", True), "None or a finite number > 0"),
+    "rho": ((-1e-8, NAN, INF, "0", None, True), "a finite number ≥ 0"),
+    "normalized": ((1, 0.0, "yes", None), "True or False"),
     "c0": ((0, -0.5, NAN, INF, "0.5", None, True), "a finite number > 0"),
 }
 WRONG_OR_NONE = ((1, 1.0, -0.1, NAN, INF, "0.9", True, torch.tensor(0.9)), "None or a number in [0, 1)")
@@ -315,7 +319,7 @@ def test_a_group_taken_from_an_optimizer_fits_into_another(method):
     """Its options are the group's own, but what it remembers belongs to the optimizer it comes from."""
     source = method.build(fresh(), "nesterov", lr=0.3)
     give(source.param_groups[0]["params"], torch.ones(2))
-    source.step(loss=0.1)
+    source.step(loss=0.3)
     target = method.build(fresh(3))
     target.add_param_group(dict(source.param_groups[0]))
     group, first = target.param_groups[1], method.build(fresh(), "nesterov").param_groups[0]

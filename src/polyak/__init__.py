@@ -28,10 +28,12 @@ from .methods.muon_momo import MuonMoMo
 from .methods.ngn import NGN
 from .methods.ngn_md import NGNMD
 from .methods.safe_sps import SafeSPS
+from .methods.sam_sps import SAMSPS
 from .methods.schedule_free_adam_sps import ScheduleFreeAdamSPS
 from .methods.schedule_free_plus import ScheduleFreePlus
 from .methods.schedule_free_sps import ScheduleFreeSPS
 from .methods.sign_sps import SignSPS
+from .methods.slack_sps import SlackSPS
 from .methods.smooth_mom_sps import SmoothMomSPS
 from .methods.smooth_sps import SmoothSPS
 from .methods.sps import SPS
@@ -43,6 +45,7 @@ __all__ = [
     "IAM",
     "NGN",
     "NGNMD",
+    "SAMSPS",
     "SPS",
     "AdaSPS",
     "Affine",
@@ -71,6 +74,7 @@ __all__ = [
     "ScheduleFreeSPS",
     "SignSPS",
     "Simplex",
+    "SlackSPS",
     "SmoothMomSPS",
     "SmoothSPS",
     "metrics",

@@ -78,10 +78,10 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     return found
 
 
-def reads_loss(name: str) -> bool:
-    """Tell whether an optimizer is one of this library's kind."""
+def reads_loss(name: str, kind: type[polyak.PolyakOptimizer] = polyak.PolyakOptimizer) -> bool:
+    """Tell whether an optimizer is one of this library's kind, or of one class of it."""
     cls = optimizer_class(name)
-    return isinstance(cls, type) and issubclass(cls, polyak.PolyakOptimizer)
+    return isinstance(cls, type) and issubclass(cls, kind)
 
 
 def _with_path(choice: config.Optimizer) -> config.Optimizer:
@@ -173,6 +173,8 @@ def _try_out(choice: config.Optimizer) -> None:
 
 def step_form(choice: config.Optimizer) -> StepForm:
     """Find out by a step on a weight of its own whether an optimizer needs a closure."""
+    if reads_loss(choice.name, polyak.SAMSPS):
+        return "closure"
     if reads_loss(choice.name) or (not imports.is_path(choice.name) and choice.options.get("capturable")):
         return "plain"
     optimizer, weight = _on_trial(choice)
@@ -263,12 +265,17 @@ def take_step(
     """Take one step and report it; `grad_sq_norm` is ‖g‖² from before the gradient was clipped."""
     if isinstance(optimizer, polyak.PolyakOptimizer):
         optimizer.step(loss=loss, grad_sq_norm=grad_sq_norm)
-        last = optimizer.last_step()
-        return StepInfo(last.step_size, last.capped, last.skipped, last.grad_sq_norm.sqrt())
+        return info_of(optimizer)
     step_size = current_lr(optimizer)
     step: Callable[..., object] = optimizer.step
     step(**({"loss": loss} if form == "loss" else {}))
     return StepInfo(step_size, gradient_norm=None if grad_sq_norm is None else grad_sq_norm.sqrt())
+
+
+def info_of(optimizer: polyak.PolyakOptimizer) -> StepInfo:
+    """Return what a loss-based optimizer reports of its last step."""
+    last = optimizer.last_step()
+    return StepInfo(last.step_size, last.capped, last.skipped, last.grad_sq_norm.sqrt())
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float | Tensor:

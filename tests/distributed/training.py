@@ -18,6 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import polyak
+from catalogue import take_step
 
 STEPS, BATCH, INPUTS, CLASSES = 20, 8, 7, 5
 Wrap = Callable[[nn.Sequential], tuple[nn.Module, int, int]]  # the model, this rank's share of the batch, of how many
@@ -118,14 +119,17 @@ def advance(
     """Make some of the steps, on this rank's share of each batch."""
     rows = slice(share * BATCH // shares, (share + 1) * BATCH // shares)
     for inputs, targets in batches(first, last):
-        loss = nn.functional.cross_entropy(model(inputs[rows]), targets[rows])
-        optimizer.zero_grad()
+
+        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            loss = nn.functional.cross_entropy(model(inputs[rows]), targets[rows])
+            optimizer.zero_grad()
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            return loss
+
         if scaler is None:
-            loss.backward()
-            optimizer.step(loss=loss)
+            take_step(optimizer, closure)
         else:
-            scaler.scale(loss).backward()
-            scaler.step(optimizer, loss=loss)
+            scaler.step(optimizer, loss=closure())
             scaler.update()
 
 

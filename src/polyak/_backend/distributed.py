@@ -156,7 +156,11 @@ class Processes:
                 constraints = (constraint, *(group.get("constraint") for group in groups)) if given else None
                 check_replicas(self._owner, groups, self.group, step == 1, constraints)
             self._steps[given] = step
-        return mean(value, self.group)
+        return self.average(value)
+
+    def average(self, value: Tensor) -> Tensor:
+        """Return the mean of a number, without looking at the parameters."""
+        return value if dist.get_world_size(self.group) == 1 else mean(value, self.group)
 
     def compare_again(self) -> None:
         """Compare the parameters before the next step."""

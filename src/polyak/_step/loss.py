@@ -1,4 +1,7 @@
-"""The three doors through which the loss reaches a step: `loss=`, a closure, and a watched loss."""
+"""The three doors through which the loss reaches a step: `loss=`, a closure, and a watched loss.
+
+A closure may be evaluated a second time, at other parameters.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from numbers import Real
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from .._backend.distributed import Leaves
-from .._backend.scalars import as_tensor
-from .._backend.vector import cast
+from .._backend.moves import Form
+from .._backend.scalars import Scalar, as_tensor
+from .._backend.vector import add_, add_up, assign_, cast
+from .parts import Part, gather
+from .torch_hooks import Replay
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -31,6 +38,7 @@ class WatchedLoss:
         self._reached: Tensor | None = None  # the sum over the passes that reach the parameters
         self._others: Tensor | None = None
         self._leaves = Leaves()
+        self.replay = Replay()
         self._landed = False  # whether a gradient of the value has been there; a sharded one may come late
 
     def watch(self, loss: Tensor, groups: Groups, scaler: Any = None) -> Tensor:
@@ -95,10 +103,9 @@ def _wide(number: Tensor) -> Tensor:
     return number.detach() if number.dtype == torch.float64 else number.detach().float()
 
 
-def read_loss(
-    watched: WatchedLoss, closure: Callable[[], Any] | None, loss: Tensor | float | None
-) -> Tensor | float | None:
+def read_loss(self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None) -> Tensor | float | None:
     """Return the loss from whichever door it came through, or None if it came through none."""
+    watched: WatchedLoss = self._watched
     if closure is not None and loss is not None:
         raise TypeError("step() was given both a closure and loss=: give one of them.")
     if closure is not None and not callable(closure):
@@ -112,6 +119,55 @@ def read_loss(
         return loss if seen is None else seen
     seen = watched.take()
     return seen if loss is None else loss
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def read_first(self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None) -> Tensor | float | None:
+    """Return the loss from a closure that the step evaluates again; there is no other door."""
+    owner, groups = type(self).__name__, self.param_groups
+    if closure is None and loss is not None:
+        raise TypeError(f"{owner}.step() evaluates the loss twice, so a value is not enough: {CLOSURE}.")
+    if closure is not None:
+        self._watched.replay.start(closure, [p for group in groups for p in group["params"]])
+    value = read_loss(self, closure, loss)
+    if value is None or closure is None:
+        refuse_without_loss(owner, groups, CLOSURE)
+        return None
+    return value
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def read_again(self: Any, parts: list[Part], lengths: Sequence[Scalar]) -> tuple[Tensor, Scalar]:
+    """Return the loss at e = x + a·g, where every part has its a, and ⟨∇f(e), e − x⟩; x is restored in any case.
+
+    The parts then have the gradients at e.
+    """
+    like, before = parts[0].group["step_size"], [(p, p.grad, _version(p)) for part in parts for p in part.params]
+    points = [[tensor.clone() for tensor in part.x] for part in parts]
+    try:
+        with self._watched.replay.again() as closure:
+            for part, a in zip(parts, lengths, strict=True):
+                add_(part.x, part.g, a, foreach=part.group["foreach"])
+            value = as_scalar(read_loss(self, closure, None), like)
+        if all(p.grad is grad and _version(p) == version for p, grad, version in before):
+            raise RuntimeError(f"{type(self).__name__}: the closure computed no gradient: {CLOSURE}.")
+        for part, point in zip(parts, points, strict=True):
+            add_(part.x, point, -1.0, foreach=part.group["foreach"])
+        moved = [gather({**part.group, "params": part.params}, self.state, (), Form.PLAIN) for part in parts]
+        climb = add_up([part.dot(part.g, part.x) for part in moved], like)
+    finally:
+        for part, point in zip(parts, points, strict=True):
+            assign_(part.x, point)
+    for i, part in enumerate(parts):
+        parts[i] = gather(part.group, self.state, self.buffers(part.group), part.form)
+    if self._sync_loss and dist.is_available() and dist.is_initialized():
+        value = self._processes.average(value)
+    return value, climb
+
+
+def _version(p: Tensor) -> int:
+    """Return a number that grows when the gradient of a parameter is written."""
+    return -1 if p.grad is None else p.grad._version
 
 
 def as_norm(number: object, like: Tensor) -> Tensor:
@@ -156,6 +212,11 @@ _TRAINER = (
 )
 _FABRIC = "Fabric hands none over, so write loss = optimizer.watch(loss) before fabric.backward(loss)"
 
+CLOSURE = (
+    "write optimizer.step(closure) with a closure that calls zero_grad(), computes the loss, calls backward() on it "
+    "and returns it"
+)
+
 # By the module that is on the call stack, the outermost loop first: the HF Trainer drives Accelerate, and so on.
 LINES = {
     "transformers.trainer": "the HF Trainer hands none over, so write class PolyakTrainer(PolyakTrainerMixin, Trainer) "
@@ -171,11 +232,11 @@ LINES = {
 }
 
 
-def refuse_without_loss(owner: str, groups: Sequence[Mapping[str, Any]]) -> None:
+def refuse_without_loss(owner: str, groups: Groups, instead: str | None = None) -> None:
     """Raise RuntimeError if there is a gradient to follow; distributed checkpointing calls so with every lr at 0."""
     has_gradient = any(p.grad is not None for group in groups for p in group["params"])
     if has_gradient and any(group["lr"] != 0 for group in groups):
-        raise RuntimeError(f"{owner}.step() needs the loss: {line_to_write()}.")
+        raise RuntimeError(f"{owner}.step() needs the loss: {instead or line_to_write()}.")
 
 
 def line_to_write() -> str:

@@ -23,7 +23,7 @@ from .decision import NONE, LastStep, Line, decide_on_numbers, decide_on_tensors
 from .lines import learn, measure
 from .loss import WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
-from .parts import Group, Kept, Part, decay_momentum, parts_of, places, sum_squares
+from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
 from .projection import keep_constraints, project, start_inside
 from .signature import complete, documented, options_of
 from .torch_hooks import hook_step
@@ -48,6 +48,7 @@ class PolyakOptimizer(Optimizer):
     momentum_form: ClassVar[Form] = Form.NESTEROV
     takes_norm: ClassVar[bool] = True  # whether ‖g‖² is all that it needs of the whole gradient
     needs_norm: ClassVar[bool] = True  # whether `linearize` reads ‖g‖², the slope of the line that it is given
+    _read = read_loss
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -141,7 +142,7 @@ class PolyakOptimizer(Optimizer):
         """
         if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
-        given = read_loss(self._watched, closure, loss)
+        given = self._read(closure, loss)
         groups = self.param_groups
         parts = parts_of(self)
         if given is None:
@@ -219,16 +220,7 @@ class PolyakOptimizer(Optimizer):
         self._watched.take()
         super().zero_grad(set_to_none)
 
-    def _init_group(self) -> None:
-        """Create the buffers that are missing; torch.compile runs a method of this name eagerly."""
-        if self._places != (found := places(self.param_groups)):  # a model was moved, or got another type
-            _state.follow_parameters(self)
-            self._places = found
-        for group in self.param_groups:
-            if not isinstance(lr := group["lr"], Tensor) and not lr >= 0:
-                _options.refuse_cap(type(self).__name__, lr)
-        for group in self.param_groups:
-            _state.add_buffers(self.state, group, self.buffers(group))
+    _init_group = _state.init_group  # torch.compile runs a method of this name eagerly
 
     # Groups and state
 

@@ -50,6 +50,10 @@ def _is_cap(value: Any) -> bool:
 Cap = Annotated[float | Tensor, Allowed(_is_cap, "a number ≥ 0 or a tensor of one such number (math.inf for no cap)")]
 Finite = Annotated[float, numbers(math.isfinite, "a finite number")]
 Positive = Annotated[float, numbers(lambda value: 0 < value < math.inf, "a finite number > 0")]
+PositiveOrNone = Annotated[
+    float | None,
+    Allowed(lambda value: value is None or (is_number(value) and 0 < value < math.inf), "None or a finite number > 0"),
+]
 NonNegative = Annotated[float, numbers(lambda value: 0 <= value < math.inf, "a finite number ≥ 0")]
 Fraction = Annotated[float, numbers(lambda value: 0 <= value < 1, "a number in [0, 1)")]
 FractionOrNone = Annotated[
@@ -144,6 +148,7 @@ INSTEAD: dict[str, str] = {
 # What these options of other optimizers mean cannot be left out: a group that asks for it is refused.
 REFUSED = frozenset({"weight_decay", "maximize", "nesterov", "projection_fn", "differentiable"})
 FOREIGN = frozenset({"base_momentum", "max_momentum", "betas", "beta1", "beta2"})  # schedulers' and Adam's keys
+_GAMMA_DECAYS = frozenset({"floor", "rho"})  # options of methods that multiply their decay by γ, not by lr
 NEAR = 0.8  # how similar a misspelt option is: momentm, lower_bnd, but not min_lr
 
 
@@ -159,7 +164,7 @@ def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any], rang
         elif (name in REFUSED and not is_off(value)) or _misspelt(name, options):
             raise ValueError(unknown(owner, name, options))
     both = {**options, **group}
-    by_lr = "floor" not in both  # SafeSPS multiplies its decay by γ
+    by_lr = _GAMMA_DECAYS.isdisjoint(options)
     if by_lr and both.get("weight_decay") and is_number(both["lr"]) and both["lr"] == math.inf:
         raise ValueError(f"{owner}: weight_decay needs a finite lr, which scales it: lower lr from inf.")
     if both.get("fused") and both.get("foreach"):

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map_only
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import away_from_zero
 from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
-from .options import Allowed, check
-from .parts import Group
+from .options import Allowed, check, refuse_cap
+from .parts import Group, places
 
 METHOD = "polyak_method"  # the key of a group that names its method
 RADIUS = "l2_ball_radius"  # the key of a group whose ball was relative: a state_dict holds the radius
@@ -127,6 +127,18 @@ def buffer_dtype(group: Group, p: Tensor, name: str) -> torch.dtype:
     """Return the type of a buffer: its parameter's, or at least float32 if it needs that or the group asks for it."""
     wide = name in WIDE or group.get("float32_momentum")
     return torch.promote_types(p.dtype, torch.float32) if wide else p.dtype
+
+
+def init_group(self: Any) -> None:
+    """Create the buffers that are missing; torch.compile runs a method of this kind eagerly."""
+    if self._places != (found := places(self.param_groups)):  # a model was moved, or got another type
+        follow_parameters(self)
+        self._places = found
+    for group in self.param_groups:
+        if not isinstance(lr := group["lr"], Tensor) and not lr >= 0:
+            refuse_cap(type(self).__name__, lr)
+    for group in self.param_groups:
+        add_buffers(self.state, group, self.buffers(group))
 
 
 def add_buffers(state: Mapping[Tensor, dict[str, Any]], group: Group, names: Sequence[str]) -> None:

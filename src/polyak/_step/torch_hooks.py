@@ -1,12 +1,19 @@
-"""What torch puts around every step: hooks, and a mark for its profiler. Neither costs time while nobody listens."""
+"""What torch has around a step: hooks, a mark for its profiler, random states, and the buffers of modules.
+
+Hooks and the mark are skipped while nothing uses them.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
@@ -42,3 +49,64 @@ def hook_step(func: Callable[P, R]) -> Callable[P, R]:
             torch._C._set_grad_enabled(before)
 
     return wrapper
+
+
+class Replay:
+    """A closure that is evaluated twice: with the same random numbers, and only once with an effect on buffers.
+
+    So both evaluations are of one function, and the running statistics of batch norm take each batch once.
+    """
+
+    def __init__(self) -> None:
+        self._closure: Callable[[], Any] = list
+        self._states: list[RandomState] = []
+        self._ids: frozenset[int] = frozenset()
+        self._modules: list[weakref.ref[torch.nn.Module]] = []
+
+    def start(self, closure: Callable[[], Any], params: Sequence[Tensor]) -> None:
+        """Note the random states before the first evaluation, and find the modules."""
+        if self._ids != (ids := frozenset(map(id, params))):
+            self._ids, self._modules = ids, [*map(weakref.ref, _modules_of(ids))]
+        self._closure, self._states = closure, [*map(RandomState, {torch.device("cpu"), *(p.device for p in params)})]
+
+    @contextmanager
+    def again(self) -> Iterator[Callable[[], Any]]:
+        """Yield the closure for its second evaluation; what it changes beside the gradients is put back."""
+        closure, self._closure = self._closure, list  # which keeps no batch alive
+        modules = [module for module in (ref() for ref in self._modules) if module is not None]
+        buffers = [(m._buffers, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+        after = [RandomState(state.device) for state in self._states]
+        try:
+            for state in self._states:
+                state.restore()
+            yield closure
+        finally:
+            for state in after:
+                state.restore()
+            for owner, name, buffer, value in buffers:
+                owner[name] = buffer.copy_(value)
+
+
+class RandomState:
+    """The state of torch's generator for a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        module: Any = torch if device.type == "cpu" else getattr(torch, device.type, None)  # none for meta tensors
+        self._module = module if hasattr(module, "get_rng_state") else None
+        self._of = (device,) if hasattr(module, "current_device") else ()
+        self._state = self._module and self._module.get_rng_state(*self._of)
+
+    def restore(self) -> None:
+        """Set the generator to this state."""
+        if self._module is not None:
+            self._module.set_rng_state(self._state, *self._of)
+
+
+def _modules_of(ids: frozenset[int]) -> list[torch.nn.Module]:
+    """Return the modules, and all in them, that hold one of the parameters; nothing leads from a parameter to them."""
+    living = gc.get_objects()
+    kinds = {kind for kind in {*map(type, living)} if torch.nn.Module in getattr(kind, "__mro__", ())}
+    found = [each for each in living if type(each) in kinds and "_parameters" in vars(each)]
+    holders = [each for each in found if not ids.isdisjoint(map(id, each.parameters()))]
+    return [*{id(module): module for holder in holders for module in holder.modules()}.values()]

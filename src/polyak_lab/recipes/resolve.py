@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+import polyak
 from polyak_lab import data, models, objectives, optimizers, schedules
 from polyak_lab.config.run import Run, Training
 from polyak_lab.config.strict import check_known
@@ -23,6 +24,7 @@ def resolve(run: Run) -> Run:
     training = _resolve_training(run.training)
     resolved = replace(run, data=chosen, model=model, objective=objective, optimizer=optimizer, training=training)
     _check_graph(resolved)
+    _check_closure(resolved)
     return resolved
 
 
@@ -56,6 +58,17 @@ def _resolve_device(name: str) -> str:
             f"The device {name!r} cannot be used ({reason}): write auto, cpu or cuda as training.device."
         ) from error
     return str(device)
+
+
+def _check_closure(run: Run) -> None:
+    """Refuse what does not go with a method that evaluates every batch twice."""
+    if not optimizers.reads_loss(run.optimizer.name, polyak.SAMSPS):
+        return
+    given = {"cuda_graph": run.training.cuda_graph, "clip_norm": run.training.clip_norm is not None}
+    for name in (name for name, is_given in given.items() if is_given):
+        raise LabError(
+            f"training.{name} does not go with {run.optimizer.name}, which evaluates every batch twice: leave it out."
+        )
 
 
 def _check_graph(run: Run) -> None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+import polyak
 from polyak_lab.errors import RowError
-from polyak_lab.optimizers import StepInfo, current_lr, take_step
+from polyak_lab.optimizers import StepInfo, current_lr, info_of, take_step
 from polyak_lab.processes import group
 from polyak_lab.training.batches import Batch
 from polyak_lab.training.session import Session
@@ -62,4 +63,6 @@ def _step_with_closure(session: Session, batch: Batch, weight: float) -> StepRes
     session.optimizer.step(closure)  # type: ignore[arg-type]
     if not seen:
         raise RowError(f"optimizer {session.run.optimizer.name!r} did not call its closure.")
+    if isinstance(session.optimizer, polyak.PolyakOptimizer):
+        return StepResult(*seen[0], info_of(session.optimizer))
     return StepResult(*seen[0], StepInfo(step_size))

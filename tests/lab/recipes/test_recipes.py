@@ -334,6 +334,8 @@ OPTIONS = {  # what a recipe gives, and what the parameter group then holds
     "schedule-free-plus": ("betas = [0.5, 0.9], weight_decay = 20.0, anneal_steps = 100, r = 1.0, norm_beta = 0.5", {}),
     "sign-sps": ("lr = 0.1, momentum = 0.5, weight_decay = 0.01", {}),
     "muon-momo": ('norm = "adam", polar = "newton-schulz", polar_steps = 3, stale = true', {}),
+    "sam-sps": ("rho = 0.05, normalized = false, weight_decay = 0.01", {}),
+    "slack-sps": ("slack = 0.5, delta = 0.1, lr = 1.0", {}),
     "iam-adam": ("beta2 = 0.9, momentum = 0.5, float32_momentum = true", {}),
 }
 
