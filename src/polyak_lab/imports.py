@@ -6,13 +6,15 @@ searched last, so that a package there need not be installed.
 """
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,6 +29,8 @@ GROUPS: Final[Mapping[Kind, str]] = {
     "objective": "polyak.objectives",
     "optimizer": "polyak.optimizers",
 }
+MOST_FILES = 1000
+"""Of a package with more Python files, such as torch, only the named modules are compared."""
 OURS = (str(Path(__file__).parent), "<frozen importlib", str(Path(importlib.__file__).parent))
 
 
@@ -37,7 +41,12 @@ def is_path(name: str | None) -> bool:
 
 def uses_own_code(run: Run) -> bool:
     """Tell whether a resolved run trains with anything that is imported by path."""
-    return any(map(is_path, (run.data.name, run.model.name, run.objective.name, run.optimizer.name)))
+    return any(map(is_path, own_paths(run)))
+
+
+def own_paths(run: Run) -> tuple[str | None, ...]:
+    """Return the names in a run that may be import paths."""
+    return run.data.name, run.model.name, run.objective.name, run.optimizer.name
 
 
 def expand(name: str, kind: Kind, known: Iterable[str]) -> str:
@@ -111,6 +120,39 @@ def _version_of(package: str) -> str | None:
 @functools.cache
 def _distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
+
+
+def sources(paths: Iterable[str | None]) -> dict[str, str]:
+    """Return the SHA-256 of the source of every package that import paths name; of the large ones, of those modules."""
+    packages: dict[str, set[str]] = {}
+    for path in filter(is_path, paths):
+        module = str(path).partition(":")[0]
+        packages.setdefault(module.partition(".")[0], set()).add(module)
+    return {package: _digest(package, modules) for package, modules in sorted(packages.items())}
+
+
+def _digest(package: str, modules: Iterable[str]) -> str:
+    roots = [Path(root) for root in getattr(sys.modules.get(package), "__path__", ())]
+    files = [file for root in roots for file in islice(_python_files(root), MOST_FILES + 1)]
+    if not files or len(files) > MOST_FILES:
+        named = (getattr(sys.modules.get(module), "__file__", None) for module in sorted(modules))
+        files = [Path(file) for file in named if file is not None]
+    digest = hashlib.sha256()
+    for file in files:
+        with suppress(OSError):
+            digest.update(f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """Yield the Python files of a folder, and of the folders in it that hold any."""
+    with suppress(OSError):
+        entries = sorted(folder.iterdir())
+        if own := [entry for entry in entries if entry.suffix == ".py"]:
+            yield from own
+            for entry in entries:
+                if entry.is_dir() and not entry.is_symlink() and entry.suffix != ".py":
+                    yield from _python_files(entry)
 
 
 @contextmanager

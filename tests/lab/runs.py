@@ -2,8 +2,11 @@
 
 import multiprocessing
 import signal
+import warnings
 from pathlib import Path
 
+import torch
+import torch.distributed.checkpoint as dcp
 from rich.console import Console
 
 from polyak_lab import progress
@@ -55,3 +58,14 @@ def call(*arguments: object) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a sharded run's checkpoint."""
+    state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
+    reader = dcp.FileSystemReader(path / state["tensors"]["folder"])
+    table = reader.read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in table.items()}
+    with warnings.catch_warnings(action="ignore"):  # one process without a process group
+        dcp.load(tensors, storage_reader=reader)
+    return tensors

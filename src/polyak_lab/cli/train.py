@@ -36,6 +36,7 @@ def train_one(wanted: Run, out: Path | None, console: Console, track: str | None
     folder_name = recipes.slug(name) if uses_own_code(run) else name  # a path has colons
     path = out or Path("runs") / f"{folder_name}-{content_hash(as_json(run))[:8]}"
     folder = RunFolder(path, run, Label(name))
+    group.on_rank_zero(lambda: _warn_of_changes([folder]))
     with progress.showing(console, epochs=True) as shown:
         job = Job(name, run, folder, _tracking(track))
         train(run, folder, job.tracked(shown))
@@ -106,7 +107,8 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
             except RowError as error:
                 failures += 1
                 followed.run_failed()
-                warn(RowError(f"{job.name}: {error}", error.details))
+                if group.rank() == 0:
+                    warn(RowError(f"{job.name}: {error}", error.details))
     return failures
 
 
@@ -166,7 +168,20 @@ def _all_jobs(
             jobs += _jobs(path, recipe, _cut(row, device, smoke), seeds or recipe.seeds, out)
         except RowError as error:
             problems.append(error)
+    _warn_of_changes([folder for _, folder in jobs])
     return jobs, problems
+
+
+def _warn_of_changes(folders: Sequence[RunFolder]) -> None:
+    """Warn of runs that were started, and perhaps finished, with other code of the user than there is now."""
+    changed: dict[str, list[Path]] = {}
+    for folder in folders:
+        for package in folder.changed_packages():
+            changed.setdefault(package, []).append(folder.path)
+    for package, paths in changed.items():
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        text = f"the code of {package} has changed since the run in {paths[0]}{others} was started"
+        warn(LabError(f"{text}: delete the folder or choose another --out to train all of it with the new code."))
 
 
 def _cut(row: Row, device: str | None, smoke: bool) -> Row:

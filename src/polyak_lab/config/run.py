@@ -29,6 +29,7 @@ from polyak_lab.errors import LabError
 AUGMENTED_VALIDATION: Final = "sps-augmented-validation"
 EvalProtocol = Literal["clean", "sps-augmented-validation"]
 Precision = Literal["float32", "bfloat16"]
+Distributed = Literal["ddp", "fsdp2"]
 ScheduleName = Literal["constant", "cosine", "step"]
 BALLS: Final = ("l2_ball", "l2_ball_relative")
 """The keys of an optimizer that become its constraint."""
@@ -48,7 +49,9 @@ LATER_KEYS = (  # not in the first configurations, whose hashes must stay
     ("schedule", "warmup_steps"),
     ("training", "cuda_graph"),
     ("training", "clip_norm"),
+    ("training", "distributed"),
 )
+DDP = ("training", "distributed", "ddp")
 
 
 _OPTIMIZERS: Final = (
@@ -198,6 +201,8 @@ class Training:
     """Replay the whole step as one CUDA graph: faster for small networks."""
     clip_norm: float | None = None
     """Clip the norm of the gradient; methods that read the loss are given the norm before clipping."""
+    distributed: Distributed = "ddp"
+    """What several processes hold: ddp, the whole model each; fsdp2, a part of the model each."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "training", ("epochs", "batch_size", "max_batches", "threads"))
@@ -206,6 +211,7 @@ class Training:
         if self.threads is not None and self.threads > MOST_THREADS:
             raise LabError(f"training.threads is {self.threads}, but must be {MOST_THREADS} or less.")
         check_known(self.precision, get_args(Precision), "training.precision")
+        check_known(self.distributed, get_args(Distributed), "training.distributed")
         check_known(self.eval_protocol, get_args(EvalProtocol), "training.eval_protocol")
 
     @property
@@ -231,7 +237,7 @@ def as_json(run: Run) -> dict[str, Any]:
     table = asdict(run)
     table["schedule"]["factor"] = run.schedule.multiplier
     for section, key in LATER_KEYS:
-        if not table[section][key]:
+        if not table[section][key] or (section, key, table[section][key]) == DDP:
             del table[section][key]
     return {section: plain(values) for section, values in table.items() if values}
 

@@ -93,6 +93,14 @@ def on_all_ranks(call: Callable[[], T]) -> T:
     return _result((value, next((error for error in errors if error is not None), None)))
 
 
+def gather(value: T) -> list[T]:
+    """Return the values of all ranks."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def _outcome(call: Callable[[], T]) -> tuple[T | None, LabError | None]:
     try:
         return call(), None

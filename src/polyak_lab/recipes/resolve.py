@@ -25,6 +25,7 @@ def resolve(run: Run) -> Run:
     resolved = replace(run, data=chosen, model=model, objective=objective, optimizer=optimizer, training=training)
     _check_graph(resolved)
     _check_closure(resolved)
+    _check_sharding(resolved.training)
     return resolved
 
 
@@ -89,3 +90,10 @@ def _check_graph(run: Run) -> None:
     for reason, holds in refusals.items():
         if holds:
             raise LabError(f"training.cuda_graph does not go here: {reason}.")
+
+
+def _check_sharding(training: Training) -> None:
+    """Refuse what FSDP2 does not support, on any number of processes."""
+    for option in ("channels_last", "compile"):
+        if training.distributed == "fsdp2" and getattr(training, option):
+            raise LabError(f'training.{option} does not go with distributed = "fsdp2": leave one of them out.')

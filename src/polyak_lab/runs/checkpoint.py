@@ -78,9 +78,9 @@ def load(
         _check_state(session.state_dict(), content["state"], check_slots)
         session.load_state_dict(content["state"])
         return epochs, content.get("metrics")
-    except LabError:
-        raise
     except Exception as error:  # zip, pickle, key, shape and type errors: the file is damaged
+        if isinstance(error, LabError) or (isinstance(error, RuntimeError) and group.is_lost_connection(error)):
+            raise
         raise LabError(_message(path, f"is damaged ({type(error).__name__})")) from error
 
 

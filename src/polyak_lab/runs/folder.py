@@ -5,9 +5,11 @@
     metrics.jsonl      one line per epoch; bit for bit the same if the run is repeated or resumed
     timings.jsonl      one line per epoch with its time
     checkpoint.pt      the state after the last epoch
+    checkpoint-3/      its tensors, if distributed = "fsdp2"
     summary.json       written last: the run is finished if it exists
 
-Only rank 0 reads and writes these files, and broadcasts what it read.
+Only rank 0 reads and writes these files, and broadcasts what it read; the tensors of a sharded run
+are read and written by all ranks.
 
 The lines of an epoch are appended; all other files are replaced atomically. The checkpoint is
 written after the lines, so that a killed run has at most one line more than its checkpoint has
@@ -22,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from polyak_lab import imports
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.errors import LabError
 from polyak_lab.files import append_line, exists, explain_os_errors, remove_unfinished, write_atomic
@@ -30,6 +33,7 @@ from polyak_lab.runs import checkpoint, documents, environment
 from polyak_lab.runs.checkpoint import Stateful
 from polyak_lab.runs.documents import dump, dump_lines
 from polyak_lab.runs.lock import locked
+from polyak_lab.runs.sharded import ShardedState, Trained
 from polyak_lab.runs.stored import Label
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json")
@@ -43,7 +47,8 @@ class RunFolder:
         self.label = label
         self.training = run.training
         self.config = as_json(run)
-        self._own_optimizer = ":" in run.optimizer.name
+        self._own_optimizer = imports.is_path(run.optimizer.name)
+        self._own_paths = imports.own_paths(run)
         self.records: list[dict[str, Any]] = []
         self.timings: list[dict[str, Any]] = []
 
@@ -98,6 +103,13 @@ class RunFolder:
             if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
                 raise LabError(f"{self.path} is not empty and not a run folder: choose a new one with --out.")
 
+    def changed_packages(self) -> list[str]:
+        """Return the packages of the user's own whose source is not that of the last start of this run."""
+        starts = self._read_starts() if any(map(imports.is_path, self._own_paths)) else []
+        before = starts[-1].get("sources") if starts else None
+        now = imports.sources(self._own_paths) if isinstance(before, dict) else {}
+        return [package for package, digest in now.items() if before and before.get(package, digest) != digest]
+
     def prepare(self) -> None:
         """Store the configuration, and remove what a killed process left."""
         self.check()
@@ -107,12 +119,11 @@ class RunFolder:
         if not exists(stored) or documents.read_bytes(stored) != text.encode():
             write_atomic(stored, text)
 
-    def resume(self, session: Stateful) -> None:
+    def resume(self, session: Trained) -> None:
         """Load the checkpoint into a session, and the metrics of its epochs."""
         group.on_rank_zero(self._record_start)
-        epochs, digest = checkpoint.load(
-            self.path / "checkpoint.pt", session, self.hash, self.training, check_slots=not self._own_optimizer
-        )
+        state, path = self._stateful(session), self.path / "checkpoint.pt"
+        epochs, digest = checkpoint.load(path, state, self.hash, self.training, check_slots=not self._own_optimizer)
         self.records, self.timings = group.on_rank_zero(lambda: self._read_lines(epochs))
         self._digest = hashlib.sha256(dump_lines(self.records).encode())
         if digest not in (None, self._digest.hexdigest()):
@@ -122,18 +133,27 @@ class RunFolder:
             )
         group.on_rank_zero(self._truncate_lines)
 
-    def commit(self, session: Stateful, record: dict[str, Any], timing: dict[str, Any]) -> None:
+    def commit(self, session: Trained, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """Store an epoch: first its lines, then the checkpoint that makes them count."""
         self.records.append(plain(record))
         self.timings.append(plain(timing))
-        group.on_rank_zero(lambda: self._write_epoch(session))
+        state = self._stateful(session)
+        if isinstance(state, ShardedState):
+            state.write(len(self.records))
+        group.on_rank_zero(lambda: self._write_epoch(state))
 
-    def _write_epoch(self, session: Stateful) -> None:
+    def _stateful(self, session: Trained) -> Stateful:
+        """Return what checkpoint.pt stores: the session, without its tensors if they are sharded."""
+        return ShardedState(session, self.path) if self.training.distributed == "fsdp2" else session
+
+    def _write_epoch(self, state: Stateful) -> None:
         line = dump_lines(self.records[-1:])
         self._digest.update(line.encode())
         append_line(self.path / "metrics.jsonl", line)
         append_line(self.path / "timings.jsonl", dump_lines(self.timings[-1:]))
-        checkpoint.save(self.path / "checkpoint.pt", session, len(self.records), self.hash, self._digest.hexdigest())
+        checkpoint.save(self.path / "checkpoint.pt", state, len(self.records), self.hash, self._digest.hexdigest())
+        if isinstance(state, ShardedState):
+            state.remove_others()
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -143,6 +163,7 @@ class RunFolder:
 
     def _record_start(self) -> None:
         start = environment.describe(self.training.device) | {"processes": group.world_size()}
+        start |= {"sources": own} if (own := imports.sources(self._own_paths)) else {}
         write_atomic(self.path / "environment.json", self._document({"starts": [*self._read_starts(), start]}))
 
     def _document(self, content: dict[str, Any]) -> str:

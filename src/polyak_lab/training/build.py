@@ -12,6 +12,7 @@ from polyak_lab.data import Dataset, Streamed
 from polyak_lab.data.parts import parts, through_kernel
 from polyak_lab.errors import LabError
 from polyak_lab.processes import group
+from polyak_lab.processes.sharding import shard
 from polyak_lab.training import batches, streams
 from polyak_lab.training.session import Session
 
@@ -30,7 +31,8 @@ def build_session(run: Run, dataset: Dataset | Streamed | None = None) -> Sessio
     schedule = schedules.build_schedule(run.schedule, optimizer, training.epochs, len(sizes))
     network: Any = torch.compile(model) if training.compile else model
     objective = objectives.build(run.objective, dataset.loss, run.data.name)
-    replica, form = group.data_parallel(network), optimizers.step_form(run.optimizer)
+    replica = network if training.distributed == "fsdp2" else group.data_parallel(network)
+    form = optimizers.step_form(run.optimizer)
     return Session(run, dataset, model, optimizer, schedule, objective, sizes, network, replica, form)
 
 
@@ -69,4 +71,7 @@ def _build_model(run: Run, dataset: Dataset | Streamed) -> nn.Module:
         "device": torch.device(run.training.device),
         "memory_format": torch.channels_last if channels_last else torch.preserve_format,
     }
-    return group.sync_batch_norm(model, options["device"].type).to(**options)
+    model = group.sync_batch_norm(model, options["device"].type)
+    if run.training.distributed == "fsdp2":
+        model = shard(model, chosen.name, options["device"])
+    return model.to(**options)

@@ -54,6 +54,10 @@ def own_errors(run: Run) -> Iterator[None]:
         if group.world_size() > 1 and isinstance(error, RuntimeError) and group.is_lost_connection(error):
             raise
         text = f"the run's own code raised {in_one_line(error)}"
+        if run.training.distributed == "fsdp2" and "DTensor" in str(error):
+            text += (
+                ' If the model reads weights of a part without calling the part, write training.distributed = "ddp".'
+            )
         if group.world_size() == 1:
             raise RowError(text, own_traceback(error)) from error
         single = SingleRankError(text)

@@ -10,6 +10,7 @@ from torch.nn.utils import get_total_norm
 from polyak_lab.config.run import AUGMENTED_VALIDATION, Run
 from polyak_lab.optimizers import current_lr, measured_radius, set_mode
 from polyak_lab.processes import group
+from polyak_lab.processes.sharding import whole
 from polyak_lab.progress import Progress
 from polyak_lab.runs.folder import RunFolder
 from polyak_lab.training.batches import Batch, derive_seed
@@ -67,7 +68,7 @@ def _run_epoch(
     trained = perf_counter()
     record |= _evaluate(session, epoch) | meter.means()
     record["lr"] = float(current_lr(session.optimizer))
-    record["weight_norm"] = float(get_total_norm(list(session.model.parameters())))
+    record["weight_norm"] = float(whole(get_total_norm(list(session.model.parameters()))))
     if (radius := measured_radius(session.optimizer)) is not None:
         record["ball_radius"] = radius
     timing = {

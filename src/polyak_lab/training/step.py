@@ -10,6 +10,7 @@ import polyak
 from polyak_lab.errors import RowError
 from polyak_lab.optimizers import StepInfo, current_lr, info_of, take_step
 from polyak_lab.processes import group
+from polyak_lab.processes.sharding import whole
 from polyak_lab.training.batches import Batch
 from polyak_lab.training.session import Session
 
@@ -28,7 +29,7 @@ def train_step(session: Session, batch: Batch, weight: float) -> StepResult:
         return _step_with_closure(session, batch, weight)
     loss, correct, weighted = _backward(session, batch, weight)
     max_norm = session.run.training.clip_norm
-    norm = None if max_norm is None else clip_grad_norm_(session.model.parameters(), max_norm)
+    norm = None if max_norm is None else whole(clip_grad_norm_(session.model.parameters(), max_norm))
     if session.step_form == "loss":
         weighted = group.mean_over_ranks(weighted)
     info = take_step(session.optimizer, weighted, None if norm is None else norm.square(), session.step_form)

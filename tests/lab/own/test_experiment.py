@@ -17,6 +17,7 @@ from lab.own import package
 from lab.processes.torchrun import POLYAK
 from lab.processes.torchrun import run as torchrun
 from lab.runs import call
+from polyak_lab import imports
 from polyak_lab.progress import Progress
 from polyak_lab.runs import documents, stored
 
@@ -160,6 +161,24 @@ def test_an_installed_package_has_short_names_and_its_version_is_recorded(instal
     assert "holds another run: its data.version is '1.2.0', but '1.3.0' was requested" in capsys.readouterr().err
     assert call("train", *names, *settings, "--model-version", "1.2.0") == 1
     assert "acme.nets:build has version 1.3.0, but the run asks for 1.2.0." in capsys.readouterr().err
+
+
+def test_a_changed_source_is_a_warning(acme, capsys):
+    arguments = (*RIVAL, "--epochs", 1, "--out", "run")
+    assert [call("train", *arguments), call("train", *arguments)] == [0, 0]
+    assert capsys.readouterr().err == ""
+    before = documents.read_object(acme / "run/environment.json")["starts"][0]["sources"]["acme"]
+    package.write(acme, {"acme/helpers.py": "# new\n"})
+    assert call("train", *arguments) == 0
+    assert capsys.readouterr().err.startswith("polyak: the code of acme has changed since the run in run was started: ")
+    assert call("train", *arguments[:-1], "other") == 0
+    assert before != documents.read_object(acme / "other/environment.json")["starts"][0]["sources"]["acme"]
+
+
+def test_the_source_of_a_large_package_is_that_of_the_named_modules():
+    assert imports.sources(["torch.nn:Linear"]) == imports.sources(["torch.nn:Conv2d", "alig"])
+    assert imports.sources(["torch.nn:Linear"]) != imports.sources(["torch.optim:SGD"])
+    assert imports.sources([None, "mlp"]) == {}
 
 
 def test_an_unknown_short_name_is_compared_with_those_of_installed_packages(installed, capsys):
