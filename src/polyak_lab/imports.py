@@ -164,9 +164,9 @@ def own_code(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except LabError:
+    except (LabError, KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also SystemExit, and exceptions that are not derived from Exception
         raise RowError(f"{what} raised {in_one_line(error)}", own_traceback(error)) from error
 
 
@@ -177,11 +177,11 @@ def in_one_line(error: BaseException) -> str:
 
 
 def own_traceback(error: BaseException) -> str:
-    """Write a traceback from the first frame that is not the runner's or the import system's."""
+    """Write a traceback without the frames of the runner and of the import system."""
     whole = traceback.TracebackException.from_exception(error)
     whole.__cause__ = whole.__context__ = None
-    own = [i for i, frame in enumerate(whole.stack) if not frame.filename.startswith(OURS)]
-    del whole.stack[: own[0] if own else len(whole.stack)]
+    own = [frame for frame in whole.stack if not frame.filename.startswith(OURS)]
+    whole.stack[:] = own
     return "".join(whole.format()).rstrip() if own or isinstance(error, SyntaxError) else ""
 
 

@@ -52,8 +52,17 @@ class StepInfo(NamedTuple):
 
 
 def resolve(choice: config.Optimizer) -> config.Optimizer:
-    """Fill in every option with the defaults of its class, and refuse unknown ones."""
+    """Fill in every option with the defaults of its class; errors of the user's own class are RowErrors."""
     choice = _with_path(choice)
+    try:
+        return _resolve(choice)
+    except LabError as error:
+        if imports.is_path(choice.name) and not isinstance(error, RowError):
+            raise RowError(str(error)) from error
+        raise
+
+
+def _resolve(choice: config.Optimizer) -> config.Optimizer:
     parameters = _parameters(choice.name)
     known = [name for name in parameters if name not in _NOT_OPTIONS]
     _check_keys(choice, known, "constraint" in parameters)
@@ -186,8 +195,10 @@ def step_form(choice: config.Optimizer) -> StepForm:
     try:
         step()
     except Exception as error:
-        if not imports.is_path(choice.name) or "closure" not in parameters:
+        if not imports.is_path(choice.name):
             raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+        if "closure" not in parameters:
+            raise _raised(choice.name, error) from error
         with imports.own_code(f"optimizer {choice.name!r}"):
             step(lambda: weight.detach().square().sum())
         return "closure"
@@ -200,6 +211,10 @@ def _on_trial(choice: config.Optimizer) -> tuple[torch.optim.Optimizer, Tensor]:
         torch.nn.init.ones_(weight)  # it is a multiple of their norm
     weight.grad = torch.zeros(1)
     return build(choice, [weight], steps_per_epoch=1), weight
+
+
+def _raised(name: str, error: Exception) -> RowError:
+    return RowError(f"optimizer {name!r} raised {imports.in_one_line(error)}", imports.own_traceback(error))
 
 
 def _first_line(error: Exception) -> str:
@@ -224,8 +239,7 @@ def build(
         raise
     except Exception as error:  # of any kind, such as IndexError for one beta
         if imports.is_path(choice.name):
-            text = f"optimizer {choice.name!r} raised {imports.in_one_line(error)}"
-            raise RowError(text, imports.own_traceback(error)) from error
+            raise _raised(choice.name, error) from error
         raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise RowError(f"optimizer {choice.name!r} made {type(made).__name__}, not a torch.optim.Optimizer.")

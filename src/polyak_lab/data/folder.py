@@ -10,9 +10,9 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from polyak_lab.data.images import classification, labelled
 from polyak_lab.data.places import default_root
 from polyak_lab.data.source import Contents, Source
 from polyak_lab.errors import LabError, RowError
-from polyak_lab.files import explain_os_errors, write_atomic
+from polyak_lab.files import write_atomic
 
 ENDINGS = {".png", ".jpg", ".jpeg"}
 EVERY = 5
@@ -50,7 +50,7 @@ def list_files(root: Path) -> Listing:
     Raises:
         RowError: A class is empty, or only in one of the parts.
     """
-    with explain_os_errors("read", root):
+    with _explained(root):
         if not root.is_dir():
             raise RowError(f"{root} is no folder: data 'folder' needs one that holds train/CLASS/*.png.")
         if not (root / "train").is_dir():
@@ -60,6 +60,15 @@ def list_files(root: Path) -> Listing:
         for name in test.keys() - set(classes):
             raise RowError(f"{root / 'test' / name} is a class without training images: {root / 'train'} lacks it.")
         return Listing(_ordered(_files(root / "train", classes), classes), _ordered(test, classes), classes)
+
+
+@contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    """Turn an OSError, such as that of a folder without permission, into a RowError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RowError(f"Cannot read {error.filename or root}: {error.strerror or error}.") from error
 
 
 def _split(root: Path) -> Listing:
@@ -116,10 +125,12 @@ PARTS = ("train", "test")
 def _key(root: Path, listing: Listing) -> str:
     """Return a hash of where the files are, how large they are and when they were written."""
     described = []
-    with explain_os_errors("read", root):
-        for path, label in (*listing.train, *listing.test):
+    for path, label in (*listing.train, *listing.test):
+        try:
             status = path.stat()
-            described.append((str(path.relative_to(root)), label, status.st_size, status.st_mtime_ns))
+        except OSError as error:  # such as a link to nowhere
+            raise RowError(f"{path} cannot be read ({error.strerror or error}): remove or replace it.") from error
+        described.append((str(path.relative_to(root)), label, status.st_size, status.st_mtime_ns))
     text = json.dumps([FORMAT, str(root.resolve()), len(listing.train), described])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
@@ -180,6 +191,8 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
+            if image.mode.startswith(("I", "F")):  # to convert them would clip them
+                raise ValueError("its channels have more than 8 bits")
             return image.copy()
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError and errors of its own
         reason = " ".join(str(error).split()).replace(repr(str(path)), "it").rstrip(".")[:100]

@@ -14,7 +14,7 @@ from polyak_lab.config.run import Data
 from polyak_lab.data.dataset import Dataset, Split
 from polyak_lab.data.images import channel_statistics
 from polyak_lab.data.seeded import seeded
-from polyak_lab.data.streamed import Streamed, batch_of
+from polyak_lab.data.streamed import Streamed, batch_of, first_of, length
 from polyak_lab.errors import RowError
 
 WANTED = "pairs (inputs, targets) of tensors, two Datasets or two DataLoaders: for training and test, validation last"
@@ -126,6 +126,9 @@ def _streamed(parts: list[Any], chosen: Data, what: str) -> Streamed:
             )
     if isinstance(train, torch_data.DataLoader) and chosen.workers:
         raise RowError(f"{what} returns DataLoaders, which have their own num_workers: leave data.workers out.")
+    for samples in (part.dataset if isinstance(part, torch_data.DataLoader) else part for part in parts):
+        if not isinstance(samples, torch_data.IterableDataset):
+            length(samples, chosen.name)
     inputs, targets = _sample(train, chosen.name, what)
     loss = implied_loss(inputs, targets)
     outputs = chosen.outputs or _stated_outputs(train, targets, loss)
@@ -142,7 +145,7 @@ def _sample(train: Any, name: str, what: str) -> tuple[Tensor, Tensor]:
             return batch_of(torch_data.default_collate([train[0]]), name)
         if not isinstance(train.dataset, torch_data.IterableDataset) and train.collate_fn is not None:
             return batch_of(train.collate_fn([train.dataset[0]]), name)
-        return batch_of(next(iter(train)), name)
+        return batch_of(first_of(train, name), name)
 
 
 def _stated_outputs(train: Any, targets: Tensor, loss: str | None) -> int | None:

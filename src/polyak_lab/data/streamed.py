@@ -49,6 +49,13 @@ def length(part: Any, name: str) -> int:
     return count
 
 
+def first_of(loader: Any, name: str) -> Any:
+    """Return the first batch of a DataLoader."""
+    for batch in loader:
+        return batch
+    raise RowError(f"data {name!r} gave no batch.")
+
+
 def batch_of(value: Any, name: str) -> tuple[Tensor, Tensor]:
     """Check that a batch is a pair of tensors with as many inputs as targets."""
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(part, Tensor) for part in value):

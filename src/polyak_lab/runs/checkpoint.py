@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from polyak_lab.config.run import Training
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, RowError
 from polyak_lab.files import exists, write_atomic
 from polyak_lab.processes import group
 from polyak_lab.runs.documents import read_bytes
@@ -33,9 +33,20 @@ class Stateful(Protocol):
 def save(path: Path, session: Stateful, epochs: int, config_hash: str, metrics: str) -> None:
     """Store the state after a number of epochs, with the SHA-256 of their metrics."""
     content = {"format": FORMAT, "config": config_hash, "epochs": epochs, "metrics": metrics}
-    content["state"] = session.state_dict()
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    try:
+        content["state"] = session.state_dict()
+        torch.save(content, buffer)
+        if epochs == 1:
+            torch.load(io.BytesIO(buffer.getbuffer()), map_location="meta", weights_only=True)
+    except (LabError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # pickle has no class for them all
+        reason = (str(error).splitlines() or [""])[0][:100].rstrip(".")
+        raise RowError(
+            f"The state of the model or the optimizer cannot be restored from a checkpoint ({type(error).__name__}: "
+            f"{reason}): keep tensors, numbers, text, and lists and dicts of them."
+        ) from error
     write_atomic(path, buffer.getvalue())
 
 
@@ -101,7 +112,7 @@ def _check_state(expected: Any, stored: Any, check_slots: bool) -> None:
     A new session has no optimizer state per parameter yet, so its tensors are compared with the
     shapes of the model.
     """
-    shapes = [value.shape for value in expected["model"].values()]
+    shapes = [value.shape for value in expected["model"].values() if isinstance(value, torch.Tensor)]
     if not isinstance(stored, dict) or stored.keys() != expected.keys():
         raise KeyError("state")
     _check_same_type(expected["schedule"], stored["schedule"])

@@ -48,8 +48,10 @@ def own_errors(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, LabError) or not uses_own_code(run) or is_out_of_memory(error):
+    except (LabError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # also SystemExit
+        if not uses_own_code(run) or is_out_of_memory(error):
             raise
         if group.world_size() > 1 and isinstance(error, RuntimeError) and group.is_lost_connection(error):
             raise

@@ -4,10 +4,11 @@ What is built in is checked from shapes alone; the user's own code is tried on o
 """
 
 import functools
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyak_lab import models, objectives
 from polyak_lab.config.run import Data, Model, Objective, Run
@@ -15,7 +16,7 @@ from polyak_lab.data import Dataset, Split, Streamed
 from polyak_lab.data.parts import through_kernel
 from polyak_lab.data.seeded import seeded
 from polyak_lab.errors import LabError, RowError
-from polyak_lab.imports import in_one_line, is_path, own_traceback
+from polyak_lab.imports import in_one_line, is_path, own_code, own_traceback
 from polyak_lab.training import streams
 from polyak_lab.training.batches import as_model_input
 from polyak_lab.training.build import check_images, load_dataset, sizes_of_batches
@@ -49,9 +50,12 @@ def _try_batch(data: Data, model: Model, objective: Objective, batch_size: int) 
         text = dataset.is_text
         network = models.build(model.name, dataset.shape, dataset.outputs, text=text, options=model.options)
         try:
-            value = loss.loss(network(inputs).float(), targets)
+            outputs = _outputs(network, model.name, inputs)
+            with own_code(f"objective {objective.name!r}") if is_path(objective.name) else nullcontext():
+                value = loss.loss(outputs, targets)
             _check_loss(value, objective.name or dataset.loss or "")
             value.backward()
+            _check_gradient(network, model.name, objective.name or dataset.loss or "")
         except LabError:
             raise
         except Exception as error:
@@ -63,6 +67,23 @@ def _try_batch(data: Data, model: Model, objective: Objective, batch_size: int) 
             ) from error
 
 
+def _outputs(network: nn.Module, name: str, inputs: Tensor) -> Tensor:
+    outputs = network(inputs)
+    if not isinstance(outputs, Tensor):
+        raise RowError(
+            f"model {name!r} returned {type(outputs).__name__}: its forward must return a tensor of outputs."
+        )
+    return outputs.float()
+
+
+def _check_gradient(network: nn.Module, model: str, objective: str) -> None:
+    if all(parameter.grad is None for parameter in network.parameters()):
+        raise RowError(
+            f"objective {objective!r} returned a loss with no gradient for any weight of model {model!r}: compute it "
+            "from the outputs."
+        )
+
+
 def _some_batch(dataset: Dataset | Streamed, size: int) -> tuple[Tensor, Tensor]:
     if isinstance(dataset, Streamed):
         return streams.first_batch(dataset, size)
@@ -71,7 +92,7 @@ def _some_batch(dataset: Dataset | Streamed, size: int) -> tuple[Tensor, Tensor]
 
 
 def _check_loss(value: object, name: str) -> None:
-    if not isinstance(value, Tensor) or value.numel() != 1:
+    if not isinstance(value, Tensor) or value.dim():
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise RowError(f"objective {name!r} returned {what}: it must return the mean loss, one number.")
     if not value.requires_grad:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyak_lab.config.run import Training
 from polyak_lab.data.seeded import seed_python
-from polyak_lab.data.streamed import Part, Streamed, batch_of, length
+from polyak_lab.data.streamed import Part, Streamed, batch_of, first_of, length
 from polyak_lab.errors import RowError
 from polyak_lab.processes import group
 from polyak_lab.training.batches import (
@@ -61,14 +61,18 @@ def evaluation_stream(streamed: Streamed, part: Part, training: Training) -> Ite
     else:
         size = EVALUATION_BATCH_SIZE.get(torch.device(training.device).type, DEFAULT_EVALUATION_BATCH_SIZE)
         loader = _loader(part, size, streamed.workers, range(length(part, streamed.name)), training.order_seed, 0)
-    return (batch for batch, _ in _parts(loader, streamed, training.device))
+    count = 0
+    for count, (batch, _) in enumerate(_parts(loader, streamed, training.device), 1):  # noqa: B007
+        yield batch
+    if not count:
+        raise RowError(f"data {streamed.name!r} gave no batch to evaluate.")
 
 
 def first_batch(streamed: Streamed, size: int) -> tuple[Tensor, Tensor]:
     """Read so many training samples, or the first batch of a DataLoader."""
     part: Any = streamed.train
     if isinstance(part, torch_data.DataLoader):
-        return batch_of(next(iter(part)), streamed.name)
+        return batch_of(first_of(part, streamed.name), streamed.name)
     return batch_of(torch_data.default_collate([part[i] for i in range(size)]), streamed.name)
 
 

@@ -132,10 +132,19 @@ def empty(place):
         file.unlink()
 
 
+def deep(path):
+    Image.fromarray(np.full((4, 3), 30_000, dtype=np.uint16)).save(path)
+
+
 WRONG = {
     "no image": (lambda root: (root / "train/cat/a.png").write_text("text"), r"a\.png cannot be read as an image"),
     "cut off": (lambda root: cut(root / "train/dog/b.png"), r"b\.png cannot be read as an image"),
     "empty file": (lambda root: (root / "test/dog/b.png").write_bytes(b""), r"b\.png cannot be read as an image"),
+    "16 bits": (lambda root: deep(root / "train/cat/a.png"), r"a\.png cannot be read as an image \(its channels have"),
+    "broken link": (
+        lambda root: (root / "test/cat/z.png").symlink_to("nowhere"),
+        r"z\.png cannot be read \(No such file",
+    ),
     "empty class": (lambda root: empty(root / "train/dog"), r"train/dog has no images"),
     "empty test class": (lambda root: empty(root / "test/cat"), r"test/cat has no images"),
     "size": (lambda root: save(root / "test/cat/z.png", grey(1, (5, 5))), r"z\.png is 5×5 pixels large, but .* 3×4"),

@@ -12,6 +12,67 @@ BROKEN = {
     "acme/syntax.py": "def build(:\n",
     "acme/raises.py": "def inner():\n    raise ValueError('no luck')\n\ninner()\n",
     "acme/needs.py": "import nowhere_at_all\n",
+    "acme/exits.py": "class Quit(BaseException):\n    pass\n\nraise Quit('now')\n",
+    "acme/wrong.py": """
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+number = lambda outputs, targets: 1.5
+row = lambda outputs, targets: F.cross_entropy(outputs, targets)[None]
+def one(outputs): ...
+apart = lambda outputs, targets: 2 * torch.ones((), requires_grad=True)
+
+class Set(TensorDataset):
+    classes = ("a", "b", "c")
+
+def _loader(samples):
+    return DataLoader(Set(torch.randn(samples, 6), torch.arange(samples) % 3), batch_size=16)
+
+class Nothing(IterableDataset):
+    classes = Set.classes
+    def __len__(self):
+        return 32
+    def __iter__(self):
+        return iter(())
+
+empty = lambda: (_loader(0), _loader(32))
+untested = lambda: (_loader(32), _loader(0))
+nothing = lambda: (DataLoader(Nothing(), batch_size=16), _loader(32))
+
+class Base(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+
+class Pair(Base):
+    def forward(self, x):
+        return super().forward(x), 1
+
+class OnlyTraining(Base):
+    def forward(self, x):
+        if not self.training:
+            raise ValueError("only training")
+        return super().forward(x)
+
+class Exits(Base):
+    def forward(self, x):
+        if not self.training:
+            raise SystemExit(3)
+        return super().forward(x)
+
+class Extra(Base):
+    def get_extra_state(self):
+        return Base
+    def set_extra_state(self, state): ...
+
+class Keeps(torch.optim.SGD):
+    def step(self, closure=None):
+        self.param_groups[0]["f"] = lambda: 1
+
+class Step(torch.optim.SGD):
+    def step(self, one, two): ...
+""",
     "acme/late.py": """
 import torch
 from torch import nn
@@ -55,7 +116,34 @@ CASES = {
     "shape": (NO_FIT, "on 'acme.sets:load', in a batch of shape (16, 6): it raised RuntimeError", "mat1 and mat2"),
     "no gradient": ('objective = "acme.losses:stuck"', "losses:stuck' returned a loss with no gradient", ""),
     "no mean": ('objective = "acme.losses:each"', "returned a tensor of shape (16,): it must return the mean loss", ""),
-    "step": ('model = "acme.late:Late"', "the run's own code raised ArithmeticError: late.", "in forward"),
+    "late": ('model = "acme.late:Late"', "the run's own code raised ArithmeticError: late.", "in forward"),
+    "base exception": ('model = "acme.exits:build"', "model 'acme.exits:build' raised Quit: now.", "raise Quit"),
+    "float": ('objective = "acme.wrong:number"', "'acme.wrong:number' returned float: it must return the mean", ""),
+    "one loss": ('objective = "acme.wrong:row"', "'acme.wrong:row' returned a tensor of shape (1,)", ""),
+    "loss signature": (
+        'objective = "acme.wrong:one"',
+        "objective 'acme.wrong:one' raised TypeError: one() takes 1",
+        "",
+    ),
+    "other weights": (
+        'objective = "acme.wrong:apart"',
+        "with no gradient for any weight of model 'acme.nets:build'",
+        "",
+    ),
+    "two outputs": ('model = "acme.wrong:Pair"', "model 'acme.wrong:Pair' returned tuple: its forward must return", ""),
+    "no samples": ('data = "acme.wrong:empty"', "data 'acme.wrong:empty': a part has no samples.", ""),
+    "no test samples": ('data = "acme.wrong:untested"', "data 'acme.wrong:untested': a part has no samples.", ""),
+    "nothing": ('data = "acme.wrong:nothing"', "data 'acme.wrong:nothing' gave no batch.", ""),
+    "evaluation": (
+        'model = "acme.wrong:OnlyTraining"',
+        "the run's own code raised ValueError: only training.",
+        "in forward",
+    ),
+    "exit": ('model = "acme.wrong:Exits"', "the run's own code raised SystemExit: 3.", "in forward"),
+    "state": ('optimizer = "acme.wrong:Keeps"', "cannot be restored from a checkpoint", ""),
+    "loaded state": ('model = "acme.wrong:Extra"', "cannot be restored from a checkpoint (UnpicklingError", ""),
+    "step": ('optimizer = "acme.wrong:Step"', "optimizer 'acme.wrong:Step' raised TypeError", ""),
+    "unknown option": ('optimizer = { name = "acme.rivals:Rival", bta = 0.9 }', "did you mean 'beta'", ""),
     "optimizer": ('optimizer = { name = "acme.rivals:Rival", lr = "x" }', "'acme.rivals:Rival' raised TypeError", ""),
 }
 
@@ -69,11 +157,11 @@ def test_the_row_is_named_and_the_others_are_trained(acme, capsys, case):
     errors = capsys.readouterr().err
     assert message in errors
     assert traceback in errors
-    if case != "step":
+    if case not in ("late", "evaluation", "exit", "state", "loaded state"):
         assert "bad.toml, row 'bad' (line 11): " in errors
         assert "polyak: 1 rows cannot be trained" in errors
     else:
-        assert "polyak: [2/2] bad, seed 0: the run's own code" in errors
+        assert "polyak: [2/2] bad, seed 0: " in errors
         assert "1 of 2 runs failed" in errors
     assert "polyak_lab" not in re.sub(r"^polyak: .*", "", errors)
     assert len(errors.splitlines()[0]) < 400
