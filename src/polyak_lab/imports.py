@@ -170,6 +170,17 @@ def own_code(what: str) -> Iterator[None]:
         raise RowError(f"{what} raised {in_one_line(error)}", own_traceback(error)) from error
 
 
+@contextmanager
+def row_errors(path: str) -> Iterator[None]:
+    """Turn an error about the user's own code into a RowError; those about built-in names pass."""
+    try:
+        yield
+    except LabError as error:
+        if not is_path(path) or isinstance(error, RowError):
+            raise
+        raise RowError(str(error)) from error
+
+
 def in_one_line(error: BaseException) -> str:
     """Write the type of an error and the first line of its message."""
     message = (str(error).strip().splitlines() or [""])[0].rstrip(".")

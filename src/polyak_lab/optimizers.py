@@ -54,26 +54,18 @@ class StepInfo(NamedTuple):
 def resolve(choice: config.Optimizer) -> config.Optimizer:
     """Fill in every option with the defaults of its class; errors of the user's own class are RowErrors."""
     choice = _with_path(choice)
-    try:
-        return _resolve(choice)
-    except LabError as error:
-        if imports.is_path(choice.name) and not isinstance(error, RowError):
-            raise RowError(str(error)) from error
-        raise
-
-
-def _resolve(choice: config.Optimizer) -> config.Optimizer:
-    parameters = _parameters(choice.name)
-    known = [name for name in parameters if name not in _NOT_OPTIONS]
-    _check_keys(choice, known, "constraint" in parameters)
-    _check_ball(choice, "constraint" in parameters)
-    options = {key: None if value == NONE else value for key, value in choice.options.items()}
-    given = {name: options.get(name, parameters[name].default) for name in known}
-    spelled = {name: value for name, value in given.items() if name in options or _is_stated(choice, value)}
-    resolved = replace(choice, options=spelled | options)
-    for name, value in resolved.options.items():
-        _check_option(choice.name, name, value, parameters[name].default if name in parameters else None)
-    _try_out(resolved)
+    with imports.row_errors(choice.name):
+        parameters = _parameters(choice.name)
+        known = [name for name in parameters if name not in _NOT_OPTIONS]
+        _check_keys(choice, known, "constraint" in parameters)
+        _check_ball(choice, "constraint" in parameters)
+        options = {key: None if value == NONE else value for key, value in choice.options.items()}
+        given = {name: options.get(name, parameters[name].default) for name in known}
+        spelled = {name: value for name, value in given.items() if name in options or _is_stated(choice, value)}
+        resolved = replace(choice, options=spelled | options)
+        for name, value in resolved.options.items():
+            _check_option(choice.name, name, value, parameters[name].default if name in parameters else None)
+        _try_out(resolved)
     return resolved
 
 

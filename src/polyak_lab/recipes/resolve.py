@@ -10,7 +10,7 @@ import polyak
 from polyak_lab import data, models, objectives, optimizers, schedules
 from polyak_lab.config.run import Run, Training
 from polyak_lab.config.strict import check_known
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, RowError
 from polyak_lab.imports import is_path
 from polyak_lab.processes import group
 
@@ -26,6 +26,7 @@ def resolve(run: Run) -> Run:
     _check_graph(resolved)
     _check_closure(resolved)
     _check_sharding(resolved.training)
+    _check_clipping(resolved)
     return resolved
 
 
@@ -97,3 +98,13 @@ def _check_sharding(training: Training) -> None:
     for option in ("channels_last", "compile"):
         if training.distributed == "fsdp2" and getattr(training, option):
             raise LabError(f'training.{option} does not go with distributed = "fsdp2": leave one of them out.')
+
+
+def _check_clipping(run: Run) -> None:
+    """Refuse to clip the gradient of a method that needs more of it than its norm."""
+    name = run.optimizer.name
+    if run.training.clip_norm is not None and not getattr(optimizers.optimizer_class(name), "takes_norm", True):
+        cls = RowError if is_path(name) else LabError
+        raise cls(
+            f"training.clip_norm does not go with {name}, which needs the whole gradient unclipped: leave it out."
+        )

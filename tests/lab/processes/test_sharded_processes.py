@@ -20,10 +20,10 @@ training = { epochs = 2, batch_size = 148, device = "cpu", threads = 1, distribu
 [[row]]
 name = "ALI-G"
 optimizer = { name = "alig", lr = 0.1, momentum = 0.9, l2_ball = 20.0 }
+training = { clip_norm = 1.0 }
 [[row]]
 name = "MoMo"
 optimizer = { name = "momo", lr = 0.1 }
-training = { clip_norm = 1.0 }
 [[row]]
 name = "Adam"
 optimizer = { name = "adam", lr = 0.001 }

@@ -255,6 +255,12 @@ def test_a_rise_to_infinity_is_refused():
         resolve(config.Run(wanted.data, wanted.model, wanted.optimizer, wanted.training, schedule))
 
 
+@pytest.mark.parametrize("method", ["momo", "sign-sps", "iam-adam"])
+def test_a_method_that_needs_the_whole_gradient_refuses_to_be_clipped(method):
+    with pytest.raises(LabError, match=f"training.clip_norm does not go with {method}, which needs"):
+        resolve(run(config.Optimizer(method), clip_norm=1.0))
+
+
 @pytest.mark.parametrize("method", ["alig", "sps"])
 def test_a_clipped_step_is_divided_by_the_norm_from_before(method):
     taken = {}
