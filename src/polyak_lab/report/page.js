@@ -61,33 +61,34 @@
     return ticks;
   }
 
-  // The caps and radii, drawn after the lines; the label of one that is close to the one above it is left out.
+  // The caps and radii, drawn after the curves, and their labels after all lines; one close to the label above is left out.
   function drawLines(plot, chart) {
-    const { ctx, bbox } = plot, ratio = uPlot.pxRatio;
+    const { ctx, bbox } = plot, ratio = uPlot.pxRatio, right = bbox.left + bbox.width, labels = [];
+    const sorted = chart.lines.slice().sort((one, other) => other.value - one.value);
     ctx.save();
-    ctx.font = `${12 * ratio}px system-ui, sans-serif`;
-    ctx.textAlign = "right";
-    ctx.textBaseline = "middle";
-    let labelled = -Infinity;
-    for (const line of chart.lines.slice().sort((one, other) => other.value - one.value)) {
+    ctx.lineWidth = 1.3 * ratio;
+    ctx.setLineDash([6 * ratio, 5 * ratio]);
+    for (const line of sorted) {
       const visible = line.rows.filter(index => shown[index]);
       if (!visible.length) continue;
       const y = plot.valToPos(line.value, "y", true);
       ctx.strokeStyle = visible.length === 1 ? data.rows[visible[0]].colour : style("--soft");
-      ctx.lineWidth = 1.3 * ratio;
-      ctx.setLineDash([6 * ratio, 5 * ratio]);
       ctx.beginPath();
       ctx.moveTo(bbox.left, y);
-      ctx.lineTo(bbox.left + bbox.width, y);
+      ctx.lineTo(right, y);
       ctx.stroke();
-      const below = y - bbox.top < 16 * ratio, middle = y + (below ? 10 : -10) * ratio;
-      if (middle - labelled < 14 * ratio) continue;
-      labelled = middle;
-      const right = bbox.left + bbox.width - 4 * ratio, width = ctx.measureText(line.label).width;
+      const middle = y + (y - bbox.top < 16 * ratio ? 10 : -10) * ratio;
+      if (!labels.length || middle - labels.at(-1).middle >= 14 * ratio) labels.push({ text: line.label, middle });
+    }
+    ctx.font = `${12 * ratio}px system-ui, sans-serif`;
+    ctx.textAlign = "right";
+    ctx.textBaseline = "middle";
+    for (const { text, middle } of labels) {
+      const width = ctx.measureText(text).width;
       ctx.fillStyle = style("--paper");
-      ctx.fillRect(right - width - 3 * ratio, middle - 7 * ratio, width + 6 * ratio, 14 * ratio);
+      ctx.fillRect(right - width - 7 * ratio, middle - 7 * ratio, width + 6 * ratio, 14 * ratio);
       ctx.fillStyle = style("--soft");
-      ctx.fillText(line.label, right, middle);
+      ctx.fillText(text, right - 4 * ratio, middle);
     }
     ctx.restore();
   }
