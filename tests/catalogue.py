@@ -17,6 +17,7 @@ from torch import Tensor
 import papers
 import polyak
 from papers import alig, smooth_sps, sps
+from polyak._step.loss import check_single
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -106,6 +107,23 @@ _MOMO_SYMBOLS = {
     "lower_bound": "f_star",
     "radius": "r",
 }
+
+
+class ALIGPlus(polyak.ALIGPlus):
+    """ALIGPlus for tests that give one loss: step t is of sample t mod N."""
+
+    linearize = polyak.ALIGPlus.linearize  # the base looks for it in the class itself
+
+    def step(self, closure: Any = None, **given: Any) -> Tensor | None:  # type: ignore[override]
+        """Make a step with the index of the sample."""
+        if isinstance(given.get("loss"), Tensor):
+            check_single(given["loss"])
+        group = self.param_groups[0] if self.param_groups else {"steps": 0, "targets": [0.0]}
+        given.setdefault("indices", group["steps"] % len(group["targets"]))
+        return polyak.PolyakOptimizer.step(self, closure, **given)
+
+
+ALIGPlus.__doc__ = polyak.ALIGPlus.__doc__
 
 
 class SAMSPS(polyak.SAMSPS):
@@ -399,6 +417,29 @@ METHODS: tuple[Method, ...] = (
         factor=True,
         has_kernel=False,
         scale_free=False,
+    ),
+    Method(
+        "ALIGPlus",
+        ALIGPlus,
+        papers.alig_plus,
+        symbols={
+            "lr": "η",
+            "samples": "N",
+            "steps_per_epoch": "n",
+            "epochs": "E",
+            "stages": "K",
+            "momentum": "μ",
+            "weight_decay": "λ",
+            "eps": "δ",
+            "radius": "r",
+        },
+        trials=(
+            {"epochs": 20},
+            {"lr": 0.5, "weight_decay": 0.01, "stages": 2, "samples": 33, "steps_per_epoch": 33},
+            {"lr": 1.0, "eps": 1e-3},
+        ),
+        momenta=("none", "nesterov"),
+        required={"samples": 9, "steps_per_epoch": 9, "epochs": 10},
     ),
     Method(
         "SAMSPS",

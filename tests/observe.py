@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import polyak
 
@@ -36,6 +37,10 @@ AVERAGES = (
     "share",
     "slack_value",
     "slack_step",
+    "targets",
+    "target_steps",
+    "last_losses",
+    "best_losses",
 )
 
 
@@ -75,6 +80,11 @@ def bits(tensor: Tensor) -> tuple[torch.dtype, bytes]:
     """Return the type and the very bits of a tensor."""
     flat = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return tensor.dtype, bytes(flat.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def plain(tree: Any) -> Any:
+    """Return nested containers with the type and the bits of every tensor in its place, which `==` compares."""
+    return tree_map_only(Tensor, bits, tree)
 
 
 def give(params: Sequence[Tensor], *grads: Tensor | None) -> None:

@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polyak
 from catalogue import Problem, each_backend, each_classic, each_classic_form, each_form, each_method, flat
-from observe import SMALL_BALLS, bits, changed, give, moved, random_like, snapshot
+from observe import SMALL_BALLS, bits, changed, give, moved, plain, random_like, snapshot
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
@@ -89,7 +89,7 @@ def test_a_group_can_be_added_later(method, form):
     memory = {name: value for name, value in snapshot(optimizer).items() if name.endswith(" 0")}
     optimizer.add_param_group({"params": params[2:], "lr": 0.05})
     assert norm(*params) <= 2.0 + 1e-12
-    assert {name: value for name, value in snapshot(optimizer).items() if name.endswith(" 0")} == memory
+    assert plain({name: value for name, value in snapshot(optimizer).items() if name.endswith(" 0")}) == plain(memory)
     before = flat(params[2:])
     problem.steps(optimizer, params, 3)
     assert not np.array_equal(flat(params[2:]), before)

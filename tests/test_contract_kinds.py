@@ -193,8 +193,14 @@ def test_backends_round_alike_when_types_mix(method, form):
         optimizer.step(loss=1e6)
         ends.append(snapshot(optimizer))
     # products are summed in another order, and decide nothing here
-    summed = ("dot_average", "model_average", "slack_", *decided)
-    ends = [{name: value for name, value in end.items() if not name.startswith(summed)} for end in ends]
+    ends = [
+        {
+            name: value
+            for name, value in end.items()
+            if not name.startswith(("dot_average", "model_average", "slack_", *decided))
+        }
+        for end in ends
+    ]
     rooted = {name for name in ends[0] if name.startswith(("parameter", "momentum"))}  # torch's √ is off by a bit
     rooted = rooted if any(name.startswith("square_average") for name in ends[0]) else set()
     *others, kernels = [changed(ends[0], end) for end in ends]

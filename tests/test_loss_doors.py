@@ -290,6 +290,7 @@ REFUSED: dict[str, tuple[Callable[[Optimizer], Any], type[Exception], str]] = {
 
 OWN_WORDS = {  # of methods that need more than a loss
     ("SAMSPS", "none"): r"needs the loss: write optimizer\.step\(closure\)",
+    ("ALIGPlus", "none"): r"needs the loss: write optimizer\.step\(loss=losses, indices=indices\)",
 }
 
 

@@ -18,6 +18,7 @@ from .constraints import (
 )
 from .methods.ada_sps import AdaSPS
 from .methods.alig import ALIG
+from .methods.alig_plus import ALIGPlus
 from .methods.dec_sps import DecSPS
 from .methods.iam import IAM
 from .methods.iam_adam import IAMAdam
@@ -47,6 +48,7 @@ __all__ = [
     "NGNMD",
     "SAMSPS",
     "SPS",
+    "ALIGPlus",
     "AdaSPS",
     "Affine",
     "Box",

@@ -54,6 +54,10 @@ class StepInfo(NamedTuple):
 def resolve(choice: config.Optimizer) -> config.Optimizer:
     """Fill in every option with the defaults of its class; errors of the user's own class are RowErrors."""
     choice = _with_path(choice)
+    if reads_loss(choice.name, polyak.ALIGPlus):
+        raise LabError(
+            f"optimizer {choice.name} learns a target for every sample, but batches have no indices: use alig."
+        )
     with imports.row_errors(choice.name):
         parameters = _parameters(choice.name)
         known = [name for name in parameters if name not in _NOT_OPTIONS]

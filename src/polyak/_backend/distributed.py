@@ -162,6 +162,14 @@ class Processes:
         """Return the mean of a number, without looking at the parameters."""
         return value if dist.get_world_size(self.group) == 1 else mean(value, self.group)
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the values of all processes, of which each has equally many."""
+        from torch.distributed import _functional_collectives as collectives
+
+        if dist.get_world_size(self.group) == 1:
+            return values
+        return collectives.all_gather_tensor(values, 0, dist.group.WORLD if self.group is None else self.group)  # type: ignore[arg-type]
+
     def compare_again(self) -> None:
         """Compare the parameters before the next step."""
         self._steps = [0, 0]

@@ -14,7 +14,7 @@ from .._backend.scalars import Scalar, as_tensor, maximum, minimum, number, wher
 from .._backend.vector import AVERAGE, add_up
 from .decision import Line
 from .parts import Group, Part
-from .state import check_training
+from .state import check_training, latest, revised
 
 if TYPE_CHECKING:
     from .optimizer import PolyakOptimizer
@@ -41,7 +41,7 @@ def measure(method: PolyakOptimizer, line: Line, parts: list[Part], groups: list
         if not all(map(math.isfinite, line)):
             return line._replace(value=math.nan)
         for name in names:
-            scalars[name] = groups[0][name].item()
+            scalars[name] = groups[0][name].item() if groups[0][name].dim() == 0 else groups[0][name]
     else:
         line = line.on(groups[0]["step_size"])
         skip = ~torch.isfinite(line.value + line.slope * 0.0 + line.lower_bound)
@@ -176,6 +176,23 @@ def weigh(group: Group, gamma: Scalar) -> None:
     total = group["total_weight"] * fallen ** group["weight_lr_power"] + weight
     group["share"] = where(total > 0, weight / where(total > 0, total, 1.0), 1.0)
     group["largest_step"], group["total_weight"] = largest, total
+
+
+def above_targets(self: PolyakOptimizer, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
+    """Return the line above the mean target of the batch's samples; targets follow when a stage ends."""
+    group, (losses, indices) = parts[0].group, self._watched.samples
+    bound, targets = line.above(parts[0]).lower_bound, averages["targets"]
+    t = averages["steps"] = averages["steps"] + 1
+    losses, indices = losses.to(targets), indices.to(targets.device)  # the model may have been moved since
+    last, best = latest(averages["last_losses"], indices, losses - bound), averages["best_losses"]
+    steps = math.ceil(group["steps_per_epoch"])
+    epoch = t % steps == 0
+    if epoch is not False:
+        best = torch.where((last.mean() < best.mean()) & epoch, last, best)
+        stage = t % (steps * max(group["epochs"] // group["stages"], 1)) == 0
+        averages |= revised(targets, averages["target_steps"], best, stage)
+    averages["last_losses"], averages["best_losses"] = last, best
+    return line._replace(lower_bound=bound + targets[indices].mean())
 
 
 def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from .._backend.chunks import must_not_sync
 from .._backend.distributed import Leaves
 from .._backend.moves import Form
 from .._backend.scalars import Scalar, as_tensor
@@ -23,6 +24,7 @@ from .parts import Part, gather
 from .torch_hooks import Replay
 
 Groups = Sequence[Mapping[str, Any]]
+Indices = Tensor | Sequence[int] | int
 
 
 class WatchedLoss:
@@ -39,6 +41,7 @@ class WatchedLoss:
         self._others: Tensor | None = None
         self._leaves = Leaves()
         self.replay = Replay()
+        self.samples: Any = None  # the losses and the indices of a batch
         self._landed = False  # whether a gradient of the value has been there; a sharded one may come late
 
     def watch(self, loss: Tensor, groups: Groups, scaler: Any = None) -> Tensor:
@@ -103,8 +106,12 @@ def _wide(number: Tensor) -> Tensor:
     return number.detach() if number.dtype == torch.float64 else number.detach().float()
 
 
-def read_loss(self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None) -> Tensor | float | None:
+def read_loss(
+    self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
+) -> Tensor | float | None:
     """Return the loss from whichever door it came through, or None if it came through none."""
+    if indices is not None:
+        raise TypeError(f"{type(self).__name__}.step() takes no indices: ALIGPlus alone has targets for samples.")
     watched: WatchedLoss = self._watched
     if closure is not None and loss is not None:
         raise TypeError("step() was given both a closure and loss=: give one of them.")
@@ -122,14 +129,16 @@ def read_loss(self: Any, closure: Callable[[], Any] | None, loss: Tensor | float
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
-def read_first(self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None) -> Tensor | float | None:
+def read_first(
+    self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
+) -> Tensor | float | None:
     """Return the loss from a closure that the step evaluates again; there is no other door."""
     owner, groups = type(self).__name__, self.param_groups
     if closure is None and loss is not None:
         raise TypeError(f"{owner}.step() evaluates the loss twice, so a value is not enough: {CLOSURE}.")
     if closure is not None:
         self._watched.replay.start(closure, [p for group in groups for p in group["params"]])
-    value = read_loss(self, closure, loss)
+    value = read_loss(self, closure, loss, indices)
     if value is None or closure is None:
         refuse_without_loss(owner, groups, CLOSURE)
         return None
@@ -163,6 +172,43 @@ def read_again(self: Any, parts: list[Part], lengths: Sequence[Scalar]) -> tuple
     if self._sync_loss and dist.is_available() and dist.is_initialized():
         value = self._processes.average(value)
     return value, climb
+
+
+def read_losses(
+    self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
+) -> Tensor | float | None:
+    """Return the mean loss of samples; their losses and indices, those of all processes, are kept for the step."""
+    owner, groups, given = type(self).__name__, self.param_groups, read_loss(self, closure, loss)
+    if given is None:
+        refuse_without_loss(owner, groups, SAMPLES)
+        return None
+    like = groups[0]["step_size"] if groups else torch.zeros(())
+    losses = given.detach().reshape(-1) if isinstance(given, Tensor) else as_scalar(given, like).reshape(1)
+    found = torch.as_tensor([] if indices is None else indices, device=like.device).reshape(-1)
+    if losses.is_complex():
+        check_single(losses)
+    if len(losses) != len(found) or not len(losses):
+        shape = tuple(given.shape) if isinstance(given, Tensor) else ()
+        raise ValueError(
+            f"{owner}: the loss needs one value for each of {len(found)} indices, but its shape is {shape}: {SAMPLES}."
+        )
+    check_indices(owner, found, len(groups[0]["targets"]) if groups else 1)
+    losses, found = cast(losses, like), found.long()
+    if self._sync_loss and dist.is_available() and dist.is_initialized():
+        losses, found = self._processes.gather(losses), self._processes.gather(found)
+    self._watched.samples = losses, found
+    return losses.mean()
+
+
+def check_indices(owner: str, indices: Tensor, samples: int) -> None:
+    """Raise unless the indices are those of samples; on a device they are not read."""
+    if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+        raise TypeError(f"{owner}: indices are integers, but {indices.dtype} was given.")
+    if not must_not_sync(indices.device) and not 0 <= int(indices.min()) <= int(indices.max()) < samples:
+        raise IndexError(
+            f"{owner}: the indices are from {int(indices.min())} to {int(indices.max())}, but samples={samples}: count "
+            "the samples of the data set from 0."
+        )
 
 
 def _version(p: Tensor) -> int:
@@ -215,6 +261,11 @@ _FABRIC = "Fabric hands none over, so write loss = optimizer.watch(loss) before 
 CLOSURE = (
     "write optimizer.step(closure) with a closure that calls zero_grad(), computes the loss, calls backward() on it "
     "and returns it"
+)
+
+SAMPLES = (
+    "write optimizer.step(loss=losses, indices=indices) with one loss for each sample, such as "
+    "cross_entropy(..., reduction='none'), and call backward() on their mean"
 )
 
 # By the module that is on the call stack, the outermost loop first: the HF Trainer drives Accelerate, and so on.

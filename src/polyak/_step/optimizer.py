@@ -21,7 +21,7 @@ from . import state as _state
 from .advice import Advice
 from .decision import NONE, LastStep, Line, decide_on_numbers, decide_on_tensors, is_unusual, last_step_of
 from .lines import learn, measure
-from .loss import WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
+from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
 from .projection import keep_constraints, project, start_inside
@@ -105,7 +105,7 @@ class PolyakOptimizer(Optimizer):
         """Return the scalars a group carries from step to step, with their first values."""
         return {}
 
-    def averages(self) -> dict[str, float]:
+    def averages(self) -> dict[str, Any]:
         """Return the scalars that follow every finite batch, whether it moves or not, with their first values."""
         return {}
 
@@ -124,6 +124,7 @@ class PolyakOptimizer(Optimizer):
         loss: Tensor | float | None = None,
         lower_bound: Tensor | float | None = None,
         grad_sq_norm: Tensor | float | None = None,
+        indices: Indices | None = None,
     ) -> Tensor | None:
         """Make one step from the loss whose gradient the parameters hold.
 
@@ -132,6 +133,7 @@ class PolyakOptimizer(Optimizer):
             loss: the loss, unscaled, with one element, exactly the value whose gradient was computed.
             lower_bound: a bound on this call's loss from below, instead of each group's own.
             grad_sq_norm: ‖g‖² of the whole gradient, of which this optimizer holds a part (ZeroRedundancyOptimizer …).
+            indices: the numbers of the samples in the data set, for ALIGPlus alone, whose loss has one value for each.
 
         Returns:
             The loss as a detached 0-dim tensor; None if there was none, and every `lr` is 0 or there is no gradient.
@@ -142,7 +144,7 @@ class PolyakOptimizer(Optimizer):
         """
         if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
-        given = self._read(closure, loss)
+        given = self._read(closure, loss, indices)
         groups = self.param_groups
         parts = parts_of(self)
         if given is None:
@@ -247,7 +249,7 @@ class PolyakOptimizer(Optimizer):
             self._advice.on_momentum(group, self.form(group))
         self._processes.compare_again()
 
-    def _scalars(self, group: Group) -> dict[str, float]:
+    def _scalars(self, group: Group) -> dict[str, Any]:
         return {"step_size": 0.0, "skipped_steps": 0, **self.memory(group), **self.averages()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -148,7 +148,7 @@ INSTEAD: dict[str, str] = {
 # What these options of other optimizers mean cannot be left out: a group that asks for it is refused.
 REFUSED = frozenset({"weight_decay", "maximize", "nesterov", "projection_fn", "differentiable"})
 FOREIGN = frozenset({"base_momentum", "max_momentum", "betas", "beta1", "beta2"})  # schedulers' and Adam's keys
-_GAMMA_DECAYS = frozenset({"floor", "rho"})  # options of methods that multiply their decay by γ, not by lr
+_GAMMA_DECAYS = frozenset({"floor", "rho", "samples"})  # options of methods that multiply their decay by γ, not by lr
 NEAR = 0.8  # how similar a misspelt option is: momentm, lower_bnd, but not min_lr
 
 

@@ -103,7 +103,7 @@ def place_scalars(optimizer: Any) -> None:
             value, kind = group.get(name, first), torch.int64 if isinstance(first, int) else dtype
             if kind is dtype and getattr(value, "dtype", None) != dtype:
                 value = away_from_zero(value, dtype)
-            group[name] = torch.as_tensor(value, dtype=kind, device=device)
+            group[name] = torch.as_tensor(value, dtype=kind, device=device).contiguous()
             if name in shared and group[name].device == groups[0][name].device:
                 group[name] = groups[0][name]
         if isinstance(group["lr"], Tensor) and group["lr"].dim():  # a captured graph reads this very tensor
@@ -211,3 +211,24 @@ def check_training(group: Group) -> None:
             f"{group[METHOD]}.step() after eval(): the parameters hold the averaged iterate, so call optimizer.train() "
             "before the forward pass, and optimizer.eval() only to evaluate or to export the model."
         )
+
+
+# The targets of samples, tables with a number for each.
+
+UNSEEN = 1e6  # the loss of a sample that was in no batch yet; the authors' value
+
+
+def latest(last: Tensor, indices: Tensor, losses: Tensor) -> Tensor:
+    """Return the last losses of all samples, given some new ones; of one sample, the mean."""
+    new, zeros = torch.stack([losses, torch.ones_like(losses)]), torch.zeros_like(last).expand(2, -1)
+    sums, counts = zeros.index_add(1, indices, new)
+    return torch.where(counts > 0, sums / counts, last)
+
+
+def revised(targets: Tensor, steps: Tensor, best: Tensor, stage: Any) -> dict[str, Tensor]:
+    """Lower the targets that were reached by half of their last increase, and raise the others half way."""
+    reached = best <= targets
+    revise = torch.as_tensor(stage, device=best.device) & (best < UNSEEN)
+    found = torch.where(reached, steps, (best - targets).clamp(min=0.0) / 2)
+    moved = torch.where(reached, (targets - found / 2).clamp(min=0.0), (targets + best) / 2)
+    return {"targets": torch.where(revise, moved, targets), "target_steps": torch.where(revise, found, steps)}

@@ -24,7 +24,6 @@ def resolve(run: Run) -> Run:
     training = _resolve_training(run.training)
     resolved = replace(run, data=chosen, model=model, objective=objective, optimizer=optimizer, training=training)
     _check_graph(resolved)
-    _check_closure(resolved)
     _check_sharding(resolved.training)
     _check_clipping(resolved)
     return resolved
@@ -62,17 +61,6 @@ def _resolve_device(name: str) -> str:
     return str(device)
 
 
-def _check_closure(run: Run) -> None:
-    """Refuse what does not go with a method that evaluates every batch twice."""
-    if not optimizers.reads_loss(run.optimizer.name, polyak.SAMSPS):
-        return
-    given = {"cuda_graph": run.training.cuda_graph, "clip_norm": run.training.clip_norm is not None}
-    for name in (name for name, is_given in given.items() if is_given):
-        raise LabError(
-            f"training.{name} does not go with {run.optimizer.name}, which evaluates every batch twice: leave it out."
-        )
-
-
 def _check_graph(run: Run) -> None:
     """Refuse what cannot be recorded as a CUDA graph."""
     if not run.training.cuda_graph:
@@ -86,6 +74,7 @@ def _check_graph(run: Run) -> None:
         f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
         and not run.schedule.is_constant,
         f"{method} may read from the device": is_path(method) and not reads_loss,
+        f"{method} evaluates every batch twice": optimizers.reads_loss(method, polyak.SAMSPS),
         f"{method} needs capturable = true": run.optimizer.options.get("capturable") is False,
     }
     for reason, holds in refusals.items():

@@ -245,7 +245,7 @@ def stopped_after(epochs, path, wanted=None):
         train(resolved, RunFolder(path, resolved, ROW), Stop(Console(quiet=True), epochs=False))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "alig-plus"])
 def test_every_optimizer_continues_with_its_state(name, tmp_path):
     wanted = run(config.Optimizer(name), epochs=2, max_batches=2)
     expected = execute(tmp_path / "whole", wanted)

@@ -232,12 +232,18 @@ def test_step_schedule(tmp_path):
     assert [record["step_size"] for record in records] == pytest.approx([0.1, 0.05, 0.05, 0.025])
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "alig-plus"])
 def test_every_optimizer_trains_by_its_name(name, tmp_path):
     records = execute(tmp_path, run(config.Optimizer(name), epochs=2, max_batches=2)).records
     assert all(math.isfinite(record[score]) for record in records for score in SCORES)
     assert records[0]["weight_norm"] != records[1]["weight_norm"]
     assert not any(record["skipped"] for record in records)
+
+
+@pytest.mark.parametrize("name", ["alig-plus", "polyak:ALIGPlus"])
+def test_a_method_that_needs_the_indices_of_samples_is_refused(name):
+    with pytest.raises(LabError, match="learns a target for every sample, but batches have no indices: use alig"):
+        resolve(run(config.Optimizer(name)))
 
 
 def test_every_method_of_the_library_has_a_name():
