@@ -138,7 +138,8 @@ class Kept:
     def of(cls, part: Part, names: Sequence[str]) -> Kept | None:
         """Keep a part; None if it may be another one in the next step although no tensor is."""
         is_whole = not part.sharded and len(part.params) == len(part.group["params"])
-        if not is_whole or not isinstance(part, Pieces | CpuKernels):
+        is_real = not any(map(Tensor.is_complex, part.params))  # a gradient may be a conjugate that is not yet computed
+        if not (is_whole and is_real) or not isinstance(part, Pieces | CpuKernels):
             return None
         return cls(part, names) if all(map(Tensor.is_contiguous, (*part.params, *part.g))) else None
 
