@@ -155,7 +155,7 @@ CONTESTANTS = {
     "MoMo, fused": Contestant(ours(polyak.MoMo, fused=True), 8),
     "MoMoAdam": Contestant(ours(polyak.MoMoAdam), 11, of_adam=True),
     "MoMoAdam, fused": Contestant(ours(polyak.MoMoAdam, fused=True), 11, of_adam=True),
-    "NGNMD": Contestant(ours(polyak.NGNMD), 10, of_adam=True),
+    "NGNMD": Contestant(ours(polyak.NGNMD), 9, of_adam=True),
     "NGNMD, fused": Contestant(ours(polyak.NGNMD, fused=True), 9, of_adam=True),
     "authors' algorithm": Contestant(literal(None), 6, FUSED),
     "authors' algorithm, ball active": Contestant(literal(1.0), 9, FUSED_BALL),

@@ -55,14 +55,14 @@ def pieces(vectors: tuple[Vector, ...], whole: bool = False) -> Iterable[tuple[V
 
 
 def pieces_of_one_type(
-    vectors: tuple[Vector, ...], sizes: list[int], whole: bool = False
+    vectors: tuple[Vector, ...], sizes: list[int], whole: bool = False, most: int = PIECE
 ) -> Iterator[tuple[Vector, ...]]:
-    """Cut vectors of one type, whose tensors have these sizes, into pieces that fit a cache."""
+    """Cut vectors of one type, whose tensors have these sizes, into pieces of at `most` so many numbers."""
     together: list[Row] = []
     total = 0
     for row, size in zip(zip(*vectors, strict=True), sizes, strict=True):
         if size >= SMALL:
-            for part in [row] if whole or size <= PIECE else _slices(row):
+            for part in [row] if whole or size <= most else _slices(row, most):
                 yield tuple([[tensor] for tensor in part])
             continue
         if total + size > SHARED:
@@ -100,13 +100,13 @@ def same_layout(row: Row) -> bool:
     return all([tensor.stride() == strides for tensor in row]) and _has_no_gaps(row[0])
 
 
-def _slices(row: Row) -> Iterable[Row]:
-    """Cut tensors of one layout into equal slices of at most PIECE numbers; other tensors stay whole."""
+def _slices(row: Row, most: int) -> Iterable[Row]:
+    """Cut tensors of one layout into equal slices of at `most` so many numbers; other tensors stay whole."""
     views = flat_views(row)
     if views is None:
         return [row]
     size = row[0].numel()
-    length = math.ceil(size / math.ceil(size / PIECE) / ALIGNED) * ALIGNED
+    length = math.ceil(size / math.ceil(size / most) / ALIGNED) * ALIGNED
     return zip(*[torch.split(view, length) for view in views], strict=True)
 
 

@@ -41,7 +41,7 @@ class CpuKernels(Vectors):
     """A group's vectors of one type, float32 or float64, in a table of addresses; `General` documents the interface."""
 
     TYPES = ({torch.float32}, {torch.float64})
-    numbers, sharded, has_float16 = True, False, False
+    numbers, sharded, has_float16, measures_norm = True, False, False, True
 
     x: Packed
 

@@ -46,6 +46,7 @@ class Preconditioner(NamedTuple):
 
     correction: Any
     eps: float
+    steps: Any = 0
 
 
 class Vectors:
@@ -82,6 +83,8 @@ class Vectors:
     skip: Any = None
     """A mask on the device that is true where the loss or the gradient is not finite."""
 
+    measures_norm = False
+    """Whether averages that are deferred are measured together with ‖g‖², before anything is stored."""
     gradient_squares: Any = 0.0
     """‖g‖² of these vectors alone, if it was measured together with the averages,"""
     squares: Any = 0.0

@@ -144,7 +144,7 @@ def annealed_line(line: Line, parts: list[Part], averages: dict[str, Any]) -> Li
         part.beta, part.next_beta, part.mu = annealed(group, k - 1), annealed(group, k), 1.0 - share
         dots.append(part.next_beta * part.mu * part.dot(part.g, part.buffers[MOMENTUM]))
         norms.append(sum_abs(part, part.g))
-        part.preconditioner = Preconditioner(1.0 - beta2 ** (k + 1), group["eps"])
+        part.preconditioner = Preconditioner(1.0 - beta2 ** (k + 1), group["eps"], k + 1)
         part.average_(beta1, beta2)
         part.u, part.divisor = part.buffers[AVERAGE], 1.0 - beta1 ** (k + 1)
         part.squared_decay = group["weight_decay"]
@@ -199,7 +199,7 @@ def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line
     """Average the squares of the gradients, and return the line along D⁻¹g."""
     found = []
     for part in parts:
-        part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"])
+        part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"], k)
         found.append(part.average_(None, beta2, deferred=True).sum_squares)
     return line._replace(slope=add_up(found, parts[0].group["step_size"]))
 

@@ -51,6 +51,7 @@ class Part(Protocol):
     squared_decay: float
     signed: bool
     skip: Any
+    measures_norm: bool
     gradient_squares: Any
     squares: Any
     model: Any
@@ -212,7 +213,7 @@ def whole(group: Group, params: list[Tensor]) -> Part:
 
 def sum_squares(parts: Sequence[Part], like: Tensor, needed: bool = True) -> Scalar:
     """Return ‖g‖² over all groups; if it is not `needed`, 0 where all measure it together with the averages."""
-    if not needed and all([isinstance(part, CpuKernels) and not part.sharded for part in parts]):
+    if not needed and all([part.measures_norm and not part.sharded for part in parts]):
         return 0.0
     if len(parts) == 1:
         return parts[0].sum_squares(parts[0].g)

@@ -92,7 +92,7 @@ class MoMoAdam(PolyakOptimizer):
         k = averages["steps"] = averages["steps"] + 1
         group, (beta1, beta2) = parts[0].group, parts[0].group["betas"]
         for part in parts:
-            part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"])
+            part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"], k)
         decoupled = group["decoupled_weight_decay"]
         line = averaged(line, parts, averages, beta1, 1.0 - beta1**k, beta2, decoupled)
         return learned(line, parts, averages) if group["learn_lower_bound"] else line
