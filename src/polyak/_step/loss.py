@@ -128,7 +128,6 @@ def read_loss(
     return seen if loss is None else loss
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined]
 def read_first(
     self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
 ) -> Tensor | float | None:
@@ -145,7 +144,6 @@ def read_first(
     return value
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined]
 def read_again(self: Any, parts: list[Part], lengths: Sequence[Scalar]) -> tuple[Tensor, Scalar]:
     """Return the loss at e = x + a·g, where every part has its a, and ⟨∇f(e), e − x⟩; x is restored in any case.
 
