@@ -117,7 +117,7 @@ class General(Vectors):
         for columns in chunks(*self.columns(), foreach=self.group["foreach"]):
             self.move_chunk(columns, gamma)
             if measured:  # right after the move, while a cache still holds the chunk
-                squared += squares(columns[0], dtype)
+                squared += map(self._scalar, squares(columns[0], dtype))
         return self._scalar(add_up(squared, self.group["step_size"])) if measured else None
 
     def columns(self) -> list[Vector]:
