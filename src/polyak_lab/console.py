@@ -136,6 +136,11 @@ def shortened(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: max(width - 1, 1)]}…"
 
 
+def decimals(number: float, form: str) -> str:
+    """Write a number in a format, or as a power of ten from a million on, as the perplexity of a diverged run is."""
+    return format(number, form if abs(number) < 1e6 else f"{form.removesuffix(form.lstrip('+'))}.2e")
+
+
 def capped_share(share: float) -> str:
     """Format the fraction of capped steps, with a note if the method is effectively SGD."""
     return f"{100 * share:.1f} %" + (" (effectively SGD)" if share > MOSTLY_CAPPED else "")

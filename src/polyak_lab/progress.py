@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn,
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from polyak_lab.console import capped_share, printable, say, shortened
+from polyak_lab.console import capped_share, decimals, printable, say, shortened
 
 TAKEN = 68  # columns of the live line that are not the name of the run
 SAY_EVERY = 60.0  # seconds between the lines of a long run without a terminal
@@ -169,7 +169,7 @@ def sentence(record: Numbers) -> str:
     else:
         parts.append(f"test accuracy {100 * record['test_accuracy']:.2f} %")
     if "test_perplexity" in record:
-        parts.append(f"perplexity {float(record['test_perplexity']):.2f}")
+        parts.append(f"perplexity {decimals(float(record['test_perplexity']), '.2f')}")
     if "test_accuracy_augmented" in record:
         parts.append(f"on augmented images {100 * record['test_accuracy_augmented']:.2f} %")
     parts.append(f"step size {float(record['step_size']):.2e}")

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lab.runs import run
 from polyak_lab import progress
+from polyak_lab.console import decimals
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs.folder import RunFolder
 from polyak_lab.runs.stored import Label
@@ -81,3 +82,11 @@ def test_a_long_epoch_without_a_terminal_gives_a_sign_of_life_now_and_then(epoch
     assert within
     assert all(re.fullmatch(rf"{name}epoch [1-3]/3, step \d+ of \d+: loss \S+  accuracy .*", line) for line in within)
     assert not re.search(r", step \d", last)
+
+
+@pytest.mark.parametrize(
+    ("number", "form", "written"),
+    [(10.834, ".2f", "10.83"), (3.1e97, ".2f", "3.10e+97"), (-2e6, "+.2f", "-2.00e+06")],
+)
+def test_a_huge_number_is_written_as_a_power_of_ten(number, form, written):
+    assert decimals(number, form) == written

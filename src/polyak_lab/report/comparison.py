@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyak_lab.config.strict import shown
-from polyak_lab.console import cell, printable, say, show, warn
+from polyak_lab.console import cell, decimals, printable, say, show, warn
 from polyak_lab.errors import LabError
 from polyak_lab.report import differences, table
 from polyak_lab.report.statistics import deviation
@@ -127,7 +127,7 @@ def _print_tests(console: Console, names: Sequence[str], values: Sequence[dict[S
     title = f"{score.title}: {names[0]} - {names[1]}"
     listed = Table("test", "difference [95 %]", "t", "degrees of freedom", "p", header_style="bold", title=cell(title))
     for result in found:
-        middle, low, high = (format(number, f"+{score.form}") for number in (result.difference, *result.interval))
+        middle, low, high = (decimals(number, f"+{score.form}") for number in (result.difference, *result.interval))
         p = f"{result.p:.2g}" if result.p >= 1e-4 else "< 0.0001"
         listed.add_row(result.name, f"{middle} [{low}, {high}]", f"{result.statistic:.2f}", f"{result.degrees:.1f}", p)
     show(console, listed)

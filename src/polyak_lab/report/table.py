@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyak_lab.config.run import BALLS
-from polyak_lab.console import capped_share, cell, printable
+from polyak_lab.console import capped_share, cell, decimals, printable
 from polyak_lab.recipes.recipe import slug
 from polyak_lab.report.statistics import Difference, deviation, mean, paired_difference
 from polyak_lab.runs.stored import StoredRun
@@ -99,10 +99,10 @@ class Score:
             return EMPTY
         if not all(map(math.isfinite, values)):
             return DIVERGED
-        center = format(mean(values), self.form)
+        center = decimals(mean(values), self.form)
         if len(values) == 1:
             return center
-        return f"{center} ± {format(deviation(values), self.form)}"
+        return f"{center} ± {decimals(deviation(values), self.form)}"
 
 
 ACCURACY = Score("test accuracy, %", "test_accuracy", 100.0, ".2f")
@@ -215,8 +215,8 @@ def _comparison(group: Group, against: Group, score: Score) -> str:
     found = None if group is against else compare(group, against, score)
     if found is None:
         return EMPTY
-    center = format(found.mean, f"+{score.form}")
+    center = decimals(found.mean, f"+{score.form}")
     if found.interval is None:
         return center
-    low, high = (format(end, f"+{score.form}") for end in found.interval)
+    low, high = (decimals(end, f"+{score.form}") for end in found.interval)
     return f"{center} [{low}, {high}]"
