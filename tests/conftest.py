@@ -75,7 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Draw one case of a promise in `SHARES` for a method before pytest makes tests of them.
 
-    At least one is drawn, but of promises that all methods make only for two methods of three. The draw is fixed by the
+    At least one is drawn, but of promises that all methods make only for every second method. The draw is fixed by the
     names of the cases, so that every run checks the same things.
     """
     if metafunc.config.getoption("--full") or any("::" in argument for argument in metafunc.config.args):
@@ -86,7 +86,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kept: set[int] = set()
     for name, cases in drawn.items():
         cases.sort(key=lambda case: zlib.crc32(f"{metafunc.definition.nodeid}[{case.id}]".encode()))
-        has_turn = name in SHARES or len(drawn) < 12 or zlib.crc32(f"{metafunc.definition.nodeid} {name}".encode()) % 3
+        has_turn = name in SHARES or len(drawn) < 12 or zlib.crc32(f"{metafunc.definition.nodeid} {name}".encode()) % 2
         kept.update(map(id, cases[: max(bool(has_turn), len(cases) // SHARES.get(name, SHARE))]))
     metafunc._calls[:] = [case for case in metafunc._calls if id(case) in kept]
 
