@@ -557,6 +557,7 @@ each_in_one_graph, each_form_in_one_graph = _each(IN_ONE_GRAPH), _each_form(IN_O
 each_undecayed, each_scale_free_form = _each(UNDECAYED), _each_form(SCALE_FREE)
 KINDS_OF_MOVE = {"ALIG", "MomSPS", "MoMo", "MoMoAdam"}  # for tests that take seconds
 each_kind_of_move = _each_form(METHODS, KINDS_OF_MOVE)
+each_kind_of_kernel = _each_form([method for method in METHODS if method.has_kernel], KINDS_OF_MOVE)
 each_method_of_a_kind = _each([method for method in METHODS if method.name in KINDS_OF_MOVE])
 each_method, each_form = _each(METHODS), _each_form(METHODS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())

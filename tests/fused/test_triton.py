@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Problem, each_kind_of_move, each_method_of_a_kind
+from catalogue import Problem, each_kind_of_kernel, each_kind_of_move, each_method_of_a_kind
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
 
@@ -63,7 +63,7 @@ def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, int
 
 
 @without_gpu
-@each_kind_of_move
+@each_kind_of_kernel
 def test_every_step_is_made_by_the_kernels_alone(method, form, interpreted, monkeypatch):
     monkeypatch.setattr(cuda, "as_general", None)
     for dtype, options in zip((torch.float32, torch.float64), method.trials, strict=False):
