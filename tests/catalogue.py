@@ -1,23 +1,22 @@
-"""What the tests cross: methods, momentum forms, backends and a problem. A new method is one row of METHODS."""
+"""What the tests cross: methods, momentum forms, and backends. A new method is one row of METHODS."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from numpy import ndarray
-from torch import Tensor
 
 import papers
 import polyak
+from adapters import SAMSPS, ALIGPlus
 from papers import alig, smooth_sps, sps
-from polyak._step.loss import check_single
+from problem import SHAPES
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -35,8 +34,6 @@ MOMENTUM: dict[str, dict[str, Any]] = {
     "averaged": {"momentum": 0.8},
 }
 
-
-SHAPES: tuple[tuple[int, ...], ...] = ((3, 2), (), (0,), (4,), (2, 1, 3))
 SOME = frozenset({"momentum", "eps"})  # options that most methods have
 
 
@@ -108,55 +105,6 @@ _MOMO_SYMBOLS = {
     "radius": "r",
 }
 
-
-class ALIGPlus(polyak.ALIGPlus):
-    """ALIGPlus for tests that give one loss: step t is of sample t mod N."""
-
-    linearize = polyak.ALIGPlus.linearize  # the base looks for it in the class itself
-
-    def step(self, closure: Any = None, **given: Any) -> Tensor | None:  # type: ignore[override]
-        """Make a step with the index of the sample."""
-        if isinstance(given.get("loss"), Tensor):
-            check_single(given["loss"])
-        group = self.param_groups[0] if self.param_groups else {"steps": 0, "targets": [0.0]}
-        given.setdefault("indices", group["steps"] % len(group["targets"]))
-        return polyak.PolyakOptimizer.step(self, closure, **given)
-
-
-ALIGPlus.__doc__ = polyak.ALIGPlus.__doc__
-
-
-class SAMSPS(polyak.SAMSPS):
-    """SAMSPS for tests that give one loss and its gradients, which both evaluations then see."""
-
-    linearize = polyak.SAMSPS.linearize  # the base looks for it in the class itself
-
-    def step(self, closure: Any = None, *, loss: Any = None, twice: bool = False, **given: Any) -> Tensor | None:  # type: ignore[override]
-        """Make a step of a loss that is linear in the parameters, or evaluate the closure `twice`."""
-        if twice or (closure is not None and loss is not None):
-            return polyak.PolyakOptimizer.step(self, closure, loss=loss, **given)
-        with torch.enable_grad():
-            loss = closure() if callable(closure) else loss
-        watched = self._watched.take()
-        loss = watched if loss is None or (closure is not None and watched is not None) else loss
-        if loss is None or not (closure is None or callable(closure)):
-            return polyak.PolyakOptimizer.step(self, None if loss is None else closure, **given)
-        params = [p for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for p in params]
-
-        def again() -> Any:
-            for p, grad in zip(params, grads, strict=True):
-                p.grad = None if grad is None else grad.detach()
-            return loss
-
-        try:
-            return polyak.PolyakOptimizer.step(self, again, **given)
-        finally:
-            for p, grad in zip(params, grads, strict=True):
-                p.grad = grad
-
-
-SAMSPS.__doc__ = polyak.SAMSPS.__doc__
 
 _SCHEDULE_FREE = {"lr": "γ_b", "momentum": "β", "floor": "M", "lower_bound": "f_star", "radius": "r"}
 
@@ -561,89 +509,3 @@ each_kind_of_kernel = _each_form([method for method in METHODS if method.has_ker
 each_method_of_a_kind = _each([method for method in METHODS if method.name in KINDS_OF_MOVE])
 each_method, each_form = _each(METHODS), _each_form(METHODS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Mini-batches of linear regression with a pseudo-Huber loss, mean_j √(1 + r_j²) − 1 with r = A_t x − b_t.
-
-    It is convex, not quadratic, not symmetric, and without noise one point has loss 0 for every mini-batch.
-    """
-
-    A: ndarray
-    b: ndarray
-    start: ndarray
-    shapes: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def make(
-        cls,
-        seed: int = 1,
-        shapes: Sequence[tuple[int, ...]] = SHAPES,
-        batches: int = 3,
-        rows: int = 8,
-        noise: float = 0.0,
-    ) -> Problem:
-        """Draw a problem for parameters of the given shapes."""
-        rng = np.random.default_rng(seed)
-        size = sum(int(np.prod(shape)) for shape in shapes)
-        A = rng.normal(size=(batches, rows, size)) * np.geomspace(0.1, 1.0, size)
-        b = A @ rng.normal(size=size) + noise * rng.normal(size=(batches, rows))
-        return cls(A, b, rng.normal(size=size), tuple(shapes))
-
-    def params(
-        self, dtype: torch.dtype = torch.float64, device: str = "cpu", start: ndarray | None = None
-    ) -> list[torch.nn.Parameter]:
-        """Return fresh parameters at the start."""
-        flat = torch.tensor(self.start if start is None else start)
-        parts = flat.split([int(np.prod(shape)) for shape in self.shapes])
-        pairs = zip(parts, self.shapes, strict=True)
-        return [torch.nn.Parameter(part.reshape(shape).clone().to(device, dtype)) for part, shape in pairs]
-
-    def loss(self, params: Sequence[Tensor], t: int = 0) -> Tensor:
-        """Return the loss of the mini-batch of step t."""
-        x = torch.cat([p.reshape(-1) for p in params])
-        batch = t % len(self.A)
-        residual = torch.as_tensor(self.A[batch]).to(x) @ x - torch.as_tensor(self.b[batch]).to(x)
-        return (residual.square() / (1 + (1 + residual.square()).sqrt())).mean()  # without cancellation near 0
-
-    def oracle(self, x: ndarray, t: int) -> tuple[float, ndarray]:
-        """Return the same loss and its gradient in NumPy, for the transcriptions."""
-        batch = t % len(self.A)
-        residual = self.A[batch] @ x - self.b[batch]
-        root = np.sqrt(1 + residual**2)
-        return float(np.mean(residual**2 / (1 + root))), self.A[batch].T @ (residual / root) / len(root)
-
-    def steps(
-        self, optimizer: polyak.PolyakOptimizer, params: Sequence[Tensor], steps: int, first: int = 0, **given: Any
-    ) -> ndarray:
-        """Make some steps, the first of them with mini-batch `first`, and return the point after the last."""
-        self.steps_without_reading(optimizer, params, steps, first, **given)
-        return flat(params)
-
-    def steps_without_reading(
-        self, optimizer: polyak.PolyakOptimizer, params: Sequence[Tensor], steps: int, first: int = 0, **given: Any
-    ) -> None:
-        """Make some steps, on any device."""
-        for t in range(first, first + steps):
-
-            def closure(t: int = t) -> Tensor:
-                optimizer.zero_grad()
-                loss = self.loss(params, t)
-                loss.backward()
-                return loss
-
-            take_step(optimizer, closure, **given)
-
-
-def take_step(optimizer: polyak.PolyakOptimizer, closure: Callable[[], Tensor], **given: Any) -> None:
-    """Make a step of a loss that a closure computes, with its gradient, as often as the method needs it."""
-    if isinstance(optimizer, SAMSPS):
-        optimizer.step(closure, twice=True, **given)
-    else:
-        optimizer.step(loss=closure(), **given)
-
-
-def flat(params: Sequence[Tensor]) -> ndarray:
-    """Return all parameters as one float64 array."""
-    return torch.cat([p.detach().reshape(-1).double() for p in params]).numpy()

@@ -22,7 +22,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import polyak
-from catalogue import METHODS, Problem, flat
+from catalogue import METHODS
+from problem import Problem, flat
 
 SIZE = 2
 STEPS = 4

@@ -16,8 +16,9 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import polyak
-from catalogue import Problem, each_classic, each_form, each_method, each_undecayed
+from catalogue import each_classic, each_form, each_method, each_undecayed
 from observe import give
+from problem import Problem
 
 STEPS = 50
 
@@ -220,7 +221,7 @@ def test_a_warning_points_to_the_line_of_the_caller(method):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         optimizer.step(loss=1.0)
-    adapted = method.cls.__module__ == "catalogue"
+    adapted = method.cls.__module__ == "adapters"
     assert found[0].filename == (inspect.getsourcefile(method.cls) if adapted else __file__)
 
 

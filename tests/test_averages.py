@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import polyak
-from catalogue import METHODS, Problem
+from catalogue import METHODS
 from observe import changed, refused, snapshot
+from problem import Problem
 
 AVERAGING = tuple(method for method in METHODS if method.cls.averages is not polyak.PolyakOptimizer.averages)
 each_averaging = pytest.mark.parametrize("method", AVERAGING, ids=lambda method: method.name)

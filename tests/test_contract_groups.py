@@ -15,8 +15,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polyak
-from catalogue import Problem, each_backend, each_classic, each_classic_form, each_form, each_method, flat
+from catalogue import each_backend, each_classic, each_classic_form, each_form, each_method
 from observe import SMALL_BALLS, bits, changed, give, moved, plain, random_like, snapshot
+from problem import Problem, flat
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

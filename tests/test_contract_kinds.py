@@ -13,16 +13,15 @@ from torch import nn
 import polyak
 from catalogue import (
     BACKENDS,
-    Problem,
     each_backend,
     each_buffered_form,
     each_classic,
     each_classic_form,
     each_form,
     each_method,
-    flat,
 )
 from observe import SMALL_BALLS, bits, changed, give, is_averaging, random_like, snapshot
+from problem import Problem, flat
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

@@ -7,17 +7,9 @@ import pytest
 import torch
 
 import polyak
-from catalogue import (
-    METHODS,
-    Problem,
-    each_backend,
-    each_classic_form,
-    each_form,
-    each_method,
-    each_scale_free_form,
-    flat,
-)
+from catalogue import METHODS, each_backend, each_classic_form, each_form, each_method, each_scale_free_form
 from observe import SMALL_BALLS
+from problem import Problem, flat
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import polyak
-from catalogue import Problem, each_backend, each_capped_form, each_classic, each_classic_form, each_form, each_method
+from catalogue import each_backend, each_capped_form, each_classic, each_classic_form, each_form, each_method
 from observe import SMALL_BALLS
+from problem import Problem
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from catalogue import Problem, each_form, each_method
+from catalogue import each_form, each_method
 from observe import changed, give, moved, random_like, snapshot
+from problem import Problem
 
 Optimizer = polyak.PolyakOptimizer
 

@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
-from catalogue import Problem, each_backend, each_form, each_method
+from catalogue import each_backend, each_form, each_method
 from observe import SMALL_BALLS
+from problem import Problem
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

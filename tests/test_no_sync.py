@@ -6,8 +6,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
-from catalogue import Problem, each_backend, each_form, each_method
+from catalogue import each_backend, each_form, each_method
 from polyak._metrics import measurements
+from problem import Problem
 
 COPY, TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default
 

@@ -10,8 +10,9 @@ import torch
 
 import papers
 import polyak
-from catalogue import METHODS, MOMENTUM, Problem, each_backend, each_form
+from catalogue import METHODS, MOMENTUM, each_backend, each_form
 from observe import SMALL_BALLS
+from problem import Problem
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

@@ -100,3 +100,15 @@ def test_what_is_no_pair_of_losses_and_indices_is_refused():
     assert changed(before, snapshot(optimizer)) == set()
     with refused(TypeError, "ALIG.step() takes no indices", "ALIGPlus"):
         polyak.ALIG([problem.w]).step(loss=1.0, indices=0)
+
+
+def test_the_best_epoch_keeps_its_losses_while_later_ones_are_worse():
+    """The authors' code aliases the array of the last losses: after losses 3, 2 and 5 its best were 5."""
+    optimizer = polyak.ALIGPlus([w := nn.Parameter(torch.ones(1))], samples=1, steps_per_epoch=1, epochs=15)
+    w.grad = torch.ones(1)
+    best = []
+    for loss in (3.0, 2.0, 5.0):  # an epoch each, and a stage together
+        optimizer.step(loss=torch.tensor([loss]), indices=[0])
+        best.append(optimizer.param_groups[0]["best_losses"].item())
+    assert best[:2] == [3.0, 2.0]
+    assert optimizer.param_groups[0]["targets"].tolist() == [1.0]  # halfway to 2, not to 5

@@ -11,8 +11,9 @@ import torch
 
 import papers
 import polyak
-from catalogue import METHODS, Problem, each_backend, flat
+from catalogue import METHODS, each_backend
 from observe import SMALL_BALLS, changed, refused, snapshot
+from problem import Problem, flat
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

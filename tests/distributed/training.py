@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import polyak
-from catalogue import take_step
+from problem import take_step
 
 STEPS, BATCH, INPUTS, CLASSES = 20, 8, 7, 5
 Wrap = Callable[[nn.Sequential], tuple[nn.Module, int, int]]  # the model, this rank's share of the batch, of how many

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import polyak
-from catalogue import METHODS, Problem, each_form, each_kernel_form, each_method
+from catalogue import METHODS, each_form, each_kernel_form, each_method
 from observe import SMALL_BALLS, give, random_like, refused
 from polyak._backend import cpu
+from problem import Problem
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Problem, each_kind_of_kernel, each_kind_of_move, each_method_of_a_kind
+from catalogue import each_kind_of_kernel, each_kind_of_move, each_method_of_a_kind
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
+from problem import Problem
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 

@@ -73,7 +73,7 @@ def _several(snapshots: Sequence[Snapshot], console: Console, now: float) -> Ren
     problems = 2 * sum(snapshot.run is None for snapshot in snapshots)  # lines of their sentences
     shown = _fitting(snapshots, max(console.height - 3 - problems, 3))
     listed = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    listed.add_column("run", overflow="ellipsis", no_wrap=True, min_width=12, max_width=max(12, console.width // 3))
+    listed.add_column("run", overflow="ellipsis", no_wrap=True, min_width=12, max_width=max(12, console.width // 4))
     names = [name for name, least in COLUMNS.items() if console.width >= least]
     for name in names:
         listed.add_column(name, justify="right", no_wrap=True)
