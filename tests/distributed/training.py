@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -58,6 +59,18 @@ def batches(first: int = 0, last: int = STEPS) -> Iterator[tuple[Tensor, Tensor]
     yield from zip(inputs[first:last], targets[first:last], strict=True)
 
 
+@functools.cache  # each new mesh starts groups of its own, whose threads stay until the process ends
+def line() -> DeviceMesh:
+    """Return all ranks in a line."""
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+@functools.cache
+def pairs() -> DeviceMesh:
+    """Return the ranks as pairs: the data are divided over the pairs, the layers within each."""
+    return init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("data", "tensor"))
+
+
 def alone(model: nn.Sequential) -> tuple[nn.Module, int, int]:
     """Leave the model as it is."""
     return model, 0, 1
@@ -70,15 +83,14 @@ def replicated(model: nn.Sequential) -> tuple[nn.Module, int, int]:
 
 def sharded(model: nn.Sequential) -> tuple[nn.Module, int, int]:
     """FSDP2: every rank holds a piece of every tensor."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for part in (model[0], model[2], model):
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=line())
     return model, dist.get_rank(), dist.get_world_size()
 
 
 def partly_sharded(model: nn.Sequential) -> tuple[nn.Module, int, int]:
     """FSDP2 on the last layer alone: plain and sharded parameters in one model, as many pieces as ranks."""
-    fully_shard(model[2], mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    fully_shard(model[2], mesh=line())
     for p in model[0].parameters():
         p.register_post_accumulate_grad_hook(_average)
     return model, dist.get_rank(), dist.get_world_size()
@@ -86,7 +98,7 @@ def partly_sharded(model: nn.Sequential) -> tuple[nn.Module, int, int]:
 
 def two_dimensional(model: nn.Sequential) -> tuple[nn.Module, int, int]:
     """FSDP2 over pairs of ranks that share each layer by tensor parallelism."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("data", "tensor"))
+    mesh = pairs()
     parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
     fully_shard(model, mesh=mesh["data"])
     return model, mesh["data"].get_local_rank(), mesh["data"].size()
