@@ -54,13 +54,18 @@ def run(optimizer, steps=2, loss=1.0):
 @pytest.mark.parametrize("steps", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "rtol"), WIDE, ids=str)
 def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, steps, interpreted):
-    ends = []
-    for backend in ({"foreach": False}, {"fused": True}):
+    def end(noise=0.0, **backend):
         problem = Problem.make()
         params = problem.params(dtype)
+        for p, direction in zip(params, random_like(params), strict=True):
+            p.data.mul_(1 + noise * direction)
         optimizer = method.build(params, form, lr=0.1, constraint=polyak.L2Ball(2.0), **backend)
-        ends.append(problem.steps(optimizer, params, steps))
-    assert np.linalg.norm(ends[0] - ends[1]) <= rtol * np.linalg.norm(ends[0])
+        return problem.steps(optimizer, params, steps)
+
+    loop, kernels = end(foreach=False), end(fused=True)
+    if steps > 10:  # the polar factor and the sign amplify what rounding changes, up to 1e4 times in 100 steps
+        rtol = max(rtol, 10 * np.linalg.norm(end(torch.finfo(dtype).eps, foreach=False) - loop) / np.linalg.norm(loop))
+    assert np.linalg.norm(loop - kernels) <= rtol * np.linalg.norm(loop)
 
 
 @without_gpu

@@ -59,6 +59,13 @@ def positive_part(a: Scalar) -> Scalar:
     return 0.0 if a < 0 else a
 
 
+def bias_correction(beta: float, k: Scalar) -> Scalar:
+    """Return 1 − βᵏ, the weight of k values in an average that began at 0; float32 would lose 1e-4 of it in βᵏ."""
+    if isinstance(k, Tensor) and beta > 0:
+        return -torch.expm1(k * math.log(beta))
+    return 1.0 - beta**k
+
+
 def where(condition: Tensor | bool, a: Scalar, b: Scalar) -> Any:
     """Return a where the condition holds, else b."""
     if isinstance(condition, Tensor):

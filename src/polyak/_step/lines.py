@@ -10,7 +10,7 @@ import torch
 
 from .._backend.general import sum_abs
 from .._backend.moves import MOMENTUM, Preconditioner
-from .._backend.scalars import Scalar, as_tensor, maximum, minimum, number, where
+from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, minimum, number, where
 from .._backend.vector import AVERAGE, add_up
 from .decision import Line
 from .parts import Group, Part
@@ -144,13 +144,13 @@ def annealed_line(line: Line, parts: list[Part], averages: dict[str, Any]) -> Li
         part.beta, part.next_beta, part.mu = annealed(group, k - 1), annealed(group, k), 1.0 - share
         dots.append(part.next_beta * part.mu * part.dot(part.g, part.buffers[MOMENTUM]))
         norms.append(sum_abs(part, part.g))
-        part.preconditioner = Preconditioner(1.0 - beta2 ** (k + 1), group["eps"], k + 1)
+        part.preconditioner = Preconditioner(bias_correction(beta2, k + 1), group["eps"], k + 1)
         part.average_(beta1, beta2)
-        part.u, part.divisor = part.buffers[AVERAGE], 1.0 - beta1 ** (k + 1)
+        part.u, part.divisor = part.buffers[AVERAGE], bias_correction(beta1, k + 1)
         part.squared_decay = group["weight_decay"]
     norm = math.sqrt(math.pi / 2) * add_up(norms, like)
     norm = averages["norm_average"] = beta_p * averages["norm_average"] + (1.0 - beta_p) * norm
-    return line._replace(value=line.value + add_up(dots, like), slope=norm / (1.0 - beta_p ** (k + 1)))
+    return line._replace(value=line.value + add_up(dots, like), slope=norm / bias_correction(beta_p, k + 1))
 
 
 def annealed(group: Group, k: Scalar) -> Any:
@@ -199,7 +199,7 @@ def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line
     """Average the squares of the gradients, and return the line along D⁻¹g."""
     found = []
     for part in parts:
-        part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"], k)
+        part.preconditioner = Preconditioner(bias_correction(beta2, k), part.group["eps"], k)
         found.append(part.average_(None, beta2, deferred=True).sum_squares)
     return line._replace(slope=add_up(found, parts[0].group["step_size"]))
 

@@ -220,8 +220,8 @@ UNSEEN = 1e6  # the loss of a sample that was in no batch yet; the authors' valu
 
 def latest(last: Tensor, indices: Tensor, losses: Tensor) -> Tensor:
     """Return the last losses of all samples, given some new ones; of one sample, the mean."""
-    new, zeros = torch.stack([losses, torch.ones_like(losses)]), torch.zeros_like(last).expand(2, -1)
-    sums, counts = zeros.index_add(1, indices, new)
+    new = torch.stack([losses, torch.ones_like(losses)])
+    sums, counts = last.new_zeros(2, len(last)).index_add(1, indices, new)  # expanded zeros: Inductor adds both rows up
     return torch.where(counts > 0, sums / counts, last)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
-from .._backend.scalars import Scalar
+from .._backend.scalars import Scalar, bias_correction
 from .._backend.vector import AVERAGE
 from .._step.decision import Line
 from .._step.lines import MODEL, after_first, averaged, growth, learned
@@ -88,7 +88,7 @@ class MoMo(PolyakOptimizer):
         k = averages["steps"] = averages["steps"] + 1
         group = parts[0].group
         beta, corrected = group["momentum"], group["bias_correction"]
-        rho = 1.0 - beta**k if corrected else 1.0
+        rho = bias_correction(beta, k) if corrected else 1.0
         line = averaged(line, parts, averages, beta if corrected else after_first(beta, k), rho)
         return learned(line, parts, averages) if group["learn_lower_bound"] else line
 

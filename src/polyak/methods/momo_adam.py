@@ -8,7 +8,7 @@ from typing import Any, Unpack, final
 from torch.optim.optimizer import ParamsT
 
 from .._backend.moves import Preconditioner
-from .._backend.scalars import Scalar
+from .._backend.scalars import Scalar, bias_correction
 from .._backend.vector import AVERAGE, SQUARES
 from .._step.decision import Line
 from .._step.lines import MODEL, averaged, growth, learned
@@ -92,9 +92,9 @@ class MoMoAdam(PolyakOptimizer):
         k = averages["steps"] = averages["steps"] + 1
         group, (beta1, beta2) = parts[0].group, parts[0].group["betas"]
         for part in parts:
-            part.preconditioner = Preconditioner(1.0 - beta2**k, part.group["eps"], k)
+            part.preconditioner = Preconditioner(bias_correction(beta2, k), part.group["eps"], k)
         decoupled = group["decoupled_weight_decay"]
-        line = averaged(line, parts, averages, beta1, 1.0 - beta1**k, beta2, decoupled)
+        line = averaged(line, parts, averages, beta1, bias_correction(beta1, k), beta2, decoupled)
         return learned(line, parts, averages) if group["learn_lower_bound"] else line
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
