@@ -36,7 +36,8 @@ TYPED = {
 }  # circles that only a type checker follows
 TORCH_FREE = (  # what `polyak table`, `polyak --help` and the nodes' configuration need loads no torch
     *("errors", "files", "console", "progress", "config", "report", "__main__", "recipes.recipe", "processes.torchrun"),
-    *("runs.documents", "runs.stored", "runs.lock", "cli.app", "cli.inspect", "cli.signals", "cli.verbs", "cli.watch"),
+    *("runs.documents", "runs.packed", "runs.stored", "runs.strict_json", "runs.lock"),
+    *("cli.app", "cli.inspect", "cli.pack", "cli.signals", "cli.verbs", "cli.watch"),
 )
 MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path

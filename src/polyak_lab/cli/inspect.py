@@ -1,4 +1,4 @@
-"""The verbs that read folders: `polyak table`, `report` and `data`. They need little or no torch."""
+"""The verbs that read runs and data: `polyak table`, `report`, `pack` and `data`. They need little or no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +13,25 @@ from polyak_lab.recipes.recipe import find_named
 from polyak_lab.report import export, table
 from polyak_lab.report.table import Group
 from polyak_lab.runs import stored
+from polyak_lab.runs.stored import StoredRun
 
 TableFormat = Literal["terminal"] | export.TextFormat
 
 
 def read_rows(runs: Sequence[Path], problems: list[LabError] | None = None) -> list[Group]:
-    """Read the rows of a table from run folders; damaged ones are skipped with a message and added to `problems`."""
+    """Read the rows of a table; damaged runs are skipped with a message and added to `problems`."""
+    return table.groups(read_runs(runs, problems))
+
+
+def read_runs(paths: Sequence[Path], problems: list[LabError] | None = None) -> list[StoredRun]:
+    """Read runs; damaged ones are skipped with a message and added to `problems`."""
 
     def report(problem: LabError) -> None:
         warn(problem)
         if problems is not None:
             problems.append(problem)
 
-    return table.groups(stored.find_runs(runs, on_problem=report))
+    return stored.find_runs(paths, on_problem=report)
 
 
 def print_table(console: Console, rows: Sequence[Group], form: TableFormat, against: str | None) -> None:

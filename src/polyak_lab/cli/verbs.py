@@ -112,7 +112,7 @@ class Table:
     """Print the table of the finished runs in folders: mean ± standard deviation over the seeds."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
-    """Folders that hold runs, at any depth, such as runs/demo."""
+    """Folders that hold runs, at any depth, such as runs/demo; or files of packed runs."""
     format: Literal["terminal", "markdown", "latex", "csv", "csv-seeds"] = "terminal"
     """How to write it; csv holds numbers (mean, standard deviation, n), csv-seeds a line for every run."""
     against: str | None = None
@@ -140,7 +140,7 @@ class Report:
     """Write one HTML page about runs: tables, curves with values on hover, and their configurations."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
-    """Folders that hold runs, at any depth, such as runs/demo."""
+    """Folders that hold runs, at any depth, such as runs/demo; or files of packed runs."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The file; it needs no other file and no network."""
 
@@ -168,6 +168,24 @@ class Compare:
         from polyak_lab.report.comparison import compare
 
         compare(self.first, self.second, self.metric, console)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Write finished runs into one text file, which table, report and compare read as they read the folders."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
+    """Folders that hold runs, at any depth, such as runs/demo; or files of packed runs."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = field(kw_only=True)
+    """The folder that runs.jsonl is written to, such as results/demo; or a file whose name ends in .jsonl."""
+    overwrite: bool = False
+    """Replace a file that holds other runs."""
+
+    def execute(self, console: Console) -> None:
+        """Read and write."""
+        from polyak_lab.cli.pack import pack
+
+        pack(self.runs, self.out, self.overwrite, console)
 
 
 @dataclass(frozen=True)
@@ -245,6 +263,7 @@ Verb = (
     | Annotated[Table, tyro.conf.subcommand("table")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Watch, tyro.conf.subcommand("watch")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )

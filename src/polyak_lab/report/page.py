@@ -13,7 +13,7 @@ from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.report import curves, differences, run_list
 from polyak_lab.report.table import Group, cells
-from polyak_lab.runs.stored import UnreadableRunError
+from polyak_lab.runs.stored import Files, UnreadableRunError
 
 UPLOT = "1.6.32"
 """The version of uPlot in the folder `uplot`."""
@@ -30,7 +30,7 @@ def write(path: Path, rows: Sequence[Group], title: str, note: str, problems: Se
         problems: What was wrong with folders; an unreadable run is named in the list of runs.
     """
     unreadable = [problem for problem in problems if isinstance(problem, UnreadableRunError)]
-    timings = {run.path: run_list.read_timing(run.path) for group in rows for run in group.runs}
+    timings = {run.files: run_list.read_timing(run.files) for group in rows for run in group.runs}
     runs = run_list.lines(rows, unreadable, timings, path)
     head, body = _table(rows, timings)
     page = _template().render(
@@ -50,7 +50,7 @@ def write(path: Path, rows: Sequence[Group], title: str, note: str, problems: Se
     write_atomic(path, page)
 
 
-def _table(rows: Sequence[Group], timings: dict[Path, run_list.Timing]) -> tuple[list[str], list[list[str]]]:
+def _table(rows: Sequence[Group], timings: dict[Files, run_list.Timing]) -> tuple[list[str], list[list[str]]]:
     """Lay the table out, with the recipes if there are several, the times and the speeds."""
     head, lines = cells(rows)
     names = [group.runs[0].label.table or "none" for group in rows]

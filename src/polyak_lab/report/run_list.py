@@ -11,7 +11,7 @@ from polyak_lab.errors import LabError
 from polyak_lab.report.statistics import mean
 from polyak_lab.report.table import EMPTY, Group
 from polyak_lab.runs import documents
-from polyak_lab.runs.stored import StoredRun, UnreadableRunError
+from polyak_lab.runs.stored import Files, StoredRun, UnreadableRunError
 
 
 class Timing(NamedTuple):
@@ -26,6 +26,7 @@ class RunLine(NamedTuple):
 
     folder: str
     link: str | None
+    file: str
     row: str
     seed: str
     state: str
@@ -35,18 +36,20 @@ class RunLine(NamedTuple):
 
 
 def lines(
-    rows: Sequence[Group], unreadable: Sequence[UnreadableRunError], timings: Mapping[Path, Timing], page: Path
+    rows: Sequence[Group], unreadable: Sequence[UnreadableRunError], timings: Mapping[Files, Timing], page: Path
 ) -> list[RunLine]:
     """List all runs by their folders, so that a damaged one stands where it belongs."""
-    found = {run.path: _line(group.row, run, timings[run.path], page) for group in rows for run in group.runs}
-    found |= {error.folder: _unreadable(error, page) for error in unreadable}
+    found = {run.files: _line(group.row, run, timings[run.files], page) for group in rows for run in group.runs}
+    found |= {error.files: _unreadable(error, page) for error in unreadable}
     root = place(rows, unreadable)
-    return [found[path]._replace(folder=_shown(path, root)) for path in sorted(found)]
+    ordered = sorted(found, key=lambda files: files.path)
+    return [found[files]._replace(folder=_shown(files.path, root)) for files in ordered]
 
 
 def place(rows: Sequence[Group], unreadable: Sequence[UnreadableRunError]) -> Path:
     """Return the folder that holds all of the runs."""
-    parents = [run.path.parent for group in rows for run in group.runs] + [error.folder.parent for error in unreadable]
+    files = [run.files for group in rows for run in group.runs] + [error.files for error in unreadable]
+    parents = [one.path.parent for one in files]
     try:
         return Path(os.path.commonpath(parents))
     except ValueError:  # absolute and relative ones, or several drives of Windows
@@ -63,10 +66,10 @@ def state(run: StoredRun) -> str:
     return f"unfinished: {done} of {_count(epochs, 'epoch')}" if epochs else f"unfinished: {_count(done, 'epoch')}"
 
 
-def read_timing(folder: Path) -> Timing:
+def read_timing(files: Files) -> Timing:
     """Read the time and the speed of a run; a file that is missing or damaged has none."""
     try:
-        epochs = documents.read_timings(folder / "timings.jsonl")
+        epochs = documents.read_timings(files.get("timings.jsonl"))
     except LabError:
         return Timing(None, None)
     trained = sum(epoch["seconds"] for epoch in epochs)
@@ -76,9 +79,9 @@ def read_timing(folder: Path) -> Timing:
     return Timing(trained + sum(epoch["evaluation_seconds"] for epoch in epochs), samples / trained)
 
 
-def means(group: Group, timings: Mapping[Path, Timing]) -> tuple[str, str]:
+def means(group: Group, timings: Mapping[Files, Timing]) -> tuple[str, str]:
     """Write the mean time and speed of a row's finished runs."""
-    found = [timings[run.path] for run in group.finished]
+    found = [timings[run.files] for run in group.finished]
     seconds = [timing.seconds for timing in found if timing.seconds is not None]
     speeds = [timing.speed for timing in found if timing.speed is not None]
     return write_time(mean(seconds) if seconds else None), _speed(mean(speeds) if speeds else None)
@@ -104,22 +107,24 @@ def link(target: Path, page: Path) -> str | None:
 
 
 def _line(row: str, run: StoredRun, timing: Timing, page: Path) -> RunLine:
-    config = link(run.path / "config.json", page)
+    config = run.files.config_file
     time, speed = write_time(timing.seconds), _speed(timing.speed)
     whole = run.finished and bool(run.records)
-    return RunLine("", config, printable(row), str(run.seeds[0]), state(run), time, speed, not whole)
+    return RunLine(
+        "", link(config, page), config.name, printable(row), str(run.seeds[0]), state(run), time, speed, not whole
+    )
 
 
 def _unreadable(error: UnreadableRunError, page: Path) -> RunLine:
-    row, seed = _named(error.folder)
-    config = link(error.folder / "config.json", page)
-    return RunLine("", config, row, seed, printable(str(error)), EMPTY, EMPTY, True)
+    row, seed = _named(error.files)
+    config = error.files.config_file
+    return RunLine("", link(config, page), config.name, row, seed, printable(str(error)), EMPTY, EMPTY, True)
 
 
-def _named(folder: Path) -> tuple[str, str]:
+def _named(files: Files) -> tuple[str, str]:
     """Read the row and the seed of a damaged run, if its configuration is whole."""
     try:
-        content = documents.read_config(folder / "config.json")
+        content = documents.read_config(files.get("config.json"))
     except LabError:
         return EMPTY, EMPTY
     return printable(content["label"]["row"]), str(content["run"]["training"]["seed"])

@@ -1,46 +1,58 @@
-"""The JSON documents of a run folder, read strictly: any damage is reported in one sentence that names the file.
+"""The JSON documents of a run, read strictly: any damage is reported in one sentence that names the file.
 
 A file must be a regular file of valid JSON with the expected keys and types. Documents have a
 checksum of their content; those without one, which older versions wrote, are checked by their keys
-and types only.
+and types only. A document that is packed with others in one file is read as a file of its own.
 """
 
 import json
 import math
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polyak_lab.config.run import content_hash
 from polyak_lab.errors import LabError
 from polyak_lab.files import explain_os_errors
+from polyak_lab.runs.strict_json import Check, DamageError, Object, check_keys, decode, is_number, parse_object, short
 
 MAX_BYTES = 1 << 30
 """Larger than any file of a run; a damaged file system can report any size."""
-MAX_DEPTH = 32
 CHECKSUM = "checksum"
 
-Object = dict[str, Any]
-Check = Callable[[Any], bool]
+
+@dataclass(frozen=True)
+class Part:
+    """A document that is a part of a packed file: where it stands there, and its content."""
+
+    place: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.place
 
 
-class _DamageError(Exception):
-    """Damage of a file; its text completes "FILE is damaged (...)"."""
+Source = Path | Part
 
 
 @contextmanager
-def explain_damage(path: Path) -> Iterator[None]:
-    """Turn a _DamageError into a LabError that names the file."""
+def explain_damage(source: Source) -> Iterator[None]:
+    """Turn a DamageError into a LabError that names the file."""
     try:
         yield
-    except _DamageError as error:
-        raise LabError(f"{path} is damaged ({error}): delete its folder to train the run again.") from error
+    except DamageError as error:
+        is_part = isinstance(source, Part)
+        remedy = "restore the file, or delete that line" if is_part else "delete its folder to train the run again"
+        raise LabError(f"{source} is damaged ({error}): {remedy}.") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a regular file."""
+def read_bytes(path: Source) -> bytes:
+    """Read a regular file, or a part of one."""
+    if isinstance(path, Part):
+        return path.content
     with explain_os_errors("read", path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -51,14 +63,21 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def read_object(path: Path) -> Object:
+def read_object(path: Source) -> Object:
     """Read a file of one JSON object, and check and remove its checksum."""
+    content = read_unchecked(path)
+    with explain_damage(path):
+        return _without_checksum(content)
+
+
+def read_unchecked(path: Source) -> Object:
+    """Read a file of one JSON object as it is stored."""
     content = read_bytes(path)
     with explain_damage(path):
-        return _without_checksum(_parse_object(_decode(content)))
+        return parse_object(decode(content))
 
 
-def read_objects(path: Path, first: int | None = None) -> list[Object]:
+def read_objects(path: Source, first: int | None = None) -> list[Object]:
     """Read a file of one JSON object per line, or its first lines.
 
     A last line without a newline is left out: it is being written, or its process was killed.
@@ -66,7 +85,7 @@ def read_objects(path: Path, first: int | None = None) -> list[Object]:
     content = read_bytes(path)
     with explain_damage(path):
         lines = content.split(b"\n")[:-1][:first]
-        return [_parse_line(number, _decode(line)) for number, line in enumerate(lines, 1)]
+        return [_parse_line(number, decode(line)) for number, line in enumerate(lines, 1)]
 
 
 def dump(content: Any) -> str:
@@ -84,52 +103,52 @@ def with_checksum(content: Mapping[str, Any]) -> Object:
     return {**content, CHECKSUM: content_hash(content)}
 
 
-def read_config(path: Path) -> Object:
+def read_config(path: Source) -> Object:
     """Read config.json: `hash`, `label` and `run`."""
     content = read_object(path)
     with explain_damage(path):
-        _check_keys(content, {"hash": is_text, "label": is_object, "run": is_object}, only=True)
-        _check_keys(content["label"], LABEL, only=True, where="label.")
-        _check_keys(content["run"], {"optimizer": is_object, "training": is_object}, where="run.")
-        _check_keys(content["run"]["optimizer"], {"name": is_text, "options": is_object}, where="run.optimizer.")
+        check_keys(content, {"hash": is_text, "label": is_object, "run": is_object}, only=True)
+        check_keys(content["label"], LABEL, only=True, where="label.")
+        check_keys(content["run"], {"optimizer": is_object, "training": is_object}, where="run.")
+        check_keys(content["run"]["optimizer"], {"name": is_text, "options": is_object}, where="run.optimizer.")
         if content["hash"] != content_hash(content["run"]):
-            raise _DamageError("its hash does not match its run")
+            raise DamageError("its hash does not match its run")
     return content
 
 
-def read_metrics(path: Path, first: int | None = None) -> list[Object]:
+def read_metrics(path: Source, first: int | None = None) -> list[Object]:
     """Read metrics.jsonl; the strings 'inf', '-inf' and 'nan' become numbers."""
     return _read_records(path, METRICS, first)
 
 
-def read_timings(path: Path, first: int | None = None) -> list[Object]:
+def read_timings(path: Source, first: int | None = None) -> list[Object]:
     """Read timings.jsonl."""
     return _read_records(path, TIMINGS, first)
 
 
-def read_starts(path: Path) -> list[Object]:
+def read_starts(path: Source) -> list[Object]:
     """Read environment.json: a description of each start of the run."""
     content = read_object(path)
     with explain_damage(path):
-        _check_keys(content, {"starts": lambda value: isinstance(value, list) and bool(value)}, only=True)
+        check_keys(content, {"starts": lambda value: isinstance(value, list) and bool(value)}, only=True)
         for start in content["starts"]:
             if not is_object(start):
-                raise _DamageError("a start is not an object")
-            _check_keys(start, {"threads": is_positive}, where="starts.")
+                raise DamageError("a start is not an object")
+            check_keys(start, {"threads": is_positive}, where="starts.")
     return list(content["starts"])
 
 
-def read_summary(path: Path) -> Object:
+def read_summary(path: Source) -> Object:
     """Read summary.json, with the metrics of the last epoch in `final`."""
     content = read_object(path)
     with explain_damage(path):
-        _check_keys(content, {"hash": is_text, "seconds": is_duration, "final": is_object})
+        check_keys(content, {"hash": is_text, "seconds": is_duration, "final": is_object})
         content["final"] = _restore_numbers(content["final"])
-        _check_keys(content["final"], METRICS, where="final.")
+        check_keys(content["final"], METRICS, where="final.")
     return content
 
 
-def _read_records(path: Path, wanted: Mapping[str, Check], first: int | None) -> list[Object]:
+def _read_records(path: Source, wanted: Mapping[str, Check], first: int | None) -> list[Object]:
     lines = read_objects(path, first)
     with explain_damage(path):
         return [_check_record(number, line, wanted) for number, line in enumerate(lines, 1)]
@@ -137,9 +156,9 @@ def _read_records(path: Path, wanted: Mapping[str, Check], first: int | None) ->
 
 def _check_record(number: int, line: Object, wanted: Mapping[str, Check]) -> Object:
     record = _restore_numbers(line)
-    _check_keys(record, wanted, where=f"line {number}, ")
+    check_keys(record, wanted, where=f"line {number}, ")
     if record["epoch"] != number:
-        raise _DamageError(f"line {number} belongs to another epoch")
+        raise DamageError(f"line {number} belongs to another epoch")
     return record
 
 
@@ -147,92 +166,22 @@ def _restore_numbers(record: Object) -> Object:
     read = {key: NOT_FINITE.get(value, value) if isinstance(value, str) else value for key, value in record.items()}
     for key, value in read.items():
         if value is not None and not is_number(value):
-            raise _DamageError(f"{_short(key)} is not a number")
+            raise DamageError(f"{short(key)} is not a number")
     return read
-
-
-def _check_keys(
-    table: Object,
-    wanted: Mapping[str, Check],
-    *,
-    only: bool = False,
-    where: str = "",
-) -> None:
-    for key, check in wanted.items():
-        if key not in table:
-            raise _DamageError(f"{where}{key} is missing")
-        if not check(table[key]):
-            raise _DamageError(f"{where}{key} has the wrong type or value")
-    unknown = [key for key in table if key not in wanted]
-    if only and unknown:
-        raise _DamageError(f"{where}{_short(unknown[0])} is not known")
 
 
 def _without_checksum(content: Object) -> Object:
     stored = content.pop(CHECKSUM, None)
     if stored is not None and stored != content_hash(content):
-        raise _DamageError("its checksum does not match its content")
+        raise DamageError("its checksum does not match its content")
     return content
 
 
 def _parse_line(number: int, line: str) -> Object:
     try:
-        return _parse_object(line)
-    except _DamageError as error:
-        raise _DamageError(f"line {number}: {error}") from error
-
-
-def _decode(content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _DamageError(f"byte {error.start + 1} is not UTF-8") from error
-
-
-def _parse_object(text: str) -> Object:
-    try:
-        value = json.loads(text, object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise _DamageError(f"invalid JSON at character {error.pos + 1}" if text.strip() else "it is empty") from error
-    except (RecursionError, ValueError, MemoryError) as error:  # too deep, or a number too long
-        raise _DamageError("it is nested too deeply, or a number is too long") from error
-    if not isinstance(value, dict):
-        raise _DamageError("it is not a JSON object")
-    _check_values(value)
-    return value
-
-
-def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> Object:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise _DamageError("an object has a key twice")
-    return table
-
-
-def _refuse_constant(name: str) -> Any:
-    raise _DamageError(f"{name} is not a JSON number")
-
-
-def _check_values(value: Any, depth: int = 0) -> None:
-    """Refuse values that are valid JSON but that other parts of the program do not support."""
-    if depth > MAX_DEPTH:
-        raise _DamageError("it is nested too deeply")
-    if isinstance(value, (dict, list)):
-        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
-            _check_values(item, depth + 1)
-    elif isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise _DamageError("a string has an unpaired surrogate")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _is_finite(value):
-        raise _DamageError("a number is too large")
-
-
-def _is_finite(value: float) -> bool:
-    return is_number(value) and math.isfinite(value)
-
-
-def _short(key: str) -> str:
-    return ascii(key[:30])
+        return parse_object(line)
+    except DamageError as error:
+        raise DamageError(f"line {number}: {error}") from error
 
 
 def is_text(value: Any) -> bool:
@@ -243,13 +192,6 @@ def is_text(value: Any) -> bool:
 def is_object(value: Any) -> bool:
     """A JSON object."""
     return isinstance(value, dict)
-
-
-def is_number(value: Any) -> bool:
-    """A float, or an integer of at most 64 bits that is not a boolean."""
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < 1 << 63
-    return isinstance(value, float)
 
 
 def is_positive(value: Any) -> bool:

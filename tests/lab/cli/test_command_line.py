@@ -41,7 +41,7 @@ with contextlib.suppress(SystemExit):
 print(sorted({"torch", "numpy", "matplotlib", "scipy"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "{train,run,sweep,table,report,compare,watch,data}" in done.stdout
+    assert "{train,run,sweep,table,report,compare,pack,watch,data}" in done.stdout
     assert done.stdout.endswith("\n[]\n")
 
 

@@ -185,7 +185,10 @@ def test_a_table_without_runs_says_what_it_looked_for(tmp_path, monkeypatch, cap
     assert "polyak: runs is not a folder: name one that holds runs" in capsys.readouterr().err
     (tmp_path / "runs").mkdir()
     assert call("table") == 1
-    assert "polyak: No runs in runs: no folder there, at any depth, has a config.json." in capsys.readouterr().err
+    assert (
+        "polyak: No runs in runs: no folder there, at any depth, has a config.json or packed runs (runs.jsonl)."
+        in capsys.readouterr().err
+    )
 
 
 def test_runs_of_different_settings_are_not_averaged(runs):
