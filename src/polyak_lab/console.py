@@ -26,7 +26,7 @@ ASCII = {"±": "+/-", "•": "*", "–": "-", "—": "-", "…": "...", "×": "x
 ASCII |= dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇┻┳╈", "+") | dict.fromkeys("─━╸╺", "-") | dict.fromkeys("│┃", "|")
 WIDEST = 10_000  # columns
 MOSTLY_CAPPED = 0.98
-REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class OutputLostError(LabError):

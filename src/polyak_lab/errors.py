@@ -19,6 +19,16 @@ class RowError(LabError):
         return str(self.args[0])
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an allocator, or the loader of a library, found no memory; torch need not be imported."""
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error)
+    is_torch = isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)  # the CPU's has no class
+    )
+    return is_torch or isinstance(error, MemoryError)
+
+
 def missing_package(error: ModuleNotFoundError) -> LabError:
     """Name the package to install for a failed import; a missing module of our own is a bug."""
     name = (error.name or "").partition(".")[0]

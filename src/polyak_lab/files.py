@@ -73,6 +73,13 @@ def exists(path: Path) -> bool:
         return path.exists()
 
 
+def is_standard_stream(path: Path) -> bool:
+    """Return whether a path, such as /dev/stdout, is standard output or error."""
+    with suppress(OSError):
+        return _standard_stream(_status(path)) is not None
+    return False
+
+
 @contextmanager
 def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
     """Turn an OSError, such as a full disk, into a LabError that names the file."""
@@ -118,7 +125,7 @@ def _write_in_place(handle: int, data: bytes) -> None:
 
 def _replace(path: Path, data: bytes, old: os.stat_result | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    short = path.name.encode()[:100].decode(errors="ignore")
+    short = path.name.encode(errors="surrogateescape")[:100].decode(errors="ignore")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=PREFIX, suffix=f".{short}{SUFFIX}")
     try:
         with os.fdopen(handle, "wb") as file:

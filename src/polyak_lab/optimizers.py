@@ -151,7 +151,7 @@ def _check_option(optimizer: str, name: str, value: Any, default: Any) -> None:
         fits = len(numbers) == len(default) and all(map(is_number, numbers))
         wanted = f"{len(default)} numbers, such as {list(default)}"
     elif is_number(default):
-        fits, wanted = is_number(value), f"a number, such as {default:g}"
+        fits, wanted = is_number(value) and math.isfinite(value), f"a finite number, such as {default:g}"
     else:
         fits, wanted = isinstance(value, bool) or value is default, "true or false"
     if not fits:

@@ -168,9 +168,9 @@ def sentence(record: Numbers) -> str:
         parts.append(f"test loss {float(record['test_loss']):.2e}")
     else:
         parts.append(f"test accuracy {100 * record['test_accuracy']:.2f} %")
-    if "test_perplexity" in record:
+    if record.get("test_perplexity") is not None:
         parts.append(f"perplexity {decimals(float(record['test_perplexity']), '.2f')}")
-    if "test_accuracy_augmented" in record:
+    if record.get("test_accuracy_augmented") is not None:
         parts.append(f"on augmented images {100 * record['test_accuracy_augmented']:.2f} %")
     parts.append(f"step size {float(record['step_size']):.2e}")
     if record.get("capped") is not None:

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, final
 
@@ -18,6 +19,9 @@ from polyak_lab.processes import group
 from polyak_lab.progress import Numbers, Progress, Readable
 from polyak_lab.runs import documents
 from polyak_lab.runs.folder import RunFolder
+
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+"""MLflow's own values try a server that cannot be reached for minutes; what the user sets holds."""
 
 
 class Tracker(Protocol):
@@ -77,6 +81,8 @@ class _MLflow:
     """A run on the server, or in the files, that MLFLOW_TRACKING_URI names."""
 
     def __init__(self, folder: RunFolder) -> None:
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         import mlflow
 
         self._client = mlflow.MlflowClient()
@@ -147,7 +153,7 @@ class Tracking:
         self.kind, self.is_on = KINDS[name], True
         try:
             importlib.import_module(self.kind.module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == self.kind.module
             self.stop("is not installed" if missing else f"cannot be imported ({_line(error)})", name)
 
@@ -211,7 +217,7 @@ class Tracked(Progress):
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # of any kind: a tracker never stops a training
+        except (Exception, SystemExit) as error:  # of any kind: a tracker never stops a training
             self._tracker = None
             if self._tracking.is_on:
                 self._tracking.stop(f"failed ({_line(error)})")
@@ -235,6 +241,6 @@ def _title(folder: RunFolder) -> str:
     return f"{folder.label.row}, seed {folder.training.seed}"
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     line = (str(error).splitlines() or [""])[0].strip().rstrip(".")
     return f"{type(error).__name__}: {line[:120]}" if line else type(error).__name__

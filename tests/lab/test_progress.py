@@ -90,3 +90,8 @@ def test_a_long_epoch_without_a_terminal_gives_a_sign_of_life_now_and_then(epoch
 )
 def test_a_huge_number_is_written_as_a_power_of_ten(number, form, written):
     assert decimals(number, form) == written
+
+
+def test_a_number_that_is_not_there_is_left_out():
+    record = {"train_loss": 1.0, "test_accuracy": 0.5, "step_size": 0.1, "test_perplexity": None, "capped": None}
+    assert progress.sentence(record) == "train loss 1.00e+00, test accuracy 50.00 %, step size 1.00e-01"

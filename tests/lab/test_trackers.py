@@ -1,6 +1,7 @@
 """`--track`: the metrics of every epoch reach a tracker, and a tracker that fails stops no training."""
 
 import json
+import os
 import struct
 import sys
 from types import SimpleNamespace
@@ -24,9 +25,11 @@ class Memory:
         self.fail("open")
         Memory.logged.append(("open", folder.label.row))
 
+    error: ClassVar[type[BaseException]] = ConnectionError
+
     def fail(self, where):
         if Memory.failing == where:
-            raise ConnectionError("no route to host.\nmore")
+            raise Memory.error("no route to host.\nmore")
 
     def log(self, numbers, epoch):
         self.fail("log")
@@ -73,12 +76,13 @@ def test_the_same_run_has_the_same_files_with_and_without_a_tracker(memory, tmp_
 
 
 @pytest.mark.parametrize("where", ["open", "log", "close"])
-def test_a_tracker_that_fails_is_one_sentence_and_training_goes_on(memory, where, tmp_path, capsys):
+def test_a_tracker_that_fails_is_one_sentence_and_training_goes_on(memory, where, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "error", SystemExit if where == "log" else ConnectionError)
     memory.failing = where
     assert train(tmp_path / "run", "--track", "wandb") == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "polyak: Weights & Biases failed (ConnectionError: no route to host), so training goes on with "
+        f"polyak: Weights & Biases failed ({memory.error.__name__}: no route to host), so training goes on with "
         "metrics.jsonl alone."
     ]
     assert len(records(tmp_path / "run")) == 2
@@ -227,3 +231,22 @@ def test_trackio_stores_what_metrics_jsonl_holds(tmp_path, monkeypatch, capfd):
 
 def without_epoch(record):
     return {name: value for name, value in record.items() if name != "epoch"}
+
+
+@pytest.mark.parametrize("given", [None, "5"])
+def test_mlflow_does_not_try_for_minutes_to_reach_a_server(given, monkeypatch):
+    for name in trackers.PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", given)
+
+    def client():
+        raise ConnectionError({name: os.environ[name] for name in trackers.PATIENCE})
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=client))
+    with pytest.raises(ConnectionError) as caught:
+        trackers._MLflow(None)
+    assert caught.value.args[0] == {
+        **trackers.PATIENCE,
+        **({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": given} if given else {}),
+    }

@@ -11,7 +11,7 @@ from rich.console import Console
 from polyak_lab.cli import signals
 from polyak_lab.cli.verbs import RunRecipe, Train, Verb
 from polyak_lab.console import OutputLostError, guarded, make_console, say_error
-from polyak_lab.errors import LabError, missing_package
+from polyak_lab.errors import LabError, is_out_of_memory, missing_package
 from polyak_lab.processes import torchrun
 
 
@@ -52,6 +52,10 @@ def _call(argv: Sequence[str] | None) -> int:
     except LabError as error:
         errors.quiet &= not isinstance(error, torchrun.SingleRankError)
         return _say_last(errors, f"polyak: {error}", 1, error.details)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _say_last(errors, NO_MEMORY, 1)
     except KeyboardInterrupt as stop:
         return _say_last(errors, signals.STOPPED, 143 if isinstance(stop, signals.Terminated) else 130)
     except SystemExit as stop:  # after a usage error, or --help
@@ -72,5 +76,9 @@ def _check_processes(verb: Any) -> None:
         raise LabError("torchrun starts polyak train and polyak run: start everything else without it.")
 
 
+NO_MEMORY = (
+    "polyak: There is no memory left for this command: free what other programs use, or raise the limit of ulimit -v. "
+    "Run the same command again to resume."
+)
 DESCRIPTION = "Train, compare and report optimizers that set their step size from the loss."
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)

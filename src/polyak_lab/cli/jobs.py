@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,12 +28,11 @@ from rich.console import Console
 
 from polyak_lab.config.run import Run
 from polyak_lab.console import warn
-from polyak_lab.errors import LabError, RowError
+from polyak_lab.errors import LabError, RowError, is_out_of_memory
 from polyak_lab.processes import torchrun
 from polyak_lab.progress import READ_EVERY, Numbers, Progress, Readable
 from polyak_lab.runs.folder import RunFolder
 from polyak_lab.trackers import Tracking
-from polyak_lab.training.failures import is_out_of_memory
 from polyak_lab.training.loop import train
 
 # Seconds; a worker that has not ended by then is killed, which loses at most the current epoch.
@@ -74,10 +74,12 @@ def cores_warning(jobs: Sequence[Job], count: int) -> str | None:
     if threads <= cores:
         return None
     available = "1 CPU core is" if cores == 1 else f"{cores} CPU cores are"
+    advice = (
+        "Fewer --jobs avoid" if max(on_cpu) == 1 else "Fewer --jobs, or threads = 1 in the recipe's training, avoid"
+    )
     return (
         f"{min(count, len(jobs))} runs side by side have up to {threads} threads, but {available} "
-        "available: each run is slower than alone. Fewer --jobs, or threads = 1 in the recipe's "
-        "training, avoid that."
+        f"available: each run is slower than alone. {advice} that."
     )
 
 
@@ -173,7 +175,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, worker_end = context.Pipe()
         process = context.Process(target=_work, args=(worker_end, torch.get_num_threads()), daemon=False)
-        with worker_end, _no_interrupt():
+        with worker_end, _no_interrupt(), warnings.catch_warnings(action="ignore"):  # multiprocessing's tracker died
             process.start()
         self.process = process
 
@@ -249,7 +251,9 @@ def _describe(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = " ".join(str(error).split())
     what = what if len(what) <= 160 else f"{what[:159]}…"
-    return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {what.rstrip('.')}."
+    hint = f" {FEWER_JOBS}" if is_out_of_memory(error) else ""
+    where = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"
+    return f"{where}: {what.rstrip('.')}.{hint}" if what else f"{where}.{hint}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The verbs `train` and `run`, after their arguments are parsed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +165,7 @@ def _all_jobs(
     problems: list[RowError] = []
     for row in recipes.select(recipe.rows, rows):
         try:
-            jobs += _jobs(path, recipe, _cut(row, device, smoke), seeds or recipe.seeds, out)
+            jobs += _jobs(path, recipe, _cut(row, device, smoke), dict.fromkeys(seeds or recipe.seeds), out)
         except RowError as error:
             problems.append(error)
     _warn_of_changes([folder for _, folder in jobs])
@@ -195,7 +195,7 @@ def _jobs(
     path: Path,
     recipe: Recipe,
     row: Row,
-    seeds: Sequence[int],
+    seeds: Iterable[int],
     out: Path,
 ) -> Iterator[tuple[Run, RunFolder]]:
     """Yield the runs of a row; refuse other runs' folders and models that do not fit."""

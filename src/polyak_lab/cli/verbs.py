@@ -14,6 +14,7 @@ from polyak_lab.cli import inspect as arguments
 from polyak_lab.config import run as config
 from polyak_lab.console import say
 from polyak_lab.errors import LabError
+from polyak_lab.files import is_standard_stream
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -149,7 +150,8 @@ class Report:
         problems: list[LabError] = []
         rows = arguments.read_rows(self.runs, problems)
         arguments.write_page(self.out, rows, self.runs, problems)
-        say(console, f"{self.out}: {len(rows)} rows, {sum(len(row.runs) for row in rows)} runs")
+        if not is_standard_stream(self.out):
+            say(console, f"{self.out}: {len(rows)} rows, {sum(len(row.runs) for row in rows)} runs")
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ from polyak_lab.errors import LabError
 from polyak_lab.progress import sentence
 from polyak_lab.runs.watcher import Snapshot, Watcher
 
+LONGEST_INTERVAL = 86400.0
 GRACE = 10.0
 """Seconds after the last run of a folder is finished in which the next one may begin."""
 
 
 def watch(root: Path, wait: bool, interval: float, console: Console) -> None:
     """Follow the runs of a folder until they are finished, or until Ctrl-C."""
-    if not interval > 0:
-        raise LabError(f"--interval is {interval:g}, but must be a positive number of seconds.")
+    if not 0 < interval <= LONGEST_INTERVAL:
+        raise LabError(f"--interval is {interval:g}, but must be a positive number of seconds, at most 86400 (a day).")
     watcher = Watcher(root)
     try:
         looks = _looks(watcher, wait, interval, console)

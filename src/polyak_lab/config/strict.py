@@ -81,6 +81,7 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     if name in known:
         return
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = nearest or difflib.get_close_matches(name.casefold().replace("_", "-"), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
     raise LabError(f"{where}: {name!r} is not known; {hint}")
 

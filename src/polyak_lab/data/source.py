@@ -16,6 +16,8 @@ from polyak_lab.files import explain_os_errors
 LARGEST = 1 << 30
 """Bytes of a file, unpacked: five times the largest official one."""
 
+CHUNK = 1 << 20
+
 Contents = Mapping[str, bytes]
 """The files of a data set by name, decompressed and taken out of their archive."""
 
@@ -92,13 +94,22 @@ def read_file(path: Path) -> bytes:
     if not content.startswith(b"\x1f\x8b"):
         return content
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(LARGEST + 1)
+        return _unpack(path, content)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise damaged(path, str(error)) from error
-    if len(unpacked) > LARGEST:
-        raise damaged(path, f"it unpacks to more than {LARGEST:,} bytes")
-    return unpacked
+
+
+def _unpack(path: Path, content: bytes) -> bytes:
+    """Decompress in chunks: one read of at most `LARGEST` bytes would allocate that many."""
+    chunks: list[bytes] = []
+    size = 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while chunk := file.read(CHUNK):
+            size += len(chunk)
+            if size > LARGEST:
+                raise damaged(path, f"it unpacks to more than {LARGEST:,} bytes")
+            chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def missing(place: Path, wanted: str) -> LabError:

@@ -150,13 +150,13 @@ def find_named(rows: Sequence[AnyNamed], name: str, flag: str) -> list[AnyNamed]
         [row for row in rows if key and _key(row.name) == key],
         [row for row in rows if key and _key(row.family) == key],
     )
-    if exact := next(filter(None, spellings), None):
-        return exact
+    exact = next(filter(None, spellings), None)
     whole = [row for row in rows if key and key in _beginnings(row.name)]
-    matches = whole or [row for row in rows if key and _key(row.name).startswith(key)]
+    matches = exact or whole or [row for row in rows if key and _key(row.name).startswith(key)]
     if len({row.family for row in matches}) > 1:
         names = ", ".join(repr(shortened(row.name, 50)) for row in matches[:3]) + (", ..." if len(matches) > 3 else "")
-        raise LabError(f"{flag}: {shown(name)} begins the names of {len(matches)} rows ({names}): write more of it.")
+        does, advice = ("names", "write it as one of them is") if exact else ("begins the names of", "write more of it")
+        raise LabError(f"{flag}: {shown(name)} {does} {len(matches)} rows ({names}): {advice}.")
     if not matches:
         raise _unknown(name, rows, flag)
     return matches

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def compare(first: Path, second: Path, metric: str | None, console: Console) -> 
     rows = [read_row(path) for path in (first, second)]
     if rows[0].runs[0].group == rows[1].runs[0].group:
         raise LabError(f"{first} and {second} hold runs of the same row, {shown(rows[0].row)}: name two rows.")
+    if rows[0].row == rows[1].row:
+        rows = [replace(row, row=f"{row.row} ({path})") for row, path in zip(rows, (first, second), strict=True)]
     score = choose_score(rows, metric)
     values = [score.by_seed(row) for row in rows]
     _check(rows, values, score)
@@ -82,23 +84,28 @@ def tests(first: dict[Seeds, float], second: dict[Seeds, float]) -> list[Result]
     found = []
     if min(len(ours), len(theirs)) > 1 and any(deviation(values) > 0 for values in (ours, theirs)):
         found.append(_test("Welch", ours, theirs))
-    gaps = [first[seed] - second[seed] for seed in paired]
-    if len(paired) > 1 and deviation(gaps) > 0:
-        name = f"paired, {len(paired)} seeds"
-        found.append(_test(name, [first[seed] for seed in paired], [second[seed] for seed in paired]))
+    same = [first[seed] for seed in paired], [second[seed] for seed in paired]
+    if len(paired) > 1 and deviation([one - other for one, other in zip(*_scaled(*same)[1], strict=True)]) > 0:
+        found.append(_test(f"paired, {len(paired)} seeds", *same))
     return found
+
+
+def _scaled(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[list[float], list[float]]]:
+    """Divide by the largest value, since differences and squares of large numbers overflow."""
+    scale = max(map(abs, (*ours, *theirs))) or 1.0
+    return scale, ([value / scale for value in ours], [value / scale for value in theirs])
 
 
 def _test(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Result:
     from scipy import stats  # takes a second to import
 
-    scale = max(map(abs, (*ours, *theirs)))  # squares of large numbers overflow
-    scaled = [[value / scale for value in values] for values in (ours, theirs)]
+    scale, scaled = _scaled(ours, theirs)
     with warnings.catch_warnings():  # SciPy warns of nearly equal values
         warnings.simplefilter("ignore")
         made: Any = stats.ttest_ind(*scaled, equal_var=False) if name == "Welch" else stats.ttest_rel(*scaled)
-        low, high = (scale * float(end) for end in made.confidence_interval(0.95))
-    return Result(name, (low + high) / 2, (low, high), float(made.statistic), float(made.df), float(made.pvalue))
+        low, high = map(float, made.confidence_interval(0.95))
+    interval = scale * low, scale * high
+    return Result(name, scale * ((low + high) / 2), interval, float(made.statistic), float(made.df), float(made.pvalue))
 
 
 def _check(rows: Sequence[Group], values: Sequence[dict[Seeds, float]], score: Score) -> None:

@@ -23,23 +23,26 @@ from polyak_lab.report.table import (
 
 TextFormat = Literal["markdown", "latex", "csv", "csv-seeds"]
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+MARKDOWN = re.compile(r"[\\|`*_<~$]")
 NUMBER = re.compile(r"([+-]?\d[\d.]*)(?:e([+-]\d+))?")
-NUMBERS = re.compile(r"[+-]?\d[\d.]*(e[+-]\d+)?( ± [+-]?\d[\d.]*(e[+-]\d+)?)?( \[[^]]*\])?")
+_NUMBER = r"[+-]?(\d[\d.]*(e[+-]\d+)?|inf)"
+NUMBERS = re.compile(rf"{_NUMBER}( ± {_NUMBER})?( \[{_NUMBER}, {_NUMBER}\])?")
 
 
 def as_markdown(rows: Sequence[Group], against: Group | None = None) -> str:
     """Lay the table out for a document."""
     head, lines = cells(rows, against)
     rule = ["---", *["---:"] * (len(head) - 1)]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (head, rule, *lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    escaped = [[MARKDOWN.sub(r"\\\g<0>", cell) for cell in line] for line in (head, *lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (escaped[0], rule, *escaped[1:]))
 
 
 def as_latex(rows: Sequence[Group], against: Group | None = None) -> str:
     """Lay the table out for a paper; it needs the package booktabs."""
     head, lines = cells(rows, against)
-    titles, *body = [f"{' & '.join(map(_latex, line))} \\\\" for line in (head, *lines)]
+    titles, *body = [f"{' & '.join(line)} \\\\" for line in (map(_latex_text, head), *map(_latex_line, lines))]
     columns = "l" + "r" * (len(head) - 1)
     parts = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", titles, "\\midrule", *body, "\\bottomrule"]
     return "\n".join([*parts, "\\end{tabular}"])
@@ -110,10 +113,21 @@ def _csv(lines: Sequence[dict[str, Any]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _latex(text: str) -> str:
-    if NUMBERS.fullmatch(text):
-        return f"${NUMBER.sub(_latex_number, text).replace('±', chr(92) + 'pm')}$"
+def _latex_line(line: Sequence[str]) -> list[str]:
+    name, *numbers = line
+    # After the end of a line, [ begins an argument and * another form of the command.
+    start = "{}" if name.startswith(("[", "*")) else ""
+    return [start + _latex_text(name), *map(_latex_cell, numbers)]
+
+
+def _latex_text(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _latex_cell(text: str) -> str:
+    if not NUMBERS.fullmatch(text):
+        return _latex_text(text)
+    return f"${NUMBER.sub(_latex_number, text).replace('±', chr(92) + 'pm').replace('inf', chr(92) + 'infty')}$"
 
 
 def _latex_number(found: re.Match[str]) -> str:

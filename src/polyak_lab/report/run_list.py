@@ -103,7 +103,7 @@ def link(target: Path, page: Path) -> str | None:
         relative = os.path.relpath(os.path.realpath(target), os.path.realpath(page.parent))
     except ValueError:  # another drive of Windows
         return None
-    return "./" + quote(Path(relative).as_posix())
+    return "./" + quote(os.fsencode(Path(relative).as_posix()))
 
 
 def _line(row: str, run: StoredRun, timing: Timing, page: Path) -> RunLine:

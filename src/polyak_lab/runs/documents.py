@@ -109,9 +109,13 @@ def read_config(path: Source) -> Object:
     with explain_damage(path):
         check_keys(content, {"hash": is_text, "label": is_object, "run": is_object}, only=True)
         check_keys(content["label"], LABEL, only=True, where="label.")
-        check_keys(content["run"], {"optimizer": is_object, "training": is_object}, where="run.")
-        check_keys(content["run"]["optimizer"], {"name": is_text, "options": is_object}, where="run.optimizer.")
-        if content["hash"] != content_hash(content["run"]):
+        run = content["run"]
+        check_keys(
+            {"data": {}, **run}, {"data": is_object, "optimizer": is_object, "training": is_object}, where="run."
+        )
+        check_keys(run["optimizer"], {"name": is_text, "options": is_object}, where="run.optimizer.")
+        check_keys(run["training"], {"seed": is_integer, "shuffle_seed": is_integer}, where="run.training.")
+        if content["hash"] != content_hash(run):
             raise DamageError("its hash does not match its run")
     return content
 
@@ -194,9 +198,14 @@ def is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def is_integer(value: Any) -> bool:
+    """An integer of at most 64 bits that is not a boolean."""
+    return isinstance(value, int) and is_number(value)
+
+
 def is_positive(value: Any) -> bool:
     """A count of 1 or more."""
-    return isinstance(value, int) and is_number(value) and value >= 1
+    return is_integer(value) and bool(value >= 1)
 
 
 def is_duration(value: Any) -> bool:
@@ -212,7 +221,7 @@ NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 LABEL: Mapping[str, Check] = {
     "row": is_text,
     "table": _or_none(is_text),
-    "position": lambda value: isinstance(value, int) and is_number(value),
+    "position": is_integer,
     "paper": _or_none(lambda value: is_number(value) and math.isfinite(value)),
 }
 METRICS: Mapping[str, Check] = {

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from polyak_lab.config.run import Run, Training
-from polyak_lab.errors import LabError, RowError
+from polyak_lab.errors import LabError, RowError, is_out_of_memory
 from polyak_lab.imports import in_one_line, own_traceback, uses_own_code
 from polyak_lab.processes import group
 from polyak_lab.processes.torchrun import SingleRankError
@@ -22,12 +20,6 @@ def explain_oom(training: Training) -> Iterator[None]:
             raise
         cls = LabError if group.world_size() == 1 else SingleRankError
         raise cls(_message(training)) from error
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether this is an error of an allocator; that of the CPU has no class of its own."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _message(training: Training) -> str:

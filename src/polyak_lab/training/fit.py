@@ -4,11 +4,13 @@ What is built in is checked from shapes alone; the user's own code is tried on o
 """
 
 import functools
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from polyak_lab import models, objectives
 from polyak_lab.config.run import Data, Model, Objective, Run
@@ -35,13 +37,13 @@ def check_fit(run: Run) -> None:
     if any(map(is_path, (run.data.name, run.model.name, run.objective.name))):
         if run.training.cuda_graph and isinstance(dataset, Streamed):
             raise LabError("training.cuda_graph does not go here: the data is not in memory.")
-        _try_batch(run.data, run.model, run.objective, smallest)
+        _try_batch(run.data, run.model, run.objective, smallest, run.optimizer.l2_ball_relative is not None)
     else:
         _check_shapes(run.data, run.model.name, run.objective, smallest)
 
 
 @functools.cache
-def _try_batch(data: Data, model: Model, objective: Objective, batch_size: int) -> None:
+def _try_batch(data: Data, model: Model, objective: Objective, batch_size: int, is_ball_relative: bool) -> None:
     """Compute the gradient of a batch on the CPU, with another model than the one that is trained."""
     dataset = load_dataset(data)
     loss = objectives.build(objective, dataset.loss, data.name)
@@ -51,6 +53,8 @@ def _try_batch(data: Data, model: Model, objective: Objective, batch_size: int) 
         network = models.build(model.name, dataset.shape, dataset.outputs, text=text, options=model.options)
         try:
             outputs = _outputs(network, model.name, inputs)
+            if is_ball_relative:
+                _check_norm(network, model.name)
             with own_code(f"objective {objective.name!r}") if is_path(objective.name) else nullcontext():
                 value = loss.loss(outputs, targets)
             _check_loss(value, objective.name or dataset.loss or "")
@@ -74,6 +78,15 @@ def _outputs(network: nn.Module, name: str, inputs: Tensor) -> Tensor:
             f"model {name!r} returned {type(outputs).__name__}: its forward must return a tensor of outputs."
         )
     return outputs.float()
+
+
+def _check_norm(network: nn.Module, model: str) -> None:
+    norm = float(get_total_norm(list(network.parameters())))
+    if not 0 < norm < math.inf:
+        raise RowError(
+            f"The initial weights of model {model!r} have the norm {norm:g}, of which l2_ball_relative cannot be a "
+            "multiple: write l2_ball with a radius."
+        )
 
 
 def _check_gradient(network: nn.Module, model: str, objective: str) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lab.runs import call
+from polyak_lab.cli import inspect
 
 RECIPE = """
 seeds = [0, 1]
@@ -150,3 +151,30 @@ def test_data_list_and_check(capsys):
     printed = capsys.readouterr().out
     assert "fashion-mnist" in printed
     assert "digits" in printed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_machine_without_memory_is_one_sentence(error, tmp_path, monkeypatch, capsys):
+    def read_rows(*_):
+        raise error
+
+    monkeypatch.setattr(inspect, "read_rows", read_rows)
+    assert call("table", tmp_path) == 1
+    assert re.fullmatch(r"polyak: There is no memory left for this command: [^\n]+\.\n", capsys.readouterr().err)
+
+
+def test_a_seed_that_is_named_twice_is_one_run(recipe, tmp_path, capsys):
+    flags = ("--row", "SGD", "--smoke", "--out", tmp_path / "runs")
+    assert call("run", recipe, *flags, "--seeds", 3, 3) == 0
+    recipe.write_text(RECIPE.replace("[0, 1]", "[3, 3]"))
+    assert call("run", recipe, *flags) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("[1/1] SGD, seed 3: train loss") == 1
+    assert "1 of 1 runs were finished before." in printed

@@ -129,6 +129,7 @@ def test_bad_places_are_said_for_each_run(tmp_path, capsys, monkeypatch):
         assert call("run", recipe, "--out", tmp_path / "runs", "--seeds", 0, "--jobs", 2) == 1
     said, errors = capsys.readouterr()
     assert said.startswith("2 runs side by side have up to 2 threads, but 1 CPU core is available: ")
+    assert "slower than alone. Fewer --jobs avoid that." in said  # they have one thread each
     *failed, last = errors.splitlines()
     assert len(failed) == 2
     assert any(re.match(r"polyak: \[2/3\] SGD, seed 0: Another process is at work in .*\.$", line) for line in failed)

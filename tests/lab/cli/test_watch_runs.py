@@ -108,6 +108,8 @@ WRONG = {
     "a file": (lambda path: path.write_text(""), (), "is not a folder: name"),
     "a damaged run": (damaged, (), "is damaged"),
     "an interval": (begun, ("--interval", "0"), "--interval is 0, but must be a positive number of seconds"),
+    "a long interval": (begun, ("--interval", "1e10"), r"--interval is 1e\+10, but must be .* at most 86400"),
+    "an infinite interval": (begun, ("--interval", "inf"), "--interval is inf, but must be .* at most 86400"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import resource
 import tarfile
 import tomllib
 from pathlib import Path
@@ -172,3 +173,15 @@ def test_a_sparse_archive_is_refused(tmp_path):
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(gzip.compress(bytes(header) + bytes(1024)))
     with pytest.raises(LabError, match="unpacks to more than 1,073,741,824 bytes"):
         data.load("cifar100", tmp_path)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    path = tmp_path / "small.gz"
+    path.write_bytes(gzip.compress(b"text"))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), limits[1]))
+    try:
+        assert source.read_file(path) == b"text"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

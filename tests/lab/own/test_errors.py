@@ -61,6 +61,11 @@ class Exits(Base):
             raise SystemExit(3)
         return super().forward(x)
 
+class Zero(Base):
+    def __init__(self):
+        super().__init__()
+        torch.nn.init.zeros_(self.weight), torch.nn.init.zeros_(self.bias)
+
 class Extra(Base):
     def get_extra_state(self):
         return Base
@@ -142,6 +147,11 @@ CASES = {
     "exit": ('model = "acme.wrong:Exits"', "the run's own code raised SystemExit: 3.", "in forward"),
     "state": ('optimizer = "acme.wrong:Keeps"', "cannot be restored from a checkpoint", ""),
     "loaded state": ('model = "acme.wrong:Extra"', "cannot be restored from a checkpoint (UnpicklingError", ""),
+    "zero norm": (
+        'model = "acme.wrong:Zero"\noptimizer = { name = "alig", l2_ball_relative = 1.5 }',
+        "weights of model 'acme.wrong:Zero' have the norm 0, of which l2_ball_relative cannot be a multiple",
+        "",
+    ),
     "step": ('optimizer = "acme.wrong:Step"', "optimizer 'acme.wrong:Step' raised TypeError", ""),
     "unknown option": ('optimizer = { name = "acme.rivals:Rival", bta = 0.9 }', "did you mean 'beta'", ""),
     "optimizer": ('optimizer = { name = "acme.rivals:Rival", lr = "x" }', "'acme.rivals:Rival' raised TypeError", ""),

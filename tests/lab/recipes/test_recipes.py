@@ -193,6 +193,18 @@ def test_a_beginning_of_several_rows_or_none(name, said, tmp_path):
         recipes.select(load(tmp_path, NAMED).rows, [name])
 
 
+@pytest.mark.parametrize("grid", ["", "[grid]\nlr = [0.1, 1.0]\n"])
+def test_a_name_of_two_rows_that_differ_in_punctuation_alone(grid, tmp_path):
+    rows = load(tmp_path, f'{NAMED}[[row]]\nname = "ALIG"\noptimizer = "alig"\n{grid}').rows
+    with pytest.raises(LabError, match=r"--row: 'ali g' names \d rows \('ALI-G.*: write it as one of them is\.$"):
+        recipes.select(rows, ["ali g"])
+    if not grid:
+        assert [[row.name for row in recipes.select(rows, [name])] for name in ("ali-g", "alig")] == [
+            ["ALI-G"],
+            ["ALIG"],
+        ]
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [

@@ -5,6 +5,8 @@ import re
 import pytest
 
 from lab.runs import call
+from polyak_lab.config.strict import check_known
+from polyak_lab.errors import LabError
 from polyak_lab.recipes import recipe as recipes
 
 RECIPE = """
@@ -30,8 +32,13 @@ VALUES = {
     "clip_norm": [("training", f"clip_norm = {value}") for value in ("nan", "0.0", "1e300")],
     "precision": [("training", "precision = 16")],
     "betas": [("adamw", f"betas = {value}") for value in ("[0.9]", "[0.9, 0.99, 0.999]", "0.9", '"0.9"', '["a", "b"]')],
-    "lr": [("adamw", f"lr = {value}") for value in ("1e308", "nan", "-1.0", '"fast"', "[0.1]", HUGE * 3, "true")],
-    "weight_decay": [("sgd", f"weight_decay = {value}") for value in ('"5e-4"', "1e300", "2020-01-01", "{ a = 1 }")],
+    "lr": [
+        ("adamw", f"lr = {value}") for value in ("1e308", "nan", "-1.0", '"fast"', "[0.1]", HUGE * 3, "true", "inf")
+    ],
+    "momentum": [("sgd", f"momentum = {value}") for value in ("nan", "inf")],
+    "weight_decay": [
+        ("sgd", f"weight_decay = {value}") for value in ("inf", '"5e-4"', "1e300", "2020-01-01", "{ a = 1 }")
+    ],
     "dampening": [("sgd", f"dampening = {value}") for value in ('"x"', "[1]")],
     "nesterov": [("sgd", f"nesterov = {value}") for value in ('"yes"', "1", "true")],  # without momentum
     "foreach": [("adam", 'foreach = "no"'), ("adam", "foreach = true, fused = true")],
@@ -179,3 +186,10 @@ def test_long_names_get_short_folders_of_their_own():
     one, other = recipes.slug("模" * 300), recipes.slug("模" * 301)
     assert one != other
     assert max(len(one.encode()), len(other.encode())) <= 120
+
+
+@pytest.mark.parametrize("name", ["ALIG", "Momo_Adam", "SGD"])
+def test_the_nearest_name_is_that_in_any_case(name):
+    nearest = name.lower().replace("_", "-")
+    with pytest.raises(LabError, match=f"'{name}' is not known; did you mean '{nearest}'"):
+        check_known(name, ("adam", "alig", "momo", "momo-adam", "sgd"), "optimizer")

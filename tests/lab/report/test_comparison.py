@@ -113,3 +113,27 @@ def test_what_cannot_be_compared_is_one_sentence(kind, tmp_path, capsys):
     arguments, sentence = broken(kind, tmp_path)
     assert call("compare", *arguments) == 1
     assert re.fullmatch(rf"polyak: [^\n]*{sentence}[^\n]*\.\n", capsys.readouterr().err)
+
+
+def test_rows_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+    for recipe, lr in (("a", 0.1), ("b", 1.0)):
+        for seed in (0, 1):
+            store(
+                tmp_path / recipe / f"{seed}",
+                "ALI-G",
+                "alig",
+                None,
+                seed,
+                0.5 + seed * lr / 10,
+                0.5,
+                options={"lr": lr},
+            )
+    printed = said(capsys, tmp_path / "a", tmp_path / "b")
+    assert printed.count(f"ALI-G ({tmp_path / 'a'})") == printed.count(f"ALI-G ({tmp_path / 'b'})") == 3
+
+
+def test_differences_beyond_the_largest_number():
+    welch, paired = comparison.tests(by_seed([1.7e308, 1.0]), by_seed([-1.7e308, 0.0]))
+    assert welch.difference == paired.difference == pytest.approx(1.7e308)
+    assert (paired.degrees, paired.statistic) == (1.0, pytest.approx(1.0))

@@ -9,7 +9,7 @@ import pytest
 
 from lab.report.test_tables import store
 from lab.runs import call
-from polyak_lab.report import statistics, table
+from polyak_lab.report import export, statistics, table
 from polyak_lab.runs import stored
 
 ACCURACIES = {"ALI-G": [0.90, 0.92, 0.97], "SGD & co": [0.88, 0.91, 0.93, 0.99], "Adam_1": [0.5]}
@@ -123,3 +123,31 @@ def test_latex_takes_the_table(runs, tmp_path, capsys):
     document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}%s\\end{document}"
     (tmp_path / "a.tex").write_text(document % capsys.readouterr().out, encoding="utf-8")
     subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+NAMES = {
+    "[x] y": ("{}[x] y", "[x] y"),
+    "*x": ("{}*x", "\\*x"),
+    "1 [a_b & c]": ("1 [a\\_b \\& c]", "1 [a\\_b & c]"),
+    "1e5": ("1e5", "1e5"),
+    "a<b>|c": ("a\\textless{}b\\textgreater{}\\textbar{}c", "a\\<b>\\|c"),
+    "a\\|b": ("a\\textbackslash{}\\textbar{}b", "a\\\\\\|b"),
+    "`$x$`": ("`\\$x\\$`", "\\`\\$x\\$\\`"),
+}
+
+
+def test_names_with_the_markup_of_latex_and_markdown_stay_as_written(tmp_path, capsys):
+    for index, name in enumerate(NAMES):
+        store(tmp_path / str(index), name, "alig", None, 0, 0.9, None)
+    printed = {}
+    for form in ("latex", "markdown"):
+        assert call("table", tmp_path, "--format", form) == 0
+        printed[form] = capsys.readouterr().out.splitlines()
+    for latex, markdown in NAMES.values():
+        assert any(line.startswith(f"{latex} & $90.00$") for line in printed["latex"]), latex
+        assert any(line.startswith(f"| {markdown} | 90.00 |") for line in printed["markdown"]), markdown
+
+
+def test_an_infinite_deviation_is_a_symbol_in_latex():
+    rows = [["row", "loss"], ["a", "0.0e+00 ± inf"]]
+    assert export._latex_line(rows[1]) == ["a", "$0.0 \\cdot 10^{0} \\pm \\infty$"]

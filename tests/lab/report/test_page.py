@@ -179,3 +179,10 @@ def test_a_folder_that_is_none_is_one_sentence(place, tmp_path, capsys):
     assert call("report", tmp_path / place, "-o", tmp_path / "report.html") == 1
     assert re.fullmatch(r"polyak: [^\n]+\.\n", capsys.readouterr().err)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_on_standard_output_is_alone_there(runs, capfd):
+    assert call("report", runs, "-o", "/dev/stdout") == 0
+    printed = capfd.readouterr().out
+    assert printed.startswith("<!DOCTYPE html>")
+    assert printed.endswith("</html>\n")

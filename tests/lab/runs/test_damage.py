@@ -197,3 +197,21 @@ def test_a_checkpoint_of_another_form(content, folder):
     with pytest.raises(LabError) as caught:
         execute(folder, run(epochs=2, model="logistic"), Label("ALI-G", "t", 0, 93.5))
     assert_named(caught.value, folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("keys", [("training", "seed"), ("training", "shuffle_seed"), ("data",)])
+@pytest.mark.parametrize("value", [None, "", 2.5, [1]])
+def test_a_configuration_without_what_tables_read(keys, value, folder):
+    """With the hash that belongs to it: None stands for a key that is missing."""
+    table = json.loads((folder / "config.json").read_text())
+    del table["checksum"]
+    part = table["run"]
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    if value is None and keys != ("data",):
+        del part[keys[-1]]
+    table["hash"] = content_hash(table["run"])
+    (folder / "config.json").write_text(json.dumps(table))
+    with pytest.raises(LabError, match=re.escape(f"run.{'.'.join(keys)} ")):
+        documents.read_config(folder / "config.json")

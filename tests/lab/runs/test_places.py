@@ -141,3 +141,20 @@ def test_no_home_directory(monkeypatch, capsys):
     said = capsys.readouterr()
     assert "set POLYAK_DATA" in said.out
     assert re.fullmatch(r"polyak: There is no home directory: set POLYAK_DATA [^\n]+\n", said.err)
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    odd = tmp_path / os.fsdecode(b"n\xff")
+    store(odd / "seed-0", "ALI-G", "alig", None, 0, 0.9, 0.5)
+    page, picture = odd / os.fsdecode(b"p\xfe.html"), tmp_path / os.fsdecode(b"l\xfe.svg")
+    said = [
+        Said("table", odd, "--format", "csv-seeds"),
+        Said("report", odd, "-o", page),
+        Said("report", tmp_path, "-o", tmp_path / "page.html"),
+        Said("table", odd, "--plot-loss", picture),
+        Said("table", odd / os.fsdecode(b"\xff")),
+    ]
+    assert [(one.code, one.traceback) for one in said] == [(0, "")] * 4 + [(1, "")]
+    assert 'href="./seed-0/config.json"' in page.read_text(encoding="utf-8")
+    assert 'href="./n%FF/seed-0/config.json"' in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert picture.stat().st_size
