@@ -19,6 +19,12 @@ from observe import changed, give, is_average, moved, random_like, snapshot
 
 LR = 0.1
 
+
+def _cycles(optimizer: polyak.PolyakOptimizer) -> bool:
+    """Return whether torch's schedulers may cycle the momentum, which they refuse where there is none."""
+    return not optimizer.defaults.keys().isdisjoint({"momentum", "betas"})
+
+
 # Every schedule grows by less than 20 % per step, so that no method's own limit on growth is in the way.
 SCHEDULERS: dict[str, Callable[[polyak.PolyakOptimizer], Any]] = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
@@ -31,8 +37,12 @@ SCHEDULERS: dict[str, Callable[[polyak.PolyakOptimizer], Any]] = {
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, total_iters=20),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=20),
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3, eta_min=0.9 * LR),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.5 * LR, LR, step_size_up=6, base_momentum=0.5, max_momentum=0.8),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, LR, total_steps=20, div_factor=2, pct_start=0.5),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(
+        o, 0.5 * LR, LR, step_size_up=6, base_momentum=0.5, max_momentum=0.8, cycle_momentum=_cycles(o)
+    ),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(
+        o, LR, total_steps=20, div_factor=2, pct_start=0.5, cycle_momentum=_cycles(o)
+    ),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ExponentialLR(o, 0.9), lr_scheduler.StepLR(o, 2)]

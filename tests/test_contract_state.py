@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -215,3 +216,51 @@ def test_after_an_interrupted_step_the_last_step_is_told_or_a_sentence(method, w
     else:
         with refused(RuntimeError, r"last_step(1) has nothing to tell"):
             optimizer.last_step(1)
+
+
+@each_method
+def test_a_scalar_that_it_cannot_be_is_refused_and_nothing_loaded(method):
+    names = method.build(fresh())._scalars(method.defaults).keys()
+    for name in (*names, "train_mode"):
+        for value in ("x", None, math.nan, [1], torch.ones(2, 7), torch.tensor(1j), torch.tensor(math.nan)):
+            optimizer, saved = method.build(fresh()), run(method.build(fresh()), loss=1.0).state_dict()
+            before = snapshot(optimizer)
+            saved["param_groups"][0][name] = value
+            with refused(ValueError, f"{method.cls.__name__}: the state holds {name}=", "which it cannot be"):
+                optimizer.load_state_dict(saved)
+            assert changed(before, snapshot(optimizer)) == set()
+
+
+DAMAGES = {
+    "group": lambda saved: saved.update(param_groups=[None]),
+    "params": lambda saved: saved["param_groups"][0].pop("params"),
+    "params of another type": lambda saved: saved["param_groups"][0].update(params=3),
+    "buffers": lambda saved: saved["state"].update({0: None}),
+    "buffers of another type": lambda saved: saved["state"].update({0: [1.0]}),
+    "method": lambda saved: saved["param_groups"][0].update(polyak_method=torch.ones(2)),
+    "count below 0": lambda saved: saved["param_groups"][0].update(skipped_steps=-1),
+}
+
+
+@each_method
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_refused_and_nothing_loaded(method, damage):
+    optimizer, saved = method.build(fresh()), run(method.build(fresh()), loss=1.0).state_dict()
+    before = snapshot(optimizer)
+    DAMAGES[damage](saved)
+    with refused(ValueError, f"{method.cls.__name__}: "):
+        optimizer.load_state_dict(saved)
+    assert changed(before, snapshot(optimizer)) == set()
+
+
+@each_method
+def test_a_buffer_that_a_state_lacks_starts_at_zero(method):
+    optimizer = run(method.build(fresh(), method.momenta[-1]), loss=1.0)
+    for name in optimizer.buffers(optimizer.param_groups[0]):
+        saved = copy.deepcopy(optimizer.state_dict())
+        for buffers in saved["state"].values():
+            del buffers[name]
+        other = method.build(fresh(), method.momenta[-1])
+        other.load_state_dict(saved)
+        run(other, loss=1.0)
+        assert all(name in other.state[p] for p in other.param_groups[0]["params"])

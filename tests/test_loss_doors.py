@@ -285,6 +285,18 @@ REFUSED: dict[str, tuple[Callable[[Optimizer], Any], type[Exception], str]] = {
     "a vector watched": (lambda o: o.watch(torch.ones(2)), ValueError, r"shape is \(2,\)"),
     "a complex loss watched": (lambda o: o.watch(torch.ones((), dtype=torch.cfloat)), TypeError, "complex"),
     "a vector as bound": (lambda o: o.step(loss=1.0, lower_bound=torch.ones(2)), ValueError, r"lower_bound.*\(2,\)"),
+    "a loss without values": (lambda o: o.step(loss=torch.ones(1, device="meta")), ValueError, "meta device"),
+    "a sparse loss": (lambda o: o.step(loss=torch.ones(1).to_sparse()), TypeError, "must be dense"),
+    "a bound without values": (
+        lambda o: o.step(loss=1.0, lower_bound=torch.ones((), device="meta")),
+        ValueError,
+        "meta",
+    ),
+    "a sparse bound": (
+        lambda o: o.step(loss=1.0, lower_bound=torch.ones(1).to_sparse()),
+        TypeError,
+        "lower_bound.*dense",
+    ),
     "text as bound": (lambda o: o.step(loss=1.0, lower_bound="0"), TypeError, "lower_bound.*a str was given"),
 }
 
@@ -309,3 +321,16 @@ def test_what_is_no_loss_is_refused_in_one_sentence_and_nothing_moves(method, wh
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
     assert {name for name in changed(before, snapshot(optimizer)) if name in before} == set()
+
+
+@each_method
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**5000], ids=["large", "below 0", "of 5001 digits"])
+def test_an_integer_that_no_float_holds_is_infinite_and_moves_nothing(method, number):
+    params = Problem.make().params()
+    optimizer = method.build(params)
+    give(params, *random_like(params))
+    before = snapshot(optimizer)
+    optimizer.step(loss=number)
+    assert {each for each in changed(before, snapshot(optimizer)) if each.startswith("parameter")} == set()
+    assert optimizer.param_groups[0]["skipped_steps"] == 1
+    optimizer.step(loss=1.0, lower_bound=number)

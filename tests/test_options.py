@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import polyak
 from catalogue import METHODS, Method, each_backend, each_method, each_undecayed
-from observe import SMALL_BALLS, changed, give, plain, refused, snapshot
+from observe import SMALL_BALLS, changed, give, plain, random_like, refused, snapshot
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
@@ -379,3 +382,104 @@ def test_every_option_of_every_method_has_wrong_values_here():
 
 def test_the_catalogue_rows_are_methods():
     assert all(isinstance(method, Method) and issubclass(method.cls, polyak.PolyakOptimizer) for method in METHODS)
+
+
+# Values of any type whatever, in constructors and later
+
+ODD = (10**400, -(10**400), 10**5000, "x" * 1000, "a\nb", np.array([0.5, 0.6]), np.bool_(True), 1j, object(), {}, {0.5})
+ODD += (range(2), len, torch.tensor(0.5 + 1j), torch.tensor(True), torch.tensor([0.5, 0.6]), torch.ones(1).to_sparse())
+
+
+@each_method
+def test_a_value_of_any_type_is_refused_in_a_short_sentence(method):
+    for option in [*method.defaults, "sync_loss"]:
+        for value in ODD:
+            with refused(ValueError, f"{method.cls.__name__}: {option}=", "is not allowed, it must be"):
+                method.build(fresh(), **{option: value})
+
+
+@each_method
+@pytest.mark.parametrize("value", [0, "world", -100, torch.ones(1), torch.distributed])
+def test_what_is_no_process_group_is_refused(method, value):
+    with refused(TypeError, f"{method.cls.__name__}: process_group is of type", "new_group()"):
+        method.build(fresh(), process_group=value)
+
+
+@each_method
+@pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction, int, np.int64, torch.tensor])
+def test_numbers_of_any_kind_are_kept_as_numbers_that_a_step_and_a_checkpoint_can_take(method, kind):
+    for option, default in method.defaults.items():
+        if (
+            isinstance(default, bool)
+            or not isinstance(default, int | float)
+            or (kind is torch.tensor and option != "lr")
+        ):
+            continue
+        number = 0.5 if kind in (np.float32, np.float64, Fraction) else 3
+        if not method.cls._ranges[option].test(number):
+            continue
+        optimizer = method.build(params := fresh(2, 3), **{option: kind(number)})
+        kept = optimizer.param_groups[0][option]
+        assert type(kept) in (int, float, torch.Tensor), option
+        assert kept == number
+        for _ in range(2):
+            give(params, *random_like(params))
+            optimizer.step(loss=1.0)
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        optimizer.load_state_dict(torch.load(file, weights_only=True))
+
+
+@pytest.mark.parametrize("cls", [polyak.SmoothSPS, polyak.SmoothMomSPS])
+def test_a_first_step_size_that_is_an_integer_may_become_a_fraction(cls):
+    optimizer = cls(
+        params := fresh(), steps_per_epoch=1, init_step_size=1, **({} if cls is polyak.SmoothSPS else {"momentum": 0})
+    )
+    for _ in range(2):
+        give(params, torch.ones(2))
+        optimizer.step(loss=0.01)
+        assert optimizer.param_groups[0]["previous_step_size"] == optimizer.param_groups[0]["step_size"] > 0
+
+
+def test_a_cap_in_a_tensor_of_integers_follows_a_schedule():
+    optimizer = polyak.ALIG(fresh(), lr=torch.tensor(1))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    optimizer.step(loss=1.0, grad_sq_norm=1.0)
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@each_method
+def test_a_wrong_value_that_a_group_is_given_later_is_refused_and_nothing_moves(method):
+    params = fresh(2, 3)
+    optimizer = method.build([{"params": params[:1]}, {"params": params[1:]}])
+    give(params, *random_like(params))
+    optimizer.step(loss=1.0)
+    before = snapshot(optimizer)
+    for option in method.defaults:
+        group, (values, _) = optimizer.param_groups[1], wrong(method, option)
+        for value in values:
+            right, group[option] = group[option], value
+            with refused(ValueError, f"{method.cls.__name__}: {option}=", " is "):
+                optimizer.step(loss=1.0)
+            group[option] = right
+    assert changed(before, snapshot(optimizer)) == set()
+    optimizer.step(loss=1.0)
+
+
+@each_method
+@pytest.mark.parametrize("lr", [INF, torch.tensor(INF)], ids=["number", "tensor"])
+def test_weight_decay_needs_a_finite_cap_later_as_well(method, lr):
+    if "weight_decay" not in method.defaults:
+        return
+    optimizer = method.build(params := fresh(2, 3), weight_decay=0.1, lr=0.1)
+    for group in ({"rho": 0.05}, {}):  # a wrapper's key changes nothing
+        optimizer.param_groups[0] |= {"lr": lr, **({} if "rho" in method.defaults else group)}
+        give(params, *random_like(params))
+        if method.defaults.keys() & {"floor", "rho", "samples"}:  # where the decay is multiplied by γ
+            optimizer.step(loss=1.0)
+            continue
+        with refused(ValueError, f"{method.cls.__name__}: weight_decay needs a finite lr"):
+            optimizer.step(loss=1.0)
+    assert all(bool(p.isfinite().all()) for p in params)

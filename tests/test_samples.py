@@ -61,7 +61,7 @@ def test_a_sample_in_no_batch_keeps_its_target_and_one_that_comes_twice_counts_w
     w.grad = torch.ones(1)
     optimizer.step(loss=torch.tensor([1.0, 3.0, 8.0]), indices=[0, 0, 1])
     group = optimizer.param_groups[0]
-    assert group["last_losses"].tolist() == [2.0, 8.0, 1e6]
+    assert group["last_losses"].tolist() == [2.0, 8.0, math.inf]
     assert group["targets"].tolist() == [1.0, 4.0, 0.0]
     assert float(optimizer.last_step().loss) == 4.0
 
@@ -97,6 +97,11 @@ def test_what_is_no_pair_of_losses_and_indices_is_refused():
         optimizer.step(loss=losses, indices=[0, 1, 2, SAMPLES])
     with refused(TypeError, "indices are integers, but torch.float32 was given"):
         optimizer.step(loss=losses, indices=torch.ones(4))
+    for odd in ("3", ["a"], [None], {3}, [10**30], [[1], [2, 3]], object(), torch.ones(4).to_sparse()):
+        with refused(TypeError, "indices are", "integers, but"):
+            optimizer.step(loss=losses, indices=odd)
+    with refused(ValueError, "meta device"):
+        optimizer.step(loss=losses.to("meta"), indices=problem.order[0])
     assert changed(before, snapshot(optimizer)) == set()
     with refused(TypeError, "ALIG.step() takes no indices", "ALIGPlus"):
         polyak.ALIG([problem.w]).step(loss=1.0, indices=0)
@@ -112,3 +117,14 @@ def test_the_best_epoch_keeps_its_losses_while_later_ones_are_worse():
         best.append(optimizer.param_groups[0]["best_losses"].item())
     assert best[:2] == [3.0, 2.0]
     assert optimizer.param_groups[0]["targets"].tolist() == [1.0]  # halfway to 2, not to 5
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e8, 1e20])
+def test_targets_are_learned_from_losses_of_any_size(scale):
+    one, other = Regression(lr=1.0, eps=0.0), Regression(lr=1.0 / scale, eps=0.0)
+    for t in range(30):
+        one.step(t), other.step(t, factor=scale)
+    targets, scaled = (problem.optimizer.param_groups[0]["targets"] for problem in (one, other))
+    assert bool((targets > 0).any())
+    torch.testing.assert_close(scaled / scale, targets, rtol=1e-9, atol=0)
+    torch.testing.assert_close(other.w, one.w, rtol=1e-9, atol=0)

@@ -7,6 +7,7 @@ formula, and small networks would feel it.
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,6 +18,18 @@ TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LARGEST = {t: torch.finfo(t).max for t in TYPES}
 WIDEST = {"mps": torch.float32}  # which has no float64
 TINY = {t: torch.finfo(t).tiny for t in TYPES}  # below it, a product with a number near 1 is rounded to what it was
+LONGEST = 60  # characters of a value in a sentence
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number that a float can hold, which True is not."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def number(scalar: Scalar) -> float:
@@ -73,3 +86,18 @@ def where(condition: Tensor | bool, a: Scalar, b: Scalar) -> Any:
             a = torch.full((), a, dtype=WIDEST.get(condition.device.type, torch.float64), device=condition.device)
         return torch.where(condition, a, b)
     return a if condition else b
+
+
+def said(value: Any) -> str:
+    """Return a value as it is quoted in a sentence, on one line and not too long."""
+    if isinstance(value, Tensor) and (value.numel() != 1 or value.layout is not torch.strided):
+        return f"a tensor of shape {tuple(value.shape)}"
+    words = " ".join(_repr(value).split())
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]}…"
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__}"

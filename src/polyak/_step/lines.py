@@ -14,7 +14,7 @@ from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, mini
 from .._backend.vector import AVERAGE, add_up
 from .decision import Line
 from .parts import Group, Part
-from .state import check_training, latest, revised
+from .state import check_training, is_better, latest, revised
 
 if TYPE_CHECKING:
     from .optimizer import PolyakOptimizer
@@ -188,7 +188,7 @@ def above_targets(self: PolyakOptimizer, line: Line, parts: list[Part], averages
     steps = math.ceil(group["steps_per_epoch"])
     epoch = t % steps == 0
     if epoch is not False:
-        best = torch.where((last.mean() < best.mean()) & epoch, last, best)
+        best = torch.where(is_better(last, best) & epoch, last, best)
         stage = t % (steps * max(group["epochs"] // group["stages"], 1)) == 0
         averages |= revised(targets, averages["target_steps"], best, stage)
     averages["last_losses"], averages["best_losses"] = last, best

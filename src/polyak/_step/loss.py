@@ -5,9 +5,10 @@ A closure may be evaluated a second time, at other parameters.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Rational, Real
 from typing import Any, NoReturn
 
 import torch
@@ -15,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .._backend.chunks import must_not_sync
 from .._backend.distributed import Leaves
 from .._backend.moves import Form
-from .._backend.scalars import Scalar, as_tensor
+from .._backend.scalars import LARGEST, Scalar, as_tensor
 from .._backend.vector import add_, add_up, assign_, cast
 from .parts import Part, gather
+from .state import check_indices, read_indices
 from .torch_hooks import Replay
 
 Groups = Sequence[Mapping[str, Any]]
@@ -181,8 +182,11 @@ def read_losses(
         refuse_without_loss(owner, groups, SAMPLES)
         return None
     like = groups[0]["step_size"] if groups else torch.zeros(())
-    losses = given.detach().reshape(-1) if isinstance(given, Tensor) else as_scalar(given, like).reshape(1)
-    found = torch.as_tensor([] if indices is None else indices, device=like.device).reshape(-1)
+    losses = given.detach().to_dense() if isinstance(given, Tensor) else as_scalar(given, like)
+    losses = losses.reshape(-1)
+    if losses.is_meta and not like.is_meta:
+        refuse_meta("loss")
+    found = read_indices(owner, indices, like.device)
     if losses.is_complex():
         check_single(losses)
     if len(losses) != len(found) or not len(losses):
@@ -198,17 +202,6 @@ def read_losses(
     return losses.mean()
 
 
-def check_indices(owner: str, indices: Tensor, samples: int) -> None:
-    """Raise unless the indices are those of samples; on a device they are not read."""
-    if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-        raise TypeError(f"{owner}: indices are integers, but {indices.dtype} was given.")
-    if not must_not_sync(indices.device) and not 0 <= int(indices.min()) <= int(indices.max()) < samples:
-        raise IndexError(
-            f"{owner}: the indices are from {int(indices.min())} to {int(indices.max())}, but samples={samples}: count "
-            "the samples of the data set from 0."
-        )
-
-
 def _version(p: Tensor) -> int:
     """Return a number that grows when the gradient of a parameter is written."""
     return -1 if p.grad is None else p.grad._version
@@ -219,17 +212,25 @@ def as_norm(number: object, like: Tensor) -> Tensor:
     return as_scalar(number, like, "grad_sq_norm")
 
 
-def as_scalar(number: object, like: Tensor, name: str = "loss") -> Tensor:
+def as_scalar(number: Any, like: Tensor, name: str = "loss") -> Tensor:
     """Return a number as a new detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
     if isinstance(number, Tensor):
-        if number.numel() != 1 or number.is_complex():
+        if number.numel() != 1 or number.is_complex() or number.layout is not torch.strided:
             check_single(number, name)
+        if number.is_meta and not like.is_meta:
+            refuse_meta(name)
         new = number.clone() if number.dim() == 0 else number.reshape(()).clone()
         return new if new.dtype == like.dtype and new.device == like.device else cast(new, like)
     if isinstance(number, Real):
-        return as_tensor(float(number), like)
+        large = isinstance(number, Rational) and abs(number) > LARGEST[torch.float64]  # type: ignore[operator]
+        return as_tensor((math.inf if number > 0 else -math.inf) if large else float(number), like)  # type: ignore[operator]
     given = type(number).__name__
     raise TypeError(f"The {name} must be a tensor with one element or a number, but a {given} was given.")
+
+
+def refuse_meta(name: str) -> NoReturn:
+    """Raise ValueError for a tensor that has no value although the parameters have."""
+    raise ValueError(f"The {name} must be a number, but lies on the meta device, where it has no value.")
 
 
 def check_single(number: Tensor, name: str = "loss") -> None:
@@ -241,6 +242,8 @@ def check_single(number: Tensor, name: str = "loss") -> None:
         )
     if number.is_complex():
         raise TypeError(f"The {name} must be real, but it is complex: pass its .real or .abs().")
+    if number.layout is not torch.strided:
+        raise TypeError(f"The {name} must be dense, but it is sparse: pass its .to_dense().")
 
 
 # Which loop called step() without a loss, and the line to write there.

@@ -25,7 +25,7 @@ from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_in
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
 from .projection import keep_constraints, project, start_inside
-from .signature import complete, documented, options_of
+from .signature import check_options, complete, documented, options_of
 from .torch_hooks import hook_step
 
 
@@ -43,6 +43,7 @@ class PolyakOptimizer(Optimizer):
     """
 
     _ranges: ClassVar[dict[str, Any]] = {}
+    _later: ClassVar[tuple[str, ...]] = ()  # the options that a step looks at when they are changed
     _has_own_line: ClassVar[bool] = False
     takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
     momentum_form: ClassVar[Form] = Form.NESTEROV
@@ -75,8 +76,9 @@ class PolyakOptimizer(Optimizer):
         options = {"lr": lr, **own, "lower_bound": lower_bound, "foreach": foreach, "fused": fused}
         buffers = {"momentum": momentum, "float32_momentum": float32_momentum}
         options |= {name: buffers[name] for name in buffers if name in options_of(type(self))}
-        self._constraint, self._sync_loss = _options.check_constraint(owner, constraint), sync_loss
-        self._begin(process_group, ready=False)
+        self._constraint = _options.check_constraint(owner, constraint)
+        self._sync_loss = _options.check_value(owner, "sync_loss", sync_loss, self._ranges.get("sync_loss"))
+        self._begin(_options.check_group(owner, process_group), ready=False)
         _options.check(owner, options, options, self._ranges)
         super().__init__(params, options)
         self._ready = True
@@ -84,7 +86,8 @@ class PolyakOptimizer(Optimizer):
 
     def _begin(self, process_group: ProcessGroup | None = None, ready: bool = True) -> None:
         """Set what is not part of the state."""
-        owner, self._last, self._squares, self._places = type(self).__name__, list[Any](), list[Any](), list[Any]()
+        owner, self._last, self._squares = type(self).__name__, list[Any](), list[Any]()
+        self._places, self._options = list[Any](), list[Any]()
         self._processes, self._advice = Processes(owner, process_group), Advice(owner)
         self._watched, self._ready, self._kept = WatchedLoss(), ready, list[Kept]()
 
@@ -223,6 +226,7 @@ class PolyakOptimizer(Optimizer):
         super().zero_grad(set_to_none)
 
     _init_group = _state.init_group  # torch.compile runs a method of this name eagerly
+    _check_options = check_options
 
     # Groups and state
 
@@ -265,7 +269,7 @@ class PolyakOptimizer(Optimizer):
         Raises:
             ValueError: it is the state of another method or optimizer, or of other parameters.
         """
-        _state.check_state(type(self).__name__, state_dict, self.defaults, self._ranges)
+        _state.check_state(self, state_dict)
         super().load_state_dict(state_dict)
         _state.restore_buffers(self, state_dict)
 

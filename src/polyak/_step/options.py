@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict
 
 import torch
 import torch.distributed
@@ -16,6 +15,7 @@ from torch.nn import Parameter
 from .._backend.chunks import INTERPRETED
 from .._backend.cpu_build import REALS, kernels
 from .._backend.distributed import PIECES, is_shard_of_zero, needs_whole
+from .._backend.scalars import is_number, said
 from ..constraints import Constraint
 
 if TYPE_CHECKING or torch.distributed.is_available():
@@ -25,60 +25,73 @@ else:
 
 
 class Allowed(NamedTuple):
-    """The values an option may take: a test, and the same in words."""
+    """The values an option may take: a test, the same in words, and how such a value is kept.
+
+    Numbers are kept as Python's own. NumPy's would round in their type, and could not be loaded with weights_only=True.
+    """
 
     test: Callable[[Any], bool]
     words: str
+    keep: Callable[[Any], Any] = lambda value: value
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value is a real number, which True is not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def numbers(test: Callable[[Any], bool], words: str) -> Allowed:
+def numbers(test: Callable[[Any], bool], words: str, keep: Callable[[Any], Any] = float) -> Allowed:
     """Return the numbers that pass a test."""
-    return Allowed(lambda value: is_number(value) and test(value), words)
+    return Allowed(lambda value: is_number(value) and test(float(value)), words, keep)
+
+
+def or_none(allowed: Allowed) -> Allowed:
+    """Return the same values and None."""
+    test, words, keep = allowed
+    return Allowed(
+        lambda value: value is None or test(value),
+        f"None or {words}",
+        lambda value: value if value is None else keep(value),
+    )
 
 
 def _is_cap(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1 and (value.is_meta or bool(value >= 0))
+        is_real = not value.is_complex() and value.dtype is not torch.bool and value.layout is torch.strided
+        return value.numel() == 1 and is_real and (value.is_meta or bool(value >= 0))
     return is_number(value) and value >= 0
 
 
-Cap = Annotated[float | Tensor, Allowed(_is_cap, "a number ≥ 0 or a tensor of one such number (math.inf for no cap)")]
+def _keep_cap(value: Any) -> Any:
+    """Return a tensor as it is, unless it has a type of integers, in which a schedule would round it to 0."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else value.float()
+    return float(value)
+
+
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_fraction, value))
+
+
+_is_fraction = numbers(lambda value: 0 <= value < 1, "").test
+_CAP_WORDS = "a number ≥ 0 or a tensor of one such number (math.inf for no cap)"
+Cap = Annotated[float | Tensor, Allowed(_is_cap, _CAP_WORDS, _keep_cap)]
 Finite = Annotated[float, numbers(math.isfinite, "a finite number")]
 Positive = Annotated[float, numbers(lambda value: 0 < value < math.inf, "a finite number > 0")]
-PositiveOrNone = Annotated[
-    float | None,
-    Allowed(lambda value: value is None or (is_number(value) and 0 < value < math.inf), "None or a finite number > 0"),
-]
+PositiveOrNone = Annotated[float | None, or_none(numbers(lambda value: 0 < value < math.inf, "a finite number > 0"))]
 NonNegative = Annotated[float, numbers(lambda value: 0 <= value < math.inf, "a finite number ≥ 0")]
 Fraction = Annotated[float, numbers(lambda value: 0 <= value < 1, "a number in [0, 1)")]
-FractionOrNone = Annotated[
-    float | None,
-    Allowed(lambda value: value is None or (is_number(value) and 0 <= value < 1), "None or a number in [0, 1)"),
-]
+FractionOrNone = Annotated[float | None, or_none(numbers(lambda value: 0 <= value < 1, "a number in [0, 1)"))]
 Steps = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a number ≥ 1, usually len(data_loader)")]
-Count = Annotated[int, numbers(lambda n: 0 <= n < math.inf and n == int(n), "an integer ≥ 0")]
-Iterations = Annotated[int, numbers(lambda n: 1 <= n < math.inf and n == int(n), "an integer ≥ 1")]
-Norm = Annotated[str | None, Allowed(lambda norm: norm in (None, "spectral", "adam"), "None, 'spectral' or 'adam'")]
+Count = Annotated[int, numbers(lambda n: 0 <= n < 2**63 and n == int(n), "an integer ≥ 0", int)]
+Iterations = Annotated[int, numbers(lambda n: 1 <= n < 2**63 and n == int(n), "an integer ≥ 1", int)]
+Rounds = Annotated[int, numbers(lambda n: 1 <= n <= 100 and n == int(n), "an integer ≥ 1, at most 100", int)]
+Norm = Annotated[
+    str | None, or_none(Allowed(lambda norm: _is_one_of(norm, "spectral", "adam"), "'spectral' or 'adam'"))
+]
 Polar = Annotated[
-    str, Allowed(lambda name: name in ("polar-express", "newton-schulz"), "'polar-express' or 'newton-schulz'")
+    str, Allowed(lambda name: _is_one_of(name, "polar-express", "newton-schulz"), "'polar-express' or 'newton-schulz'")
 ]
 PositiveOrInf = Annotated[float, numbers(lambda gamma: gamma > 0, "a number > 0")]
 Growth = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a finite number ≥ 1, the growth of the cap per epoch")]
 Betas = Annotated[
     tuple[float, float],
-    Allowed(
-        lambda betas: (
-            isinstance(betas, tuple | list)
-            and len(betas) == 2
-            and all(is_number(beta) and 0 <= beta < 1 for beta in betas)
-        ),
-        "two numbers in [0, 1)",
-    ),
+    Allowed(_are_betas, "two numbers in [0, 1)", lambda betas: tuple(map(float, betas))),
 ]
 Flag = Annotated[bool, Allowed(lambda value: isinstance(value, bool), "True or False")]
 Choice = Annotated[bool | None, Allowed(lambda value: value is None or isinstance(value, bool), "None, True or False")]
@@ -156,19 +169,25 @@ TYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 KERNELS = frozenset({"cpu", "cuda", "meta"})  # devices on which fused=True runs
 
 
-def check(owner: str, group: Mapping[str, Any], options: Mapping[str, Any], ranges: Mapping[str, Allowed]) -> None:
+def check(owner: str, group: dict[str, Any], options: Mapping[str, Any], ranges: Mapping[str, Allowed]) -> None:
     """Raise ValueError for a value that is not allowed and for a misspelt option; other code's keys are its own."""
     for name, value in group.items():
         if name in options:
-            check_value(owner, name, value, ranges.get(name))
+            group[name] = check_value(owner, name, value, ranges.get(name))
         elif (name in REFUSED and not is_off(value)) or _misspelt(name, options):
             raise ValueError(unknown(owner, name, options))
     both = {**options, **group}
-    by_lr = _GAMMA_DECAYS.isdisjoint(options)
-    if by_lr and both.get("weight_decay") and is_number(both["lr"]) and both["lr"] == math.inf:
-        raise ValueError(f"{owner}: weight_decay needs a finite lr, which scales it: lower lr from inf.")
+    check_decay(owner, both, options)
     if both.get("fused") and both.get("foreach"):
         raise ValueError(f"{owner}: fused=True and foreach=True are two ways to move the parameters: choose one.")
+
+
+def check_decay(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise ValueError if a weight decay is scaled by a cap of inf; a device is not asked."""
+    lr = group["lr"]
+    by_lr = group.get("weight_decay") and _GAMMA_DECAYS.isdisjoint(options)
+    if by_lr and (lr.is_cpu if isinstance(lr, Tensor) else True) and lr == math.inf:
+        raise ValueError(f"{owner}: weight_decay needs a finite lr, which scales it: lower lr from inf.")
 
 
 def is_off(value: Any) -> bool:
@@ -193,15 +212,33 @@ def _one_letter_apart(name: str, option: str) -> bool:
     return len(name) == len(option) > 3 and sum(a != b for a, b in zip(name, option, strict=True)) == 1
 
 
-def check_value(owner: str, name: str, value: Any, allowed: Allowed | None) -> None:
-    """Raise ValueError unless the option may have this value."""
-    if allowed is not None and not allowed.test(value):
-        raise ValueError(f"{owner}: {name}={_said(value)} is not allowed, it must be {allowed.words}.")
+def check_value(owner: str, name: str, value: Any, allowed: Allowed | None) -> Any:
+    """Return the value of an option as it is kept; raise ValueError unless the option may have it."""
+    if allowed is None:
+        return value
+    if not allowed.test(value):
+        raise ValueError(f"{owner}: {name}={said(value)} is not allowed, it must be {allowed.words}.")
+    return allowed.keep(value)
 
 
-def refuse_cap(owner: str, lr: float) -> NoReturn:
-    """Raise ValueError where a schedule has made the cap NaN or negative."""
-    raise ValueError(f"{owner}: lr={lr!r} is no cap on a step size: a schedule needs a finite lr > 0 to start from.")
+def check_cap(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise ValueError where a schedule, or other code, has made lr something that is no cap."""
+    lr = group["lr"]
+    if not isinstance(lr, Tensor) and not (is_number(lr) and lr >= 0):
+        raise ValueError(
+            f"{owner}: lr={said(lr)} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
+        )
+    check_decay(owner, group, options)
+
+
+def check_group(owner: str, process_group: Any) -> Any:
+    """Return the processes that share the loss; raise TypeError unless they are a process group or None."""
+    if torch.distributed.is_available() and not isinstance(process_group, ProcessGroup | None):
+        raise TypeError(
+            f"{owner}: process_group is of type {type(process_group).__name__}, but must be what "
+            "torch.distributed.new_group() returns to a member, or None for all processes."
+        )
+    return process_group
 
 
 def check_params(owner: str, params: Iterable[Tensor], fused: bool | None, norm: str | None = None) -> None:
@@ -255,7 +292,5 @@ def check_constraint(owner: str, constraint: Any) -> Any:
     return constraint
 
 
-def _said(value: Any) -> str:
-    return (
-        f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.numel() != 1 else repr(value)
-    )
+def _is_one_of(value: Any, *names: str) -> bool:
+    return isinstance(value, str) and value in names

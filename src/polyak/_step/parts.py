@@ -5,6 +5,7 @@ Here, once per group and step, it is decided which backend that is; nobody asks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from operator import is_
@@ -195,11 +196,15 @@ def _again(method: Any) -> list[Part]:
     """Return the parts of the last step with the gradients of today; nothing if one of them is not as it was."""
     parts: list[Part] = []
     groups, kept = method.param_groups, method._kept
+    options = [group.get(name) for group in groups for name in method._later]
+    if len(options) != len(method._options) or not all(map(is_, options, method._options)):
+        method._check_options()
     if len(kept) != len(groups):
         return parts
     for group, old in zip(groups, kept, strict=True):
         lr, part = group["lr"], old.again(group, method.state, method.buffers(group))
-        if part is None or not (isinstance(lr, Tensor) or lr >= 0):
+        decays = group.get("weight_decay") and getattr(lr, "is_cpu", True) and lr == math.inf  # to be looked at
+        if part is None or decays or not (isinstance(lr, Tensor) or (isinstance(lr, float) and lr >= 0)):
             return []
         part.form, part.mu = method.form(group), group.get("momentum") or 0.0
         parts.append(part)
@@ -227,12 +232,6 @@ def decay_momentum(part: Part, keep: Scalar) -> None:
     part.store_averages()
     if keep != 1.0 and MOMENTUM in part.buffers:
         part.scale_(part.buffers[MOMENTUM], keep)
-
-
-def places(groups: Sequence[Group]) -> list[Any]:
-    """Return what scalars and buffers depend on: the type of every parameter, and the first device of every group."""
-    found: list[Any] = [p.dtype for group in groups for p in group["params"]]
-    return found + [group["params"][0].device for group in groups if group["params"]]
 
 
 def _are_pieces(tensors: Vector) -> bool:

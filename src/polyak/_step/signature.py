@@ -10,9 +10,10 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from operator import is_
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from .options import Allowed, Common, is_off, unknown
+from .options import Allowed, Common, check, check_cap, is_off, unknown
 
 NOT_OPTIONS = frozenset({"self", "params", "constraint", "sync_loss", "process_group"})  # they belong to no group
 
@@ -29,6 +30,7 @@ def complete(cls: type, base: Callable[..., Any]) -> None:
     parameters = [p.replace(annotation=_plain(types.get(p.name, p.annotation))) for p in (*own, *more)]
     cls.__init__ = _checked(init, inspect.Signature(parameters))  # type: ignore[misc]
     cls._ranges = {p.name: found for p in parameters if (found := _range(types.get(p.name)))}  # type: ignore[attr-defined]
+    cls._later = tuple(name for name in cls._ranges if name not in ("lr", "sync_loss"))  # type: ignore[attr-defined]
     if common:
         cls.__doc__ = documented(cls.__doc__, common)
 
@@ -82,6 +84,21 @@ def _checked(init: Callable[..., None], signature: inspect.Signature) -> Callabl
 
     wrapper.__signature__ = signature  # type: ignore[attr-defined]
     return wrapper
+
+
+def check_options(self: Any) -> None:
+    """Raise ValueError if an option in a group has got a value since the last step that is not allowed."""
+    groups = self.param_groups
+    for group in groups:
+        check_cap(type(self).__name__, group, self.defaults)
+    values = [group.get(name) for group in groups for name in self._later]
+    if len(values) == len(self._options) and all(map(is_, values, self._options)):
+        return
+    for group in groups:
+        changed = {name: group[name] for name in self._later if name in group}
+        check(type(self).__name__, changed, self.defaults | {"lr": group["lr"]}, self._ranges)
+        group.update(changed)
+    self._options[:] = [group.get(name) for group in groups for name in self._later]
 
 
 def documented(doc: str | None, common: type) -> str | None:

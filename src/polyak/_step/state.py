@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from .._backend.chunks import must_not_sync
 from .._backend.moves import MOMENTUM
-from .._backend.scalars import away_from_zero
+from .._backend.scalars import away_from_zero, is_number, said
 from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
-from .options import Allowed, check, refuse_cap
-from .parts import Group, places
+from .options import check
+from .parts import Group
 
 METHOD = "polyak_method"  # the key of a group that names its method
 RADIUS = "l2_ball_radius"  # the key of a group whose ball was relative: a state_dict holds the radius
@@ -46,23 +48,55 @@ class OfThisProcess:
         return type(self), (None,)
 
 
-def check_state(owner: str, state_dict: Any, defaults: Mapping[str, Any], ranges: Mapping[str, Allowed]) -> None:
-    """Raise ValueError unless a state_dict is a torch optimizer's, names the same method and holds allowed options."""
-    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    if not isinstance(groups, list) or not isinstance(state_dict.get("state"), Mapping):
+def check_state(optimizer: Any, state_dict: Any) -> None:
+    """Raise ValueError unless a state_dict is a torch optimizer's, names the same method and holds allowed values."""
+    owner, defaults = type(optimizer).__name__, optimizer.defaults
+    if not _is_state(state_dict):
         raise ValueError(f"{owner}: not the state_dict of an optimizer: load what {owner}.state_dict() returned.")
-    for group in groups:
+    for group in state_dict["param_groups"]:
         method = _method_of(group)
         if method not in (None, owner):
             raise ValueError(
                 f"{owner}: the state_dict belongs to {method}: load one that {owner}.state_dict() returned."
             )
-        check(owner, {name: value for name, value in group.items() if name in defaults}, defaults, ranges)
+        options = {name: value for name, value in group.items() if name in defaults}
+        check(owner, options, defaults, optimizer._ranges)
+        for name, first in optimizer._scalars(defaults | options).items():
+            if name in group:
+                _check_scalar(owner, name, group[name], first)
+        if not isinstance(group.get(TRAIN_MODE, True), bool):
+            raise ValueError(f"{owner}: the state holds {TRAIN_MODE}={said(group[TRAIN_MODE])}, {DAMAGED}")
+
+
+def _is_state(state_dict: Any) -> bool:
+    """Return whether a state_dict has the form that torch gives it."""
+    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    state = state_dict.get("state") if isinstance(state_dict, Mapping) else None
+    if not isinstance(groups, list) or not isinstance(state, Mapping):
+        return False
+    fit = [isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups]
+    return all(fit) and all(isinstance(buffers, Mapping) for buffers in state.values())
+
+
+DAMAGED = "which it cannot be: load the state of an earlier step."
+
+
+def _check_scalar(owner: str, name: str, value: Any, first: Any) -> None:
+    """Raise ValueError unless a value may be that of a scalar, or of a table, whose first value is given."""
+    fits = is_number(value)
+    if isinstance(value, torch.Tensor):
+        shape = first.shape if isinstance(first, torch.Tensor) else ()
+        fits = not value.is_complex() and (value.shape == shape or value.numel() == 1 == max(shape, default=1))
+    if fits and not (isinstance(value, torch.Tensor) and value.is_meta):
+        numbers = torch.as_tensor(value)
+        fits = not bool(numbers.isnan().any()) and not (isinstance(first, int) and bool((numbers < 0).any()))
+    if not fits:
+        raise ValueError(f"{owner}: the state holds {name}={said(value)}, {DAMAGED}")
 
 
 def _method_of(group: Mapping[str, Any]) -> str | None:
     """Return the name of the method that a saved group belongs to; None for a method of one's own in 0.1.0."""
-    if POLYAK.isdisjoint(group):
+    if POLYAK.isdisjoint(group) or not isinstance(group.get(METHOD, ""), str | None):
         keys = ", ".join(sorted(str(key) for key in group if key != "params")[:5])
         return f"another kind of optimizer (its options are {keys} …)" if keys else "another kind of optimizer"
     return group.get(METHOD) or next((method for name, method in EARLIEST.items() if name in group), None)
@@ -115,6 +149,7 @@ def follow_parameters(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         for name, default in optimizer.defaults.items():
             group.setdefault(name, default)
+    optimizer._check_options()
     place_scalars(optimizer)
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -131,20 +166,25 @@ def buffer_dtype(group: Group, p: Tensor, name: str) -> torch.dtype:
 
 def init_group(self: Any) -> None:
     """Create the buffers that are missing; torch.compile runs a method of this kind eagerly."""
+    self._check_options()
     if self._places != (found := places(self.param_groups)):  # a model was moved, or got another type
         follow_parameters(self)
         self._places = found
     for group in self.param_groups:
-        if not isinstance(lr := group["lr"], Tensor) and not lr >= 0:
-            refuse_cap(type(self).__name__, lr)
-    for group in self.param_groups:
         add_buffers(self.state, group, self.buffers(group))
+
+
+def places(groups: Sequence[Group]) -> list[Any]:
+    """Return what scalars and buffers depend on: the type of every parameter, and the first device of every group."""
+    found: list[Any] = [p.dtype for group in groups for p in group["params"]]
+    return found + [group["params"][0].device for group in groups if group["params"]]
 
 
 def add_buffers(state: Mapping[Tensor, dict[str, Any]], group: Group, names: Sequence[str]) -> None:
     """Create the buffers of the parameters with a gradient that are missing, with zeros."""
     for p in group["params"] if names else ():
-        if p.grad is not None and names[-1] not in (buffers := state[p]):
+        if p.grad is not None:
+            buffers = state[p]
             for name in names:
                 if name not in buffers:
                     buffers[name] = torch.zeros_like(p, dtype=buffer_dtype(group, p, name))
@@ -215,7 +255,7 @@ def check_training(group: Group) -> None:
 
 # The targets of samples, tables with a number for each.
 
-UNSEEN = 1e6  # the loss of a sample that was in no batch yet; the authors' value
+UNSEEN = math.inf  # the loss of a sample that was in no batch yet
 
 
 def latest(last: Tensor, indices: Tensor, losses: Tensor) -> Tensor:
@@ -225,6 +265,13 @@ def latest(last: Tensor, indices: Tensor, losses: Tensor) -> Tensor:
     return torch.where(counts > 0, sums / counts, last)
 
 
+def is_better(last: Tensor, best: Tensor) -> Tensor:
+    """Return whether the losses are of more samples than the best ones, or of as many and smaller in the mean."""
+    seen, before = last < UNSEEN, best < UNSEEN
+    mean, lowest = (torch.where(losses < UNSEEN, losses / len(losses), 0.0).sum() for losses in (last, best))
+    return (seen.sum() > before.sum()) | ((seen.sum() == before.sum()) & (mean < lowest))
+
+
 def revised(targets: Tensor, steps: Tensor, best: Tensor, stage: Any) -> dict[str, Tensor]:
     """Lower the targets that were reached by half of their last increase, and raise the others half way."""
     reached = best <= targets
@@ -232,3 +279,22 @@ def revised(targets: Tensor, steps: Tensor, best: Tensor, stage: Any) -> dict[st
     found = torch.where(reached, steps, (best - targets).clamp(min=0.0) / 2)
     moved = torch.where(reached, (targets - found / 2).clamp(min=0.0), (targets + best) / 2)
     return {"targets": torch.where(revise, moved, targets), "target_steps": torch.where(revise, found, steps)}
+
+
+def read_indices(owner: str, indices: Any, device: torch.device) -> Tensor:
+    """Return indices as a vector, empty without any."""
+    try:
+        return torch.as_tensor([] if indices is None else indices, device=device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{owner}: indices are a tensor or a list of integers, but not {said(indices)}.") from error
+
+
+def check_indices(owner: str, indices: Tensor, samples: int) -> None:
+    """Raise unless the indices are those of samples; on a device they are not read."""
+    if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+        raise TypeError(f"{owner}: indices are integers, but {indices.dtype} was given.")
+    if not must_not_sync(indices.device) and not 0 <= int(indices.min()) <= int(indices.max()) < samples:
+        raise IndexError(
+            f"{owner}: the indices are from {int(indices.min())} to {int(indices.max())}, but samples={samples}: count "
+            "the samples of the data set from 0."
+        )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from numbers import Real
 from typing import ClassVar
 
 from torch import Tensor
 
 from .._backend.chunks import Vector
+from .._backend.scalars import is_number, said
 from .._backend.vector import real
 
 
@@ -32,12 +32,7 @@ class Constraint(ABC):
 def check_size(owner: str, name: str, value: float | None) -> None:
     """Raise ValueError unless a radius is a finite number > 0."""
     if value is None or not (is_number(value) and 0 < value < math.inf):
-        raise ValueError(f"{owner}: {name}={value!r} is not allowed, it must be a finite number > 0.")
-
-
-def is_number(value: object) -> bool:
-    """Return whether a value is a real number, which True is not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+        raise ValueError(f"{owner}: {name}={said(value)} is not allowed, it must be a finite number > 0.")
 
 
 def real_only(owner: str, params: Sequence[Tensor]) -> Vector:

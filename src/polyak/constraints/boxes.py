@@ -10,7 +10,8 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from .._backend import vector
-from ._base import Constraint, check_size, is_number, real_only
+from .._backend.scalars import is_number, said
+from ._base import Constraint, check_size, real_only
 
 
 @final
@@ -40,7 +41,9 @@ class Box(Constraint):
 
     def __post_init__(self) -> None:
         if not (is_number(self.low) and is_number(self.high) and self.low < self.high):
-            raise ValueError(f"Box({self.low!r}, {self.high!r}) is not allowed, low must be a number below high.")
+            raise ValueError(
+                f"Box({said(self.low)}, {said(self.high)}) is not allowed, low must be a number below high."
+            )
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← min{max{x, low}, high}."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .._backend import vector
 from .._backend.distributed import send
-from .._backend.scalars import positive_part
-from ._base import Constraint, is_number, real_only
+from .._backend.scalars import is_number, positive_part, said
+from ._base import Constraint, real_only
 
 
 @final
@@ -46,7 +46,7 @@ class Halfspace(Constraint):
             given = f"Halfspace: normal={_said(normal)}"
             raise ValueError(f"{given} is not allowed, it must be a finite floating-point 1-dim tensor, not 0.")
         if not (is_number(self.offset) and math.isfinite(self.offset)):
-            raise ValueError(f"Halfspace: offset={self.offset!r} is not allowed, it must be a finite number.")
+            raise ValueError(f"Halfspace: offset={said(self.offset)} is not allowed, it must be a finite number.")
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x − (⟨a, x⟩ − b)₊ a/‖a‖²."""

@@ -16,7 +16,7 @@ from .._backend.vector import AVERAGE, SQUARES, add_up, divided
 from .._step.decision import Line
 from .._step.lines import after_first, mean_model
 from .._step.optimizer import PolyakOptimizer
-from .._step.options import Cap, CommonAndBuffers, Flag, Fraction, Iterations, NonNegative, Norm, Polar, is_matrix
+from .._step.options import Cap, CommonAndBuffers, Flag, Fraction, NonNegative, Norm, Polar, Rounds, is_matrix
 from .._step.parts import Group, Part
 
 # Amsel, Persson, Musco and Gower, 2025, arXiv:2505.16932, for singular values from 0.001 on; all but the last triple
@@ -99,7 +99,7 @@ class MuonMoMo(PolyakOptimizer):
         weight_decay: NonNegative = 0.0,
         norm: Norm = None,
         polar: Polar = "polar-express",
-        polar_steps: Iterations = 5,
+        polar_steps: Rounds = 5,
         stale: Flag = False,
         **common: Unpack[CommonAndBuffers],
     ) -> None:
