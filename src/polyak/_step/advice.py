@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .._backend.moves import Form
+from .._backend.scalars import number
 from .decision import Decision
 from .options import INSTEAD, REFUSED, is_off
 from .parts import Part
@@ -79,7 +80,7 @@ class Advice:
         elif any(decision.cap > 0 for decision in decisions) and not (self._has_moved and _is_at_bound(decisions[0])):
             self._idle += 1
             if self._idle == PATIENCE:
-                self.give("idle", _why_idle(decisions[0]))
+                self.give("idle", _why_idle(decisions[0], number(optimizer._last[0])))
         self.is_due = self._idle > 0 or self._suspects
 
     def _look_at_loss(self, value: Any, lower_bound: Any) -> None:
@@ -132,14 +133,17 @@ def _is_at_bound(decision: Decision) -> bool:
     return not decision.skip and decision.line.value == decision.line.lower_bound
 
 
-def _why_idle(decision: Decision) -> str:
+def _why_idle(decision: Decision, loss: float) -> str:
     line = decision.line
+    what = "the loss"
+    if loss > line.lower_bound:  # averaged, or linearised
+        loss, what = line.value, "the method's model of the loss"
     if decision.skip:
         why = "the loss, the gradient or the step was not finite or too large: see last_step() for which"
     elif not line.slope > 0:
         why = "the gradient was 0"
     else:
-        why = f"the loss ({line.value:g}) was not above lower_bound={line.lower_bound:g}: give a bound below the loss"
+        why = f"{what} ({loss:g}) was not above lower_bound={line.lower_bound:g}: give a bound below the loss"
     return f"nothing has moved for {PATIENCE} steps running, since {why}."
 
 

@@ -215,3 +215,24 @@ def test_a_configuration_without_what_tables_read(keys, value, folder):
     (folder / "config.json").write_text(json.dumps(table))
     with pytest.raises(LabError, match=re.escape(f"run.{'.'.join(keys)} ")):
         documents.read_config(folder / "config.json")
+
+
+def test_a_run_that_ends_while_it_is_read_is_not_finished_with_fewer_epochs(folder, finished, monkeypatch):
+    """Its summary appears after its metrics were read."""
+    (folder / "summary.json").unlink()
+    whole = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(whole.splitlines(keepends=True)[0])
+    read = documents.read_metrics
+
+    def read_and_end(source):
+        records = read(source)
+        (folder / "metrics.jsonl").write_bytes(whole)
+        (folder / "summary.json").write_bytes(finished["summary.json"])
+        return records
+
+    monkeypatch.setattr(documents, "read_metrics", read_and_end)
+    run = stored.load_run(folder)
+    assert (run.finished, len(run.records)) == (False, 1)
+    monkeypatch.undo()
+    run = stored.load_run(folder)
+    assert (run.finished, len(run.records)) == (True, 2)
