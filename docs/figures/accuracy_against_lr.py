@@ -9,7 +9,7 @@ from polyak_lab.report import panels, table
 from polyak_lab.runs import stored
 
 ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "results" / "2026-11-23-mlp-lr-sensitivity-cpu"
+RUNS = ROOT / "results" / "2026-11-26-mlp-lr-sensitivity-cpu"
 OUT = Path(__file__).with_suffix(".png")
 STYLES = {  # row: name in the figure, colour, line, and the height of the name at the right edge
     "ALI-G, momentum 0.9, ball 20": ("ALI-G, momentum 0.9", "#d55e00", "-", 98),
