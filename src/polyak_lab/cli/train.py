@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from polyak_lab import console as terminal
@@ -27,6 +28,8 @@ from polyak_lab.trackers import Tracking
 from polyak_lab.training.fit import check_fit
 from polyak_lab.training.loop import train
 
+EMULATED = ("AVX", "AVX2")  # what torch calls the x86 CPUs without AVX-512
+
 
 @group.process_group()
 def train_one(wanted: Run, out: Path | None, console: Console, track: str | None = None) -> None:
@@ -37,6 +40,7 @@ def train_one(wanted: Run, out: Path | None, console: Console, track: str | None
     path = out or Path("runs") / f"{folder_name}-{content_hash(as_json(run))[:8]}"
     folder = RunFolder(path, run, Label(name))
     group.on_rank_zero(lambda: _warn_of_changes([folder]))
+    group.on_rank_zero(lambda: _say_if_emulated([(run, folder)], console))
     with progress.showing(console, epochs=True) as shown:
         job = Job(name, run, folder, _tracking(track))
         train(run, folder, job.tracked(shown))
@@ -88,6 +92,7 @@ def run_recipe(
 def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console, track: str | None) -> int:
     """Train runs, `count` at a time; return how many failed. With `count` = 1 only the user's own code may fail."""
     tracking = _tracking(track)
+    group.on_rank_zero(lambda: _say_if_emulated(runs, console))
     jobs = [
         Job(f"[{number}/{len(runs)}] {folder.label.row}, seed {run.training.seed}", run, folder, tracking)
         for number, (run, folder) in enumerate(runs, 1)
@@ -170,6 +175,18 @@ def _all_jobs(
             problems.append(error)
     _warn_of_changes([folder for _, folder in jobs])
     return jobs, problems
+
+
+def _say_if_emulated(runs: Sequence[tuple[Run, RunFolder]], console: Console) -> None:
+    """Say that bfloat16 is slow on this CPU, where a run that is left requests it."""
+    left = [run.training for run, folder in runs if not folder.finished]
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in EMULATED and any(t.device == "cpu" and t.precision == "bfloat16" for t in left):
+        say(
+            console,
+            f'precision = "bfloat16" is emulated on this CPU ({capability}, no AVX-512), where convolutions took up to '
+            "ten times as long as in float32.",
+        )
 
 
 def _warn_of_changes(folders: Sequence[RunFolder]) -> None:

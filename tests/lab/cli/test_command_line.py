@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lab.runs import call
 from polyak_lab.cli import inspect
@@ -62,6 +63,17 @@ def test_train_takes_the_options_of_speed(tmp_path, capsys):
     stored = (tmp_path / "run" / "config.json").read_text()
     assert all(text in stored for text in ('"precision": "bfloat16"', '"channels_last": true', '"compile": false'))
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(("capability", "times"), [("AVX2", 1), ("AVX512", 0), ("DEFAULT", 0)])
+def test_bfloat16_that_is_emulated_is_said_once(capability, times, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    flags = ["--optimizer", "alig", "--epochs", 1, "--max-batches", 1, "--out", tmp_path / "run"]
+    flags += ["--precision", "bfloat16"]
+    assert call(*TRAIN, *flags) == 0
+    assert capsys.readouterr().out.count("emulated on this CPU") == times
+    assert call(*TRAIN, *flags) == 0  # it is finished
+    assert "emulated on this CPU" not in capsys.readouterr().out
 
 
 def test_train_names_its_folder_by_its_content(tmp_path, monkeypatch, capsys):
