@@ -25,6 +25,7 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_inline"]
 
 autodoc_typehints = "none"  # the ranges of the options are in their descriptions
+autodoc_mock_imports = ["accelerate", "lightning", "pytorch_lightning", "transformers"]  # the pages need none of them
 autodoc_member_order = "bysource"
 maximum_signature_line_length = 72
 napoleon_google_docstring = True

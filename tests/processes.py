@@ -22,6 +22,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import polyak
+import polyak._step.optimizer as optimizer_module
 from catalogue import METHODS
 from problem import Problem, flat
 
@@ -280,6 +281,32 @@ def two_groups_of_one() -> list[float]:
     return w.tolist()
 
 
+def what_overlaps() -> list[bool]:
+    """Whether the mean loss had been waited for when ‖g‖² was measured, and when γ was decided."""
+    means: list[Any] = []
+    waited: list[bool] = []
+    average, measure, decide = optimizer_module.Processes.average, optimizer_module.sum_squares, polyak.ALIG.step_size
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            waited.append(bool(means[-1].completed))
+            return function(*args)
+
+        return noted
+
+    w = nn.Parameter(torch.zeros(3))
+    optimizer = polyak.ALIG([w])
+    w.grad = torch.ones(3)
+    optimizer_module.Processes.average = lambda self, value: means.append(average(self, value)) or means[-1]
+    optimizer_module.sum_squares, polyak.ALIG.step_size = noting(measure), noting(decide)
+    try:
+        optimizer.step(loss=1.0 + dist.get_rank())
+    finally:
+        optimizer_module.Processes.average, optimizer_module.sum_squares = average, measure
+        polyak.ALIG.step_size = decide
+    return waited
+
+
 def build(name: str, form: str, constraint: str, params: list[Tensor], **options: Any) -> polyak.PolyakOptimizer:
     """Return a method whose step size always follows the loss."""
     method = next(method for method in METHODS if method.name == name)
@@ -316,6 +343,7 @@ def main(rank: int, folder: Path) -> None:
     for context in ("first epoch", "second epoch", "Join"):
         found[f"join {context}"] = joined(context)
     found["groups of one"] = two_groups_of_one()
+    found["overlap"] = what_overlaps()
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 

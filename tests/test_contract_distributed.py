@@ -91,6 +91,10 @@ def test_the_loss_is_shared_within_a_process_group_only(seen):
     assert [found["groups of one"] for found in seen] == [[-1.0], [-2.0]]
 
 
+def test_the_loss_is_on_its_way_while_the_norm_is_measured(seen):
+    assert [found["overlap"] for found in seen] == [[False, True]] * 2
+
+
 def test_a_constraint_on_the_whole_vector_is_refused_where_each_process_holds_a_part(seen):
     for found in (each["constraints on parts"] for each in seen):
         sentences = [value for name, value in found.items() if isinstance(value, str)]

@@ -127,11 +127,19 @@ def total(part: Tensor, layout: Layout) -> Tensor:
 
 
 def mean(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return the mean over the processes; it is on its way until the first use, so that the norm overlaps with it."""
+    """Return the mean over the processes; it is on its way until `arrived`, so that the norm overlaps with it."""
     from torch.distributed import _functional_collectives as collectives
 
-    total: Tensor = collectives.all_reduce(value, "sum", dist.group.WORLD if group is None else group)  # type: ignore[arg-type]
-    return total / dist.get_world_size(group)
+    share = value / dist.get_world_size(group)  # a division of the sum would wait for it
+    total: Tensor = collectives.all_reduce(share, "sum", dist.group.WORLD if group is None else group)  # type: ignore[arg-type]
+    return total
+
+
+def arrived(mean: Tensor) -> Tensor:
+    """Return a mean as a plain tensor; the device waits for it here, the host does not."""
+    wait = getattr(mean, "trigger_wait", None)
+    plain: Tensor = mean if wait is None else wait()
+    return plain
 
 
 class Processes:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .._backend.distributed import Leaves
+from .._backend.distributed import Leaves, arrived
 from .._backend.moves import Form
 from .._backend.scalars import LARGEST, Scalar, as_tensor
 from .._backend.vector import add_, add_up, assign_, cast
@@ -169,7 +169,7 @@ def read_again(self: Any, parts: list[Part], lengths: Sequence[Scalar]) -> tuple
     for i, part in enumerate(parts):
         parts[i] = gather(part.group, self.state, self.buffers(part.group), part.form)
     if self._sync_loss and dist.is_available() and dist.is_initialized():
-        value = self._processes.average(value)
+        value = arrived(self._processes.average(value))
     return value, climb
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .._backend.distributed import Processes
+from .._backend.distributed import Processes, arrived
 from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from ..constraints import Constraint
@@ -147,20 +147,20 @@ class PolyakOptimizer(Optimizer):
         """
         if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
-        given = self._read(closure, loss, indices)
-        groups = self.param_groups
+        given, groups = self._read(closure, loss, indices), self.param_groups
         parts = parts_of(self)
         if given is None:
             refuse_without_loss(type(self).__name__, groups)
             return None
         scalar = groups[0]["step_size"] if groups else torch.zeros(())
         value = as_scalar(given, scalar)
-        if self._sync_loss and dist.is_available() and dist.is_initialized():
+        shared = self._sync_loss and dist.is_available() and dist.is_initialized()
+        if shared:
             value = self._processes.mean(value, groups, self._constraint, grad_sq_norm)
         if not parts:
-            return value
-        self._last[:] = [value]  # in place: torch.compile of 2.11 cannot set an attribute here
+            return arrived(value)
         norm = sum_squares(parts, scalar, self.needs_norm) if grad_sq_norm is None else as_norm(grad_sq_norm, scalar)
+        self._last[:] = [value := arrived(value) if shared else value]  # in place: Dynamo of 2.11 sets no attribute
         line = Line(value, norm, NONE if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound"))
         self._move(measure(self, line, parts, groups, grad_sq_norm) if self._has_own_line else line, parts)
         if not torch.compiler.is_compiling() and is_unusual(self._advice, groups, parts, self._last):
