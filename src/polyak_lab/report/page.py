@@ -64,8 +64,8 @@ def _notices(rows: Sequence[Group], runs: Sequence[run_list.RunLine], problems: 
     """Return what a reader should know before comparing rows."""
     found = [str(problem) for problem in problems if not isinstance(problem, UnreadableRunError)]
     if odd := sum(run.is_problem for run in runs):
-        verb = "run is" if odd == 1 else "runs are"
-        found.append(f"{odd} of {len(runs)} {verb} unfinished, empty or damaged; see the list of runs.")
+        noun, verb = "run" if len(runs) == 1 else "runs", "is" if odd == 1 else "are"
+        found.append(f"{odd} of {len(runs)} {noun} {verb} unfinished, empty or damaged; see the list of runs.")
     recipes = {group.runs[0].label.table for group in rows}
     if len(recipes) > 1:
         named = ", ".join(sorted(name or "none" for name in recipes))

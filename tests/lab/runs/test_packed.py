@@ -289,7 +289,7 @@ def test_a_report_lists_a_damaged_line(case, file, capsys):
     assert call("report", file, "-o", file.with_name("page.html")) == 0
     assert re.fullmatch(r"polyak: [^\n]*line 4 of [^\n]+\.\n", capsys.readouterr().err)
     source = file.with_name("page.html").read_text()
-    assert "1 of 4 run is unfinished, empty or damaged" in source
+    assert "1 of 4 runs is unfinished, empty or damaged" in source
     name = "sgd/seed-1" if case in ("an epoch less", "another label") else "runs.jsonl, line 4"
     (line,) = re.findall(rf'<th scope="row">{name}</th>.*?</tr>', source, re.DOTALL)
     assert "line 4 of" in line
