@@ -1,7 +1,4 @@
-"""The three doors through which the loss reaches a step: `loss=`, a closure, and a watched loss.
-
-A closure may be evaluated a second time, at other parameters.
-"""
+"""The three doors through which the loss reaches a step: `loss=`, a closure, and a watched loss."""
 
 from __future__ import annotations
 

@@ -253,8 +253,6 @@ def check_training(group: Group) -> None:
         )
 
 
-# The targets of samples, tables with a number for each.
-
 UNSEEN = math.inf  # the loss of a sample that was in no batch yet
 
 

@@ -359,4 +359,4 @@ def test_the_options_of_a_method_reach_its_group(name, tmp_path):
     wanted = load(tmp_path, GOOD.replace('optimizer = { name = "alig", lr = 1, l2_ball = 100 }', row)).rows[1].run
     (group,) = build.build_session(resolve(wanted)).optimizer.param_groups
     for option, value in (dict(wanted.optimizer.options) | other).items():
-        assert group[option] == value
+        assert group[option] == (tuple(value) if isinstance(value, list) else value)
