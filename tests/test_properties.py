@@ -108,13 +108,13 @@ def held(optimizer: polyak.PolyakOptimizer, params: list[nn.Parameter]) -> float
     return sum(float(optimizer.state[p]["momentum_buffer"].to(torch.cdouble).abs().square().sum()) for p in params)
 
 
-# inf until they are set
+# inf or -inf until they are set
 UNSET = ("learned_lower_bound", "previous", "previous_step_size", "last_losses", "best_losses")
 
 
 def check_scalars(optimizer: polyak.PolyakOptimizer) -> None:
     for name, value in snapshot(optimizer).items():
-        unset = value == math.inf if name.split()[0] in UNSET else torch.tensor(False)
+        unset = value.isinf() if name.split()[0] in UNSET else torch.tensor(False)
         assert (value.isfinite() | unset).all(), name
     for group in optimizer.param_groups:
         assert group["step_size"] >= 0
