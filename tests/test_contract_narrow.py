@@ -162,3 +162,34 @@ def test_a_memory_of_float64_stays_positive_in_float32():
     optimizer.load_state_dict(wide.state_dict())
     assert _memory(optimizer).dtype == torch.float32
     assert float(_memory(optimizer)) == torch.finfo(torch.float32).tiny
+
+
+@each_backend
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_ball_rescales_by_a_factor_with_all_digits(backend, dtype, count):
+    """Rounded to float16, where it is below the normal numbers, the factor would be off by 0.3 %."""
+    params = [nn.Parameter(torch.zeros(5, dtype=dtype)) for _ in range(count)]
+    optimizer = polyak.ALIG(params, lr=1e-9, constraint=polyak.L2Ball(0.5), **backend)
+    for p in params:
+        p.data.fill_(14072.0)
+    give(params, *map(torch.ones_like, params))
+    optimizer.step(loss=1.0)
+    expected = torch.tensor(0.5 / math.sqrt(5 * count), dtype=dtype)
+    assert all(bool((p == expected).all()) for p in params)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_momentum_is_not_rounded_where_there_are_several_tensors(backend, dtype):
+    """Each of them moves as one that is alone in an optimizer."""
+    values = torch.linspace(1.0, 2.0, 50).to(dtype)
+    ends = []
+    for split in (1, 5):
+        params = [nn.Parameter(value.clone()) for value in values.chunk(split)]
+        optimizer = polyak.ALIG(params, lr=1e-2, momentum=0.9, **backend)
+        for _ in range(3):
+            give(params, *values.chunk(split))
+            optimizer.step(loss=1e6)
+        ends.append(torch.cat([p.detach() for p in params]))
+    assert torch.equal(*ends)

@@ -93,8 +93,9 @@ def scale_(x: Vector, a: Scalar) -> None:
     if isinstance(a, Tensor) and is_narrow(x):  # torch would round a to the type of x first
         for tensor in x:
             tensor.copy_(tensor.to(a.dtype) * a)
-    elif len(x) == 1:
-        x[0].mul_(a)
+    elif len(x) == 1 or (is_narrow(x) and x[0].is_cpu):  # and its multi-tensor kernel on the CPU a number, too
+        for tensor in x:
+            tensor.mul_(a)
     else:
         torch._foreach_mul_(x, a)
 
