@@ -21,10 +21,10 @@ demo: $(READY) ## train ALI-G beside its rivals on real data; prints the table, 
 	@$(BIN)/polyak run recipes/demo.toml --out runs/demo --report
 
 test: $(READY) lint types ## everything that must hold; minutes on two cores
-	@$(BIN)/pytest -n auto --dist loadgroup
+	@$(BIN)/pytest -n auto
 
 coverage: $(READY) ## the same tests with the lines and branches they reach: 97 % at least
-	@$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term
+	@$(BIN)/pytest -n auto --cov --cov-report=term
 
 test-full: $(READY) ## every method crossed with every backend, type and momentum: `make test` draws from these
 	@$(BIN)/pytest -n auto --full

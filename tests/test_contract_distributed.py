@@ -11,20 +11,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import polyak
 import processes
 from observe import SMALL_BALLS
 
-pytestmark = [pytest.mark.filterwarnings(SMALL_BALLS), pytest.mark.xdist_group("two processes")]  # they start once
+pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 HERE = Path(__file__).parent
 each_row = pytest.mark.parametrize("row", processes.rows(), ids="-".join)
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Let two processes run all the checks, and return what each of them saw."""
-    folder = tmp_path_factory.mktemp("processes")
+    """Return what each of two processes saw in all the checks; they start once, however many workers pytest has."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "two processes"
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{rank}.json" for rank in range(processes.SIZE)]
+    with FileLock(folder / "lock"):
+        if not all(file.exists() for file in files):
+            start(folder)
+    return [json.loads(file.read_text()) for file in files]
+
+
+def start(folder: Path) -> None:
+    """Let two processes run all the checks."""
     source = Path(polyak.__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(source), str(HERE)]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-W", "ignore", str(HERE / "processes.py")]
@@ -34,7 +46,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
     errors = [process.communicate(timeout=180)[1] for process in running]
     assert [process.returncode for process in running] == [0] * processes.SIZE, "\n".join(errors)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes.SIZE)]
 
 
 @pytest.mark.filterwarnings(SMALL_BALLS)
