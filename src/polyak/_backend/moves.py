@@ -178,10 +178,15 @@ MOVES: dict[Form, Callable[..., None]] = {
 
 ROW = 1 << 12  # numbers of one sum on the CPU: torch keeps few accumulators, so that long float32 sums lose digits
 SHORT = 1 << 8  # and a single one where the numbers do not lie side by side
+ALONE = 1 << 9  # numbers of a tensor, on average, from which a sum of its own is faster than a copy
 
 
 def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
     """Return numbers whose sum is ‖x‖², for one chunk on the CPU, summed in short rows, then over the rows' norms."""
+    if len(piece) > 1 and sum(sizes := [*map(Tensor.numel, piece)]) >= ALONE * len(piece):
+        if max(sizes) < 4 * ROW and piece[0].dtype == dtype and all(map(Tensor.is_contiguous, piece)):
+            return [torch.dot(x, x) for x in [x.view(-1) for x in piece]]
+        return [square for x in piece for square in squares_of_piece([x], dtype)]
     x: Tensor = piece[0] if len(piece) == 1 else _flatten_dense_tensors(piece)
     if not x.is_contiguous():
         views = flat_views((x,))
@@ -217,5 +222,11 @@ def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
 
 def dot_of_piece(x: Vector, y: Vector) -> float:
     """Return ⟨x, y⟩ of one chunk of one type on the CPU."""
-    a, b = (piece[0] if len(piece) == 1 else _flatten_dense_tensors(piece) for piece in (x, y))
-    return torch.dot(a.reshape(-1), b.reshape(-1)).item()
+    if len(x) > 1 and not _is_summed_alone(x):
+        x, y = [_flatten_dense_tensors(x)], [_flatten_dense_tensors(y)]
+    return sum([torch.dot(a.reshape(-1), b.reshape(-1)).item() for a, b in zip(x, y, strict=True)])
+
+
+def _is_summed_alone(piece: Vector) -> bool:
+    """Return whether to sum over each tensor is faster than to copy all of them side by side first."""
+    return sum(map(Tensor.numel, piece)) >= ALONE * len(piece)

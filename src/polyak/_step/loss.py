@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.compiler import is_compiling
 
+from .._backend.chunks import INTERPRETED
 from .._backend.distributed import Leaves, arrived
 from .._backend.moves import Form
 from .._backend.scalars import LARGEST, Scalar, as_tensor
@@ -55,7 +57,7 @@ class WatchedLoss:
     def _add(self, part: Tensor, groups: Groups, scaler: Any) -> None:
         if self._landed and not _any_gradient(groups):
             self.take()
-        if not torch.compiler.is_compiling():  # compiled autograd has no callbacks
+        if not is_compiling():  # compiled autograd has no callbacks
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))
         if scaler is not None:  # scale() of a one is the current scale, still on the device
             part = part / scaler.scale(torch.ones_like(part))
@@ -75,7 +77,7 @@ class WatchedLoss:
 
     def _is_reached(self, groups: Groups) -> bool:
         """Return whether the backward pass that is running accumulates a gradient of one of the parameters."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return True
         params = [p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf]
         return any(map(_is_executed, self._leaves.of(params)))
@@ -179,8 +181,7 @@ def read_losses(
         refuse_without_loss(owner, groups, SAMPLES)
         return None
     like = groups[0]["step_size"] if groups else torch.zeros(())
-    losses = given.detach().to_dense() if isinstance(given, Tensor) else as_scalar(given, like)
-    losses = losses.reshape(-1)
+    losses = (given.detach().to_dense() if isinstance(given, Tensor) else as_scalar(given, like)).reshape(-1)
     if losses.is_meta and not like.is_meta:
         refuse_meta("loss")
     found = read_indices(owner, indices, like.device)
@@ -216,6 +217,8 @@ def as_scalar(number: Any, like: Tensor, name: str = "loss") -> Tensor:
             check_single(number, name)
         if number.is_meta and not like.is_meta:
             refuse_meta(name)
+        if number.dtype == like.dtype and number.is_cpu and like.is_cpu and not (INTERPRETED or is_compiling()):
+            return torch.scalar_tensor(number.item(), dtype=like.dtype, device="cpu")  # faster than a clone
         new = number.clone() if number.dim() == 0 else number.reshape(()).clone()
         return new if new.dtype == like.dtype and new.device == like.device else cast(new, like)
     if isinstance(number, Real):
@@ -283,8 +286,7 @@ LINES = {
 
 def refuse_without_loss(owner: str, groups: Groups, instead: str | None = None) -> None:
     """Raise RuntimeError if there is a gradient to follow; distributed checkpointing calls so with every lr at 0."""
-    has_gradient = any(p.grad is not None for group in groups for p in group["params"])
-    if has_gradient and any(group["lr"] != 0 for group in groups):
+    if _any_gradient(groups) and any(group["lr"] != 0 for group in groups):
         raise RuntimeError(f"{owner}.step() needs the loss: {instead or line_to_write()}.")
 
 
