@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import _functional_collectives as collectives
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -39,6 +40,7 @@ SETS: dict[str, Callable[[int], polyak.Constraint | None]] = {
 }
 SHAPES = ((4, 2), (3,), (5, 3))
 SEVERAL = (("DDP", "each", 3), ("DDP", "all", 1), ("FSDP2", "each", 1), ("FSDP2", "all", 3))
+MESSAGES = {"SafeSPS": 2, "MoMo": 3, "MoMoAdam": 3, "NGNMD": 3}  # the loss, ‖g‖², the averages
 PLACEMENTS = ([Shard(0)], [Replicate()], [Shard(0)])  # five rows on two processes: unequal pieces
 
 
@@ -307,6 +309,28 @@ def what_overlaps() -> list[bool]:
     return waited
 
 
+def messages(name: str, mesh: DeviceMesh) -> int:
+    """How many sums cross the processes in a step of three groups of sharded parameters."""
+    params = [nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in problem().params()]
+    groups: Any = [{"params": [p], "lr": 1e-3} for p in params]
+    optimizer, sent = getattr(polyak, name)(groups), [0]
+    all_reduce = collectives.all_reduce
+
+    def counted(*args: Any) -> Any:
+        sent[0] += 1
+        return all_reduce(*args)
+
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        collectives.all_reduce, sent[0] = counted, 0
+        try:
+            optimizer.step(loss=1.0)
+        finally:
+            collectives.all_reduce = all_reduce
+    return sent[0]
+
+
 def build(name: str, form: str, constraint: str, params: list[Tensor], **options: Any) -> polyak.PolyakOptimizer:
     """Return a method whose step size always follows the loss."""
     method = next(method for method in METHODS if method.name == name)
@@ -344,6 +368,7 @@ def main(rank: int, folder: Path) -> None:
         found[f"join {context}"] = joined(context)
     found["groups of one"] = two_groups_of_one()
     found["overlap"] = what_overlaps()
+    found["messages"] = {name: messages(name, mesh) for name in MESSAGES}
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -106,6 +106,10 @@ def test_the_loss_is_on_its_way_while_the_norm_is_measured(seen):
     assert [found["overlap"] for found in seen] == [[False, True]] * 2
 
 
+def test_a_step_of_sharded_groups_sends_few_messages(seen):
+    assert seen[0]["messages"] == seen[1]["messages"] == processes.MESSAGES
+
+
 def test_a_constraint_on_the_whole_vector_is_refused_where_each_process_holds_a_part(seen):
     for found in (each["constraints on parts"] for each in seen):
         sentences = [value for name, value in found.items() if isinstance(value, str)]

@@ -19,6 +19,7 @@ from .vector import (
     add_up,
     average_,
     average_squares_,
+    average_together,
     axpy_,
     denominator,
     divided,
@@ -81,6 +82,10 @@ class General(Vectors):
 
         If it is `deferred`, nothing reads the buffers before the move, which may store the averages.
         """
+        return average_together([self], beta, beta2, with_x)[0]
+
+    def average_here_(self, beta: Scalar | None, beta2: Scalar | None) -> tuple[Vector, Vector]:
+        """Average, and return the direction and the averaged squares."""
         g, skip = self.g, self.skip
         u, s = g if beta is None else self.buffers[AVERAGE], g if beta2 is None else self.buffers[SQUARES]
         for g_chunk, u_chunk, s_chunk in chunks(g, u, s, foreach=self.group["foreach"]):
@@ -88,23 +93,20 @@ class General(Vectors):
                 average_(u_chunk, g_chunk, beta, skip)
             if beta2 is not None:
                 average_squares_(s_chunk, g_chunk, beta2, skip)
-        products = (self.dot(g, self.x), self.dot(u, self.x)) if with_x else (0.0, 0.0)
-        return Products(*products, self._dual_squares(u))
+        return u, self.buffers.get(SQUARES, s)
 
-    def _dual_squares(self, u: Vector) -> Scalar:
-        """Return ⟨u, D⁻¹u⟩, which is ‖u‖² without a preconditioner."""
-        if (preconditioner := self.preconditioner) is None or not u:
-            return self.sum_squares(u)
-
-        def here(rows: list[tuple[Tensor, Tensor]]) -> Scalar:
-            some, s = [[*column] for column in zip(*rows, strict=True)]
-            found: list[Scalar] = []
-            for y, s_chunk in chunks(some, s, foreach=self.group["foreach"]):
-                products = torch._foreach_mul(divided(y, s_chunk, preconditioner), y)
-                found += [torch.sum(product) for product in products]
-            return add_up(found, self.group["step_size"])
-
-        return self._scalar(over_processes(here, self.params, zip(u, self.buffers[SQUARES], strict=True)))
+    def products_here(self, rows: Sequence[Sequence[Tensor]], with_x: bool) -> Products:
+        """Return what is measured of some rows of g, x, u and the averaged squares in this process."""
+        if not rows:
+            return Products(0.0, 0.0, 0.0)
+        g, x, u, s = [[*column] for column in zip(*rows, strict=True)]
+        products = (dot(g, x), dot(u, x)) if with_x else (0.0, 0.0)
+        if self.preconditioner is None:
+            return Products(*products, sum_squares(u, foreach=self.group["foreach"]))
+        found: list[Scalar] = []
+        for y, s_chunk in chunks(u, s, foreach=self.group["foreach"]):
+            found += map(torch.sum, torch._foreach_mul(divided(y, s_chunk, self.preconditioner), y))
+        return Products(*products, add_up(found, self.group["step_size"]))
 
     def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u; return their new ‖x‖² if it is to be `measured`.
@@ -172,22 +174,20 @@ def largest_but_float16(dtypes: set[torch.dtype], group: dict[str, Any]) -> floa
     return min([LARGEST[dtype] for dtype in dtypes - {torch.float16}], default=scalar)
 
 
+def average_all_(
+    parts: Sequence[Any], beta: Scalar | None, beta2: Scalar | None = None, with_x: bool = False, deferred: bool = False
+) -> list[Products]:
+    """Average in all parts; if all are sharded, one message carries what is measured of them."""
+    if all([part.sharded for part in parts]):
+        return average_together([as_general(part) for part in parts], beta, beta2, with_x)
+    return [part.average_(beta, beta2, with_x, deferred) for part in parts]
+
+
 def as_general(part: Any) -> General:
     """Return the vectors of a part of another backend, for a direction that its kernels cannot take."""
     general = General(part.group, part.params, part.x, part.u, part.buffers)
     general.same_move(part)
     return general
-
-
-def sum_abs(part: Any, x: Vector) -> Scalar:
-    """Return ‖x‖₁ of a vector of a part, over all processes that hold a piece of it."""
-
-    def here(rows: list[tuple[Tensor]]) -> Scalar:
-        norms = [torch.linalg.vector_norm(tensor, 1, dtype=scalar_dtype([tensor])) for (tensor,) in rows]
-        return add_up(norms, part.group["step_size"])
-
-    scalar = over_processes(here, part.params, zip(x, strict=True)) if x else 0.0
-    return number(scalar) if part.numbers else scalar
 
 
 def sum_after(part: Any, gamma: Any) -> Scalar:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .chunks import Vector, chunks, must_not_sync, types
 from .distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
 from .moves import Preconditioner, dot_of_piece, squares_of_piece
-from .scalars import Scalar, as_tensor, where
+from .scalars import Scalar, as_tensor, number, where
 
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 DOUBLE = frozenset({torch.float64, torch.complex128})
@@ -130,6 +130,17 @@ def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Scalar:
     return over_processes(here, owners or y, zip(x, y, strict=True))
 
 
+def sum_abs(part: Any, x: Vector) -> Scalar:
+    """Return ‖x‖₁ of a vector of a part, over all processes that hold a piece of it."""
+
+    def here(rows: list[tuple[Tensor]]) -> Scalar:
+        norms = [torch.linalg.vector_norm(tensor, 1, dtype=scalar_dtype([tensor])) for (tensor,) in rows]
+        return add_up(norms, part.group["step_size"])
+
+    scalar = over_processes(here, part.params, zip(x, strict=True)) if x else 0.0
+    return number(scalar) if part.numbers else scalar
+
+
 def clamp_(x: Vector, low: float, high: float) -> None:
     """x ← min{max{x, low}, high}."""
     for tensor in x:
@@ -160,11 +171,22 @@ def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:
 
 
 def over_processes(here: Callable[[list[Any]], Scalar], owners: Sequence[Tensor], rows: Iterable[Any]) -> Scalar:
+    """Return the sum of what every process finds in its rows, if the owners of the rows are sharded."""
+    return sums_over_processes(lambda some: [here(some)], owners, rows)[0]
+
+
+def sums_over_processes(
+    here: Callable[[list[Any]], list[Scalar]], owners: Sequence[Tensor], rows: Iterable[Any]
+) -> list[Scalar]:
+    """Return several such sums, which travel in one message for each layout of the owners."""
     if not any_sharded(owners):
         return here(rows if isinstance(rows, list) else list(rows))
     like = torch.zeros((), dtype=scalar_dtype(owners), device=owners[0].device)
-    parts = [total(as_tensor(here(some), like), layout) for layout, some in by_layout(owners, rows).items()]
-    return parts[0] if len(parts) == 1 else add_up(parts, parts[0])
+    found = []
+    for layout, some in by_layout(owners, rows).items():
+        sums = torch.stack([cast(as_tensor(scalar, like), like) for scalar in here(some)])
+        found.append(total(sums, layout))
+    return [add_up(column, like) for column in zip(*[sums.unbind() for sums in found], strict=True)]
 
 
 def _scaled(y: Vector, a: Scalar, skip: Tensor | None = None) -> Vector:
@@ -242,3 +264,20 @@ def denominator(s: Vector, preconditioner: Preconditioner) -> Vector:
     torch._foreach_div_(d, send(root, s[0]) if isinstance(root, Tensor) else root)
     torch._foreach_add_(d, preconditioner.eps)
     return list(d)
+
+
+def average_together(parts: Sequence[Any], beta: Scalar | None, beta2: Scalar | None, with_x: bool) -> list[Products]:
+    """Average in all parts, and measure; one message carries the sums of all processes."""
+    owners: list[Tensor] = []
+    rows: list[Any] = []
+    for i, part in enumerate(parts):
+        u, s = part.average_here_(beta, beta2)
+        owners += part.params
+        rows += [(i, row) for row in zip(part.g, part.x, u, s, strict=True)]
+
+    def here(some: list[Any]) -> list[Scalar]:
+        found = [part.products_here([row for j, row in some if i == j], with_x) for i, part in enumerate(parts)]
+        return [scalar for products in found for scalar in products]
+
+    sums = map(parts[0]._scalar, sums_over_processes(here, owners, rows))
+    return [Products(*some) for some in zip(*[sums] * 3, strict=True)]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._backend.general import sum_abs
+from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
 from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, minimum, number, where
-from .._backend.vector import AVERAGE, add_up
+from .._backend.vector import AVERAGE, add_up, sum_abs
 from .decision import Line
 from .parts import Group, Part
 from .state import check_training, is_better, latest, revised
@@ -197,10 +197,9 @@ def above_targets(self: PolyakOptimizer, line: Line, parts: list[Part], averages
 
 def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line:
     """Average the squares of the gradients, and return the line along D⁻¹g."""
-    found = []
     for part in parts:
         part.preconditioner = Preconditioner(bias_correction(beta2, k), part.group["eps"], k)
-        found.append(part.average_(None, beta2, deferred=True).sum_squares)
+    found = [products.sum_squares for products in average_all_(parts, None, beta2, deferred=True)]
     return line._replace(slope=add_up(found, parts[0].group["step_size"]))
 
 
@@ -220,10 +219,10 @@ def averaged(
     weight decay is AdamW's.
     """
     like, rows = parts[0].group["step_size"], []
-    for part in parts:
+    measured = average_all_(parts, beta, beta2, with_x=True, deferred=True)
+    for part, products in zip(parts, measured, strict=True):
         decay = number(decay_of(part.group)) if part.numbers else decay_of(part.group)
         s = 1.0 + decay
-        products = part.average_(beta, beta2, with_x=True, deferred=True)
         part.u, part.squares = part.buffers[AVERAGE], products.sum_squares / rho**2
         part.divisor = rho if decoupled else rho * s
         if part.group["weight_decay"]:
@@ -241,13 +240,12 @@ def mean_model(line: Line, parts: list[Part], averages: dict[str, Any], beta: Sc
 
     The direction is the average m of the gradients; weight decay is AdamW's.
     """
-    like, products = parts[0].group["step_size"], []
-    for part in parts:
-        products.append(part.average_(beta, beta2, with_x=True))
-        part.u, part.squares = part.buffers[AVERAGE], products[-1].sum_squares
+    like, measured = parts[0].group["step_size"], average_all_(parts, beta, beta2, with_x=True)
+    for part, products in zip(parts, measured, strict=True):
+        part.u, part.squares = part.buffers[AVERAGE], products.sum_squares
         if part.group["weight_decay"]:
             part.decay = 1.0 - decay_of(part.group)
-    g_x, d_x = (add_up([product[i] for product in products], like) for i in (0, 1))
+    g_x, d_x = (add_up([products[i] for products in measured], like) for i in (0, 1))
     h = averages["model_average"] = beta * averages["model_average"] + (1.0 - beta) * (line.value - g_x)
     return line._replace(value=h + d_x)
 

@@ -7,9 +7,8 @@ from typing import Any, Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
-from .._backend.general import sum_abs
 from .._backend.scalars import Scalar
-from .._backend.vector import AVERAGE, add_up
+from .._backend.vector import AVERAGE, add_up, sum_abs
 from .._step.decision import Line
 from .._step.lines import after_first, mean_model
 from .._step.optimizer import PolyakOptimizer
