@@ -136,9 +136,10 @@ def shortened(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: max(width - 1, 1)]}…"
 
 
-def decimals(number: float, form: str) -> str:
-    """Write a number in a format, or as a power of ten from a million on, as the perplexity of a diverged run is."""
-    return format(number, form if abs(number) < 1e6 else f"{form.removesuffix(form.lstrip('+'))}.2e")
+def decimals(form: str, *numbers: float) -> list[str]:
+    """Write numbers in a format, or all as powers of ten if one is above a million, as a diverged run's perplexity."""
+    huge = any(abs(number) >= 1e6 for number in numbers)
+    return [format(number, f"{form.removesuffix(form.lstrip('+'))}.2e" if huge else form) for number in numbers]
 
 
 def capped_share(share: float) -> str:

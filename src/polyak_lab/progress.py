@@ -169,7 +169,7 @@ def sentence(record: Numbers) -> str:
     else:
         parts.append(f"test accuracy {100 * record['test_accuracy']:.2f} %")
     if record.get("test_perplexity") is not None:
-        parts.append(f"perplexity {decimals(float(record['test_perplexity']), '.2f')}")
+        parts.append(f"perplexity {decimals('.2f', float(record['test_perplexity']))[0]}")
     if record.get("test_accuracy_augmented") is not None:
         parts.append(f"on augmented images {100 * record['test_accuracy_augmented']:.2f} %")
     parts.append(f"step size {float(record['step_size']):.2e}")

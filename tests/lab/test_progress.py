@@ -85,11 +85,16 @@ def test_a_long_epoch_without_a_terminal_gives_a_sign_of_life_now_and_then(epoch
 
 
 @pytest.mark.parametrize(
-    ("number", "form", "written"),
-    [(10.834, ".2f", "10.83"), (3.1e97, ".2f", "3.10e+97"), (-2e6, "+.2f", "-2.00e+06")],
+    ("numbers", "form", "written"),
+    [
+        ([10.834], ".2f", ["10.83"]),
+        ([3.1e97], ".2f", ["3.10e+97"]),
+        ([-2e6], "+.2f", ["-2.00e+06"]),
+        ([2.28e6, 15756.3], ".2f", ["2.28e+06", "1.58e+04"]),
+    ],
 )
-def test_a_huge_number_is_written_as_a_power_of_ten(number, form, written):
-    assert decimals(number, form) == written
+def test_a_huge_number_and_those_beside_it_are_written_as_powers_of_ten(numbers, form, written):
+    assert decimals(form, *numbers) == written
 
 
 def test_a_number_that_is_not_there_is_left_out():

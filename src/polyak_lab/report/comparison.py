@@ -134,7 +134,7 @@ def _print_tests(console: Console, names: Sequence[str], values: Sequence[dict[S
     title = f"{score.title}: {names[0]} - {names[1]}"
     listed = Table("test", "difference [95 %]", "t", "degrees of freedom", "p", header_style="bold", title=cell(title))
     for result in found:
-        middle, low, high = (decimals(number, f"+{score.form}") for number in (result.difference, *result.interval))
+        middle, low, high = decimals(f"+{score.form}", result.difference, *result.interval)
         p = f"{result.p:.2g}" if result.p >= 1e-4 else "< 0.0001"
         listed.add_row(result.name, f"{middle} [{low}, {high}]", f"{result.statistic:.2f}", f"{result.degrees:.1f}", p)
     show(console, listed)

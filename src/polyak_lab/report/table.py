@@ -99,10 +99,7 @@ class Score:
             return EMPTY
         if not all(map(math.isfinite, values)):
             return DIVERGED
-        center = decimals(mean(values), self.form)
-        if len(values) == 1:
-            return center
-        return f"{center} ± {decimals(deviation(values), self.form)}"
+        return " ± ".join(decimals(self.form, mean(values), *([deviation(values)] if len(values) > 1 else [])))
 
 
 ACCURACY = Score("test accuracy, %", "test_accuracy", 100.0, ".2f")
@@ -215,8 +212,5 @@ def _comparison(group: Group, against: Group, score: Score) -> str:
     found = None if group is against else compare(group, against, score)
     if found is None:
         return EMPTY
-    center = decimals(found.mean, f"+{score.form}")
-    if found.interval is None:
-        return center
-    low, high = (decimals(end, f"+{score.form}") for end in found.interval)
-    return f"{center} [{low}, {high}]"
+    center, *ends = decimals(f"+{score.form}", found.mean, *(found.interval or ()))
+    return f"{center} [{', '.join(ends)}]" if ends else center
