@@ -82,7 +82,7 @@ def run_recipe(
         say(console, f"{before} of {len(jobs)} runs were finished before.")
     failures = _train_all(jobs, count, console, track)
     if failures < len(jobs):
-        group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs]))
+        group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs], smoke))
     if problems:
         raise LabError(f"{len(problems)} rows cannot be trained: correct them, and run the same command again.")
     if failures:
@@ -99,6 +99,9 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
     ]
     if count > 1:
         left = [job for job in jobs if not job.folder.finished]
+        for job in jobs:
+            if job not in left:
+                job.folder.store_label()
         if warning := cores_warning(left, count):
             say(console, warning)
         with progress.showing_several(console, epochs=False) as make_progress:
@@ -128,10 +131,11 @@ def show(
     console: Console,
     with_report: bool,
     jobs: Sequence[RunFolder] = (),
+    smoke: bool = False,
 ) -> None:
     """Print the table of a recipe's rows in a folder, and write the report if requested."""
     problems: list[LabError] = []
-    own, others = _of_recipe(stored.find_runs([folder], on_problem=problems.append), recipe, jobs)
+    own, others = _of_recipe(stored.find_runs([folder], on_problem=problems.append), recipe, jobs, smoke)
     for problem in problems:
         warn(problem)
     rows = table.groups(own)
@@ -149,17 +153,41 @@ def show(
 
 
 def _of_recipe(
-    runs: Sequence[StoredRun], recipe: Recipe, jobs: Sequence[RunFolder]
+    runs: Sequence[StoredRun], recipe: Recipe, jobs: Sequence[RunFolder], smoke: bool
 ) -> tuple[list[StoredRun], list[StoredRun]]:
     """Split runs into those of this recipe, and those of others or of changed rows."""
     ran = {job.label.row: stored.group_key(job.label.row, job.config) for job in jobs}
-    names = {row.name for row in recipe.rows}
+    rows = {row.name: row for row in recipe.rows}
+    resolved: dict[str, Run | None] = {}  # the other rows of which there are runs
 
     def is_own(run: StoredRun) -> bool:
-        known = run.label.table == recipe.name and run.label.row in names
-        return known and ran.get(run.label.row, run.group) == run.group
+        name = run.label.row
+        if run.label.table != recipe.name or name not in rows:
+            return False
+        if name in ran:
+            return ran[name] == run.group
+        if name not in resolved:
+            resolved[name] = _resolved_on_cpu(_cut(rows[name], "cpu", smoke))
+        return _is_current(run, resolved[name])
 
-    return [run for run in runs if is_own(run)], [run for run in runs if not is_own(run)]
+    verdicts = [(run, is_own(run)) for run in runs]
+    return [run for run, own in verdicts if own], [run for run, own in verdicts if not own]
+
+
+def _resolved_on_cpu(row: Row) -> Run | None:
+    """Resolve a row that is not trained now; None if that takes data, packages or a device that are not here."""
+    try:
+        return resolve(recipes.with_seed(row.run, 0))
+    except LabError:
+        return None
+
+
+def _is_current(stored_run: StoredRun, now: Run | None) -> bool:
+    """Return whether a stored run, on whichever device, is what its row asks for, as far as that is known."""
+    if now is None:
+        return True
+    asked = as_json(recipes.on_device(now, stored_run.config["training"].get("device", "")))
+    return stored.group_key(stored_run.label.row, asked) == stored_run.group
 
 
 def _all_jobs(

