@@ -1,6 +1,7 @@
 """Whatever $CC is and does, the kernels are compiled or one sentence says what is wrong and what to do."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -76,6 +77,16 @@ def test_a_command_that_is_none(given, part, monkeypatch):
         (r"printf '\n\n' >&2; exit 3", "(exit status 3, without a message)"),
         ("head -c 100000 /dev/zero | tr '\\0' e >&2; exit 1", "(eeeee"),
         ("echo 'only on stdout'; exit 1", "(only on stdout)"),
+        pytest.param(
+            "exec cat /dev/urandom",
+            "",
+            marks=pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit"),
+        ),
+        pytest.param(
+            'exec cat /dev/zero > "$out"',
+            "(killed by signal ",
+            marks=pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit"),
+        ),
         ("kill -SEGV $$", "(killed by signal 11)"),
         ('mkdir "$out"', "(it made no library)"),
         (': > "$out"', "(its library cannot be loaded: file too short)"),
@@ -85,6 +96,8 @@ def test_a_command_that_is_none(given, part, monkeypatch):
 )
 def test_a_compiler_that_fails(script, part, monkeypatch, tmp_path):
     monkeypatch.setenv("CC", compiler(tmp_path, script))
+    monkeypatch.setattr(cpu_build, "TIME_LIMIT", 20.0)
+    monkeypatch.setattr(cpu_build, "SIZE_LIMIT", 1 << 20, raising=False)
     assert part in sentence()
     assert not [*tmp_path.rglob("*.so")]
 

@@ -27,6 +27,7 @@ WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"
 PROCESSORS = {"AVX512": WIDE, "AVX2": WIDE[-2:]}  # what torch itself uses here; anything else needs no flag
 THREADS = (("-fopenmp",), ())  # not every compiler has them
 TIME_LIMIT = 120.0  # seconds; the compiler needs two seconds
+SIZE_LIMIT = 1 << 26  # bytes of a file that it writes; the library has 50,000
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -216,6 +217,7 @@ def _compile(command: list[str], out: Path) -> None:
         except (OSError, ValueError) as error:
             raise _CompilerError(_not_started(command[0], error)) from None
         try:
+            _limit_files(process.pid)
             status = process.wait(TIME_LIMIT)
         finally:
             if process.returncode is None:
@@ -224,6 +226,14 @@ def _compile(command: list[str], out: Path) -> None:
             raise _CompilerError(_complaint(messages) or _ended(status))
     if not out.is_file():
         raise _CompilerError("it made no library")
+
+
+def _limit_files(pid: int) -> None:
+    """Limit the files that a process writes, so that endless messages do not fill the disk."""
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):  # Linux alone has it
+        import resource
+
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (SIZE_LIMIT, SIZE_LIMIT))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
