@@ -125,6 +125,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be stored; a file name can hold bytes that are not UTF-8."""
+    return encodable(text) == text
+
+
+def encodable(text: str) -> str:
+    """Spell the bytes of a file name that are not UTF-8, so that it can be stored."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def cell(text: str) -> Text:
     """Put text into a table as it is, in letters that standard output can encode."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -25,7 +25,7 @@ from polyak_lab.config.strict import (
     read,
     shown,
 )
-from polyak_lab.console import shortened
+from polyak_lab.console import encodable, shortened
 from polyak_lab.errors import LabError
 from polyak_lab.recipes.grid import on_grid
 
@@ -114,7 +114,8 @@ def load(path: Path) -> Recipe:
     _refuse_doubles(rows, path)
     if not content.seeds:
         raise LabError(f"{path}: seeds is empty; name at least one, such as seeds = [0].")
-    return Recipe(path.stem, content.title or path.stem, content.note, content.seeds, rows, content.sweep)
+    name = encodable(path.stem)
+    return Recipe(name, content.title or name, content.note, content.seeds, rows, content.sweep)
 
 
 def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:

@@ -30,7 +30,7 @@ def write(path: Path, rows: Sequence[Group], title: str, note: str, problems: Se
         problems: What was wrong with folders; an unreadable run is named in the list of runs.
     """
     unreadable = [problem for problem in problems if isinstance(problem, UnreadableRunError)]
-    timings = {run.files: run_list.read_timing(run.files) for group in rows for run in group.runs}
+    timings = {run.files: run_list.read_timing(run) for group in rows for run in group.runs}
     runs = run_list.lines(rows, unreadable, timings, path)
     head, body = _table(rows, timings)
     page = _template().render(

@@ -10,7 +10,7 @@ from polyak_lab.console import printable
 from polyak_lab.errors import LabError
 from polyak_lab.report.statistics import mean
 from polyak_lab.report.table import EMPTY, Group
-from polyak_lab.runs import documents
+from polyak_lab.runs import documents, stored
 from polyak_lab.runs.stored import Files, StoredRun, UnreadableRunError
 
 
@@ -66,15 +66,12 @@ def state(run: StoredRun) -> str:
     return f"unfinished: {done} of {_count(epochs, 'epoch')}" if epochs else f"unfinished: {_count(done, 'epoch')}"
 
 
-def read_timing(files: Files) -> Timing:
-    """Read the time and the speed of a run; a file that is missing or damaged has none."""
-    try:
-        epochs = documents.read_timings(files.get("timings.jsonl"))
-    except LabError:
+def read_timing(run: StoredRun) -> Timing:
+    """Read the time and the speed of a run; where lines are missing or damaged, both are unknown."""
+    epochs = stored.read_times(run)
+    if not epochs:
         return Timing(None, None)
     trained = sum(epoch["seconds"] for epoch in epochs)
-    if not trained:
-        return Timing(None, None)
     samples = sum(epoch["seconds"] * epoch["images_per_second"] for epoch in epochs)
     return Timing(trained + sum(epoch["evaluation_seconds"] for epoch in epochs), samples / trained)
 

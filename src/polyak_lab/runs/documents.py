@@ -130,6 +130,18 @@ def read_timings(path: Source, first: int | None = None) -> list[Object]:
     return _read_records(path, TIMINGS, first)
 
 
+def read_known_timings(path: Source, first: int) -> list[Object | None]:
+    """Read the first lines of timings.jsonl, each by itself: a damaged one is None."""
+
+    def read(number: int, line: bytes) -> Object | None:
+        try:
+            return _check_record(number, _parse_line(number, decode(line)), TIMINGS)
+        except DamageError:
+            return None
+
+    return [read(number, line) for number, line in enumerate(read_bytes(path).split(b"\n")[:-1][:first], 1)]
+
+
 def read_starts(path: Source) -> list[Object]:
     """Read environment.json: a description of each start of the run."""
     content = read_object(path)

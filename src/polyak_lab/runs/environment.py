@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from polyak_lab.console import encodable
+
 PACKAGES = ("polyak", "numpy", "rich", "tyro", "matplotlib")
 
 
@@ -26,7 +28,7 @@ def describe(device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "threads": torch.get_num_threads(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [encodable(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
         **_commit(),
     }
 

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from polyak_lab import imports
-from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
+from polyak_lab.config.run import Run, as_json, content_hash, first_difference, flatten, plain
+from polyak_lab.config.strict import shown
+from polyak_lab.console import is_encodable, warn
 from polyak_lab.errors import LabError
 from polyak_lab.files import append_line, exists, explain_os_errors, remove_unfinished, write_atomic
 from polyak_lab.processes import group
@@ -94,6 +96,9 @@ class RunFolder:
     def check(self) -> None:
         """Refuse a folder that holds anything other than this run."""
         stored = self.path / "config.json"
+        for key, value in flatten(self.config):
+            if not is_encodable(str(value)):
+                raise LabError(f"{key} is {shown(value)}, whose bytes are not UTF-8: rename that file or folder.")
         if exists(self.path) and not self.path.is_dir():
             raise LabError(f"{self.path} is a file: choose a folder with --out.")
         if exists(stored):
@@ -198,13 +203,17 @@ class RunFolder:
         return [plain(line) for line in records], self._read_timings(epochs)
 
     def _read_timings(self, epochs: int) -> list[dict[str, Any]]:
-        """Read the times of the epochs; those of missing or damaged lines are 0."""
+        """Read the times of the epochs; those of missing or damaged lines are 0, which is said."""
+        path = self.path / "timings.jsonl"
         try:
-            timings = documents.read_timings(self.path / "timings.jsonl", epochs)
+            timings = documents.read_known_timings(path, epochs)
         except LabError:
             timings = []
+        timings += [None] * (epochs - len(timings))
+        if lost := timings.count(None):
+            warn(LabError(f"{path} has no times of {lost} of {epochs} epochs: the time of this run is not known."))
         unknown = {"seconds": 0.0, "evaluation_seconds": 0.0, "images_per_second": 0.0}
-        return timings + [{"epoch": epoch + 1, **unknown} for epoch in range(len(timings), epochs)]
+        return [timing or {"epoch": epoch, **unknown} for epoch, timing in enumerate(timings, 1)]
 
     def _truncate_lines(self) -> None:
         """Remove the lines of epochs that the checkpoint does not include."""

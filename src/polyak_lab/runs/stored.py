@@ -1,6 +1,7 @@
 """Stored runs, in folders or packed, as tables and reports read them, without torch."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,20 @@ def load(files: Files) -> StoredRun:
         remedy = "" if isinstance(metrics, documents.Part) else ", or delete the folder to train the run again"
         raise LabError(f"{metrics} does not match {summary}: a line was lost or changed. Restore the file{remedy}.")
     return StoredRun(files, Label(**content["label"]), content["run"], records, finished)
+
+
+def read_times(run: StoredRun) -> Sequence[Mapping[str, Any]] | None:
+    """Read the times of a run's epochs; None unless all are there, and their sum is that of the summary."""
+    try:
+        epochs = documents.read_timings(run.files.get("timings.jsonl"))
+        total = documents.read_summary(run.files.get("summary.json"))["seconds"] if run.finished else None
+    except LabError:
+        return None
+    # The line of the last epoch of a run that trains may not be written yet.
+    if len(epochs) < len(run.records) - (not run.finished) or not all(epoch["seconds"] for epoch in epochs):
+        return None
+    seconds = sum(epoch["seconds"] + epoch["evaluation_seconds"] for epoch in epochs)
+    return epochs if total is None or math.isclose(seconds, total) else None
 
 
 def _matches_summary(

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
 from polyak_lab.config.strict import read
-from polyak_lab.console import say
+from polyak_lab.console import encodable, say, warn
 from polyak_lab.data import NAMES
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
@@ -89,7 +89,7 @@ class Search:
         folder = (self.folder / "trials" / content_hash(as_json(run))[:12]).resolve()
         drawn.set_user_attr("folder", folder.name)
         self.optuna_trials[drawn.number] = drawn
-        trial = Trial(drawn.number, name, run, folder, self.folder.name)
+        trial = Trial(drawn.number, name, run, folder, encodable(self.folder.name))
         self._report_earlier(trial)
         return trial
 
@@ -207,18 +207,28 @@ def _write_result(study: optuna.Study, folder: Path, console: Console) -> dict[s
     done = counted(study)
     best = study.best_trial
     final = stored.load_run(folder / "trials" / best.user_attrs["folder"]).records[-1]
-    spent = [documents.read_timings(path) for path in sorted(folder.glob("trials/*/timings.jsonl"))]
+    epochs, seconds = _cost(folder / "trials")
     result = {
         "trials": len(done),
         "pruned": sum(trial.state == TrialState.PRUNED for trial in done),
-        "epochs": sum(map(len, spent)),
-        "seconds": sum(line["seconds"] + line["evaluation_seconds"] for lines in spent for line in lines),
+        "epochs": epochs,
+        "seconds": seconds,
         "best": {"values": best.params, "score": best.value, "folder": best.user_attrs["folder"], "final": final},
     }
     path = folder / "sweep.json"
     write_atomic(path, documents.dump(documents.with_checksum(plain({"asked": _read_request(path), "result": result}))))
     say(console, _summary(result))
     return result
+
+
+def _cost(folder: Path) -> tuple[int, float]:
+    """Return the epochs and the seconds of all trials; what is damaged is not counted, which is said."""
+    runs = stored.find_runs([folder], on_problem=warn)
+    times = [stored.read_times(run) for run in runs]
+    if unknown := times.count(None):
+        warn(LabError(f"The time of {unknown} of {len(runs)} trials is not counted: their timings.jsonl is damaged."))
+    seconds = sum(line["seconds"] + line["evaluation_seconds"] for lines in times for line in lines or ())
+    return sum(len(run.records) for run in runs), seconds
 
 
 def _summary(result: Mapping[str, Any]) -> str:

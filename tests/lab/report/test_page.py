@@ -145,6 +145,7 @@ def test_times_and_speeds_are_those_of_the_runs(runs, tmp_path):
         timing = {"seconds": 2.0, "evaluation_seconds": 1.0, "images_per_second": 1500.0}
         text = "".join(json.dumps({"epoch": epoch, **timing}) + "\n" for epoch in (1, 2, 3))
         (folder / "timings.jsonl").write_text(text)
+        finish(folder)
     page = written(tmp_path, runs)
     assert page.text.count("9.0 s") == page.text.count("1,500") == 4  # in its row, and for each of three runs
 

@@ -301,7 +301,7 @@ def test_damage_that_no_table_shows_hides_no_run(file, capsys):
     text = file.read_text().replace('"images_per_second"', '"speed"')
     file.write_text(text)
     assert len(stored.find_runs([file])) == 4
-    assert {run_list.read_timing(run.files) for run in stored.find_runs([file])} == {run_list.Timing(None, None)}
+    assert {run_list.read_timing(run) for run in stored.find_runs([file])} == {run_list.Timing(None, None)}
 
 
 def test_a_line_without_its_newline_counts(file):

@@ -17,6 +17,7 @@ from lab.report.test_tables import store
 from lab.runs import call, execute, run
 from polyak_lab import data
 from polyak_lab.errors import LabError
+from polyak_lab.runs import documents
 
 SEVERAL = """
 import json, os, sys
@@ -158,3 +159,41 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert 'href="./seed-0/config.json"' in page.read_text(encoding="utf-8")
     assert 'href="./n%FF/seed-0/config.json"' in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert picture.stat().st_size
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+TINY = ("--epochs", 1, "--max-batches", 1, "--device", "cpu", "--threads", 1)
+
+
+def test_a_recipe_whose_name_is_not_utf8(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / f"{NOT_UTF8}.toml"
+    recipe.write_text(
+        '[defaults]\ndata = "digits"\nmodel = "logistic"\n'
+        'training = { epochs = 1, device = "cpu", threads = 1 }\n'
+        '[[row]]\nname = "SGD"\noptimizer = { name = "sgd", lr = 0.1 }\n'
+    )
+    for _ in range(2):
+        assert call("run", recipe, "--report") == 0
+    said, errors = capsys.readouterr()
+    assert (said.count("\\udce9"), errors) == (4, "")  # a title and a path each
+    assert "1 of 1 runs were finished before." in said
+
+
+def test_a_command_that_is_not_utf8_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["polyak", "train", "--out", NOT_UTF8])
+    out = tmp_path / NOT_UTF8
+    assert call("train", "--data", "digits", "--model", "logistic", "--optimizer", "alig", *TINY, "--out", out) == 0
+    (start,) = documents.read_starts(out / "environment.json")
+    assert start["command"] == ["polyak", "train", "--out", "caf\\udce9"]
+
+
+def test_data_whose_path_is_not_utf8_are_refused_before_anything_trains(tmp_path, capsys):
+    (tmp_path / NOT_UTF8).write_text("some text to read " * 1000)
+    flags = ("--data", "text", "--root", tmp_path / NOT_UTF8, "--context", 16)
+    out = tmp_path / "run"
+    assert call("train", *flags, "--model", "gpt-small", "--optimizer", "alig", "--lr", 1, *TINY, "--out", out) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("polyak: data.root is ")
+    assert line.endswith("whose bytes are not UTF-8: rename that file or folder.")
+    assert not out.exists()

@@ -304,6 +304,45 @@ def test_a_damaged_clock_or_log_file_costs_no_run(name, damage, tmp_path):
     assert len(documents.read_timings(tmp_path / "cut" / "timings.jsonl")) == 3 or name == "environment.json"
 
 
+@pytest.mark.parametrize("damage", ["first", "last", "cut", "folder of a link"])
+def test_the_times_that_can_be_read_are_kept(damage, tmp_path, capsys):
+    stopped_after(2, tmp_path)
+    path = tmp_path / "timings.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    texts = {"first": ["{]\n", lines[1]], "last": [lines[0], "\0\n"], "cut": [lines[0], lines[1][:-5]]}
+    path.unlink()
+    if damage in texts:
+        path.write_text("".join(texts[damage]))
+    else:
+        path.symlink_to("elsewhere/timings.jsonl")
+    execute(tmp_path, run())
+    lost = 1 if damage in texts else 2
+    assert capsys.readouterr().err == (
+        f"polyak: {path} has no times of {lost} of 2 epochs: the time of this run is not known.\n"
+    )
+    kept = path.read_text().splitlines(keepends=True)
+    assert (kept[0] == lines[0], kept[1] == lines[1], len(kept)) == (damage in ("last", "cut"), damage == "first", 3)
+    assert stored.read_times(stored.load_run(tmp_path)) is None
+
+
+@pytest.mark.parametrize("change", [None, "a line less", "no lines", "other seconds", "other evaluation", "no file"])
+def test_the_time_of_a_finished_run_is_that_of_its_summary_or_unknown(change, tmp_path):
+    execute(tmp_path, run(epochs=2))
+    path = tmp_path / "timings.jsonl"
+    text = path.read_text()
+    path.write_text(
+        {
+            "a line less": text.partition("\n")[2].replace('"epoch": 2', '"epoch": 1'),
+            "no lines": "",
+            "other seconds": text.replace('"seconds": ', '"seconds": 1', 1),
+            "other evaluation": text.replace('"evaluation_seconds": ', '"evaluation_seconds": 1', 1),
+        }.get(change, text)
+    )
+    if change == "no file":
+        path.unlink()
+    assert (stored.read_times(stored.load_run(tmp_path)) is None) == (change is not None)
+
+
 def test_a_damaged_log_of_a_stopped_run_that_takes_its_threads_from_it(tmp_path):
     resolved = resolve(run(threads=None))
     folder = RunFolder(tmp_path, resolved, ROW)

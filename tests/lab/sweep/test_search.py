@@ -269,3 +269,49 @@ def test_a_locked_database(recipe, tmp_path, monkeypatch, capsys):
     assert line.startswith(f"polyak: Another program has locked {out / 'study.db'}")
     database.close()
     assert call("sweep", recipe, "--out", out) == 0
+
+
+@pytest.mark.parametrize("damage", ["garbage", "folder", "a line less", "other seconds"])
+def test_a_damaged_clock_of_a_finished_trial_costs_no_search(damage, recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    recipe.write_text(RECIPE.replace("trials = 6", "trials = 2"))
+    assert call("sweep", recipe, "--out", out) == 0
+    before = result(out)
+    clock = next((out / "trials").rglob("timings.jsonl"))
+    lines = clock.read_text().splitlines(keepends=True)
+    clock.unlink()
+    if damage == "folder":
+        clock.mkdir()
+    else:
+        changed = lines[0].replace('"seconds": ', '"seconds": 9')
+        texts = {"garbage": ["\0\n"], "a line less": lines[:-1], "other seconds": [changed, *lines[1:]]}
+        clock.write_text("".join(texts[damage]))
+    capsys.readouterr()
+    assert call("sweep", recipe, "--out", out) == 0
+    said = "polyak: The time of 1 of 2 trials is not counted: their timings.jsonl is damaged.\n"
+    assert capsys.readouterr().err == said
+    after = result(out)
+    assert 0 < after.pop("seconds") < before.pop("seconds")
+    assert after == before
+
+
+def test_a_damaged_trial_that_is_not_the_best_is_said(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    recipe.write_text(RECIPE.replace("trials = 6", "trials = 2"))
+    assert call("sweep", recipe, "--out", out) == 0
+    before = result(out)
+    [other] = [path for path in (out / "trials").iterdir() if path.name != before["best"]["folder"]]
+    (other / "metrics.jsonl").write_text("{}\n")
+    capsys.readouterr()
+    assert call("sweep", recipe, "--out", out) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(other / "metrics.jsonl") in line
+    assert result(out)["best"] == before["best"]
+
+
+def test_a_search_in_a_folder_whose_name_is_not_utf8(recipe, tmp_path, capsys):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    recipe.write_text(RECIPE.replace("trials = 6", "trials = 1"))
+    assert call("sweep", recipe, "--out", out) == 0
+    assert call("sweep", recipe, "--out", out) == 0
+    assert "0 of 1 trials left" in capsys.readouterr().out
