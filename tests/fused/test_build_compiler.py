@@ -89,6 +89,8 @@ def test_a_command_that_is_none(given, part, monkeypatch):
         ),
         ("kill -SEGV $$", "(killed by signal 11)"),
         ('mkdir "$out"', "(it made no library)"),
+        ('cc "$@"; truncate -s 9000 "$out"', "(its library was cut short)"),
+        ('cc "$@"; truncate -s -1 "$out"', "(its library was cut short)"),
         (': > "$out"', "(its library cannot be loaded: file too short)"),
         ('echo "not a library, but some text, as long as a header of one would be" > "$out"', "invalid ELF header"),
         ('echo "double other(void) { return 0; }" | cc -shared -fPIC -o "$out" -x c -', "has no function polyak_pass)"),

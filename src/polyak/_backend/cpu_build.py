@@ -11,6 +11,7 @@ import platform
 import shlex
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -226,6 +227,19 @@ def _compile(command: list[str], out: Path) -> None:
             raise _CompilerError(_complaint(messages) or _ended(status))
     if not out.is_file():
         raise _CompilerError("it made no library")
+    if not _is_whole(out):
+        raise _CompilerError("its library was cut short")
+
+
+def _is_whole(library: Path) -> bool:
+    """Return whether a file in the format ELF has its end: loading a part of a library would kill this process."""
+    with library.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":  # which the loader refuses, or which is no ELF file of 64 bits
+        return True
+    order = "<" if head[5] == 1 else ">"
+    sections, size, count = *struct.unpack_from(f"{order}Q", head, 40), *struct.unpack_from(f"{order}2H", head, 58)
+    return bool(sections + size * count <= library.stat().st_size)
 
 
 def _limit_files(pid: int) -> None:
