@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import ssl
 import urllib.request
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def download(
     with explain_os_errors("write", part):
         if target.exists():
             return _accepted(target, item, "delete it to download it anew")
+        if target.is_symlink():
+            raise LabError(f"{target} is a link to a file that is missing: delete the link to download it here.")
         folder.mkdir(parents=True, exist_ok=True)
         try:
             _receive(item.url, part, on_progress)
@@ -77,6 +80,10 @@ def _receive(url: str, part: Path, on_progress: OnProgress) -> None:
         opener = urllib.request.build_opener(_Redirects)
         with opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
             resumes = getattr(response, "status", None) == 206
+            answered = re.match(r"\s*bytes\s+(\d+)-", response.headers.get("Content-Range", ""))
+            if resumes and answered and int(answered[1][:20]) != start:
+                part.unlink(missing_ok=True)
+                raise ConnectionError("the server sent another part of the file than the one asked for")
             _append(response, part, start if resumes else 0, on_progress)
     except HTTPError as error:
         error.close()

@@ -39,6 +39,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if self.server.length is not None:
             self.send_header("Content-Length", self.server.length or str(len(content) - start))
+        if start and self.server.shift is not None:
+            start += self.server.shift
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         self.wfile.write(content[start:][: self.server.cut])
 
@@ -54,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.files, server.ranges, server.cut, server.resumes = {"/file.bin": CONTENT}, [], None, True
+        server.shift = None  # bytes from where a download should resume to where it does
         server.length = ""  # as it is; another text is sent instead, and None is not sent
         server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -95,6 +99,33 @@ def test_server_that_cannot_resume_starts_over(server, tmp_path):
     server.resumes = False
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
     assert download(item(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("shift", [-1, 1, -4_000, 4_000])
+def test_a_download_that_resumes_at_another_byte_starts_over(shift, server, tmp_path):
+    """No checksum would tell, nor the number of lines."""
+    content = b"1 3:1 9:1\n" * 2_000
+    server.files, server.shift, server.length = {"/lines": content}, shift, None
+    (tmp_path / "lines.part").write_bytes(content[:9_995])
+    wanted = Download(f"{server.url}/lines", lines=2_000 - (shift // 10 if abs(shift) > 10 else 0))
+    with pytest.raises(LabError, match=r"Cannot download .* \(the server sent another part of the file than .*\)"):
+        download(wanted, tmp_path)
+    assert download(Download(f"{server.url}/lines", lines=2_000), tmp_path).read_bytes() == content
+
+
+def test_a_download_that_resumes_at_the_byte_asked_for(server, tmp_path):
+    server.shift = 0
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    assert download(item(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("target", ["elsewhere/file.bin", "file.bin"])
+def test_a_link_to_a_missing_file_is_left_alone(target, server, tmp_path):
+    (tmp_path / "file.bin").symlink_to(target)
+    with pytest.raises(LabError, match=r"file\.bin is a link to a file that is missing: delete the link .*\.$"):
+        download(item(server), tmp_path)
+    assert (tmp_path / "file.bin").is_symlink()
+    assert server.ranges == []
 
 
 def test_complete_part_is_taken_over(server, tmp_path):
