@@ -74,6 +74,15 @@ def test_a_command_that_is_none(given, part, monkeypatch):
         (r"printf 'kernels.c: erreur \351\377\n' >&2; exit 1", "kernels.c: erreur ��"),
         (r"printf '\033[31mfatal error: no stdint.h\033[0m\n' >&2; exit 1", "fatal error: no stdint.h"),
         (r"printf 'In file included from x:\nx.h:1: fatal error: y\n' >&2; exit 1", "(x.h:1: fatal error: y)"),
+        (
+            r"printf 'ld: hm\nld: final link failed: No space left\ncollect2: error: ld returned 1\n' >&2; exit 1",
+            "(ld: final link failed: No space left)",
+        ),
+        (
+            r"printf 'ld: unable to find library -lomp\nclang: error: linker command failed\n' >&2; exit 1",
+            "(ld: unable to find library -lomp)",
+        ),
+        (r"printf 'collect2: error: ld returned 1 exit status\n' >&2; exit 1", "(collect2: error: ld returned 1"),
         (r"printf '\n\n' >&2; exit 3", "(exit status 3, without a message)"),
         ("head -c 100000 /dev/zero | tr '\\0' e >&2; exit 1", "(eeeee"),
         ("echo 'only on stdout'; exit 1", "(only on stdout)"),

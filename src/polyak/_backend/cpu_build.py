@@ -29,6 +29,7 @@ PROCESSORS = {"AVX512": WIDE, "AVX2": WIDE[-2:]}  # what torch itself uses here;
 THREADS = (("-fopenmp",), ())  # not every compiler has them
 TIME_LIMIT = 120.0  # seconds; the compiler needs two seconds
 SIZE_LIMIT = 1 << 26  # bytes of a file that it writes; the library has 50,000
+LINKER_FAILED = ("ld returned", "linker command failed")  # of gcc, clang
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -269,10 +270,13 @@ def _ended(status: int) -> str:
 
 
 def _complaint(messages: IO[bytes]) -> str:
-    """Return the compiler's first error, or its first line."""
+    """Return the compiler's first error, the linker's last line, or the first line."""
     messages.seek(0)
     lines = [line.strip() for line in messages.read(1 << 16).decode(errors="replace").splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    errors = [i for i, line in enumerate(lines) if "error" in line.lower()]
+    if errors and any(words in lines[errors[0]] for words in LINKER_FAILED):  # the cause stands above
+        return lines[max(errors[0] - 1, 0)]
+    return lines[errors[0] if errors else 0] if lines else ""
 
 
 def _brief(text: str, length: int) -> str:
