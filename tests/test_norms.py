@@ -9,12 +9,14 @@ from torch import Tensor, nn
 import polyak
 from catalogue import each_backend
 from observe import SMALL_BALLS
-from polyak._backend.vector import sum_squares
+from polyak._backend.vector import absolutes, dot, sum_squares
+from polyak.methods.muon_momo import polar
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_short_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 N = 1 << 22
 
 
@@ -53,6 +55,44 @@ def test_a_norm_is_right_in_every_layout(dtype, layout):
     x = layout(dtype)
     views = [torch.view_as_real(x) if x.is_complex() else x]
     assert float(sum_squares(views)) == pytest.approx(exact(x), rel=1e-5, abs=0)
+
+
+@each_short_dtype
+@pytest.mark.parametrize("other", ["itself", "contiguous"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_product_is_as_right_in_every_layout(dtype, layout, other):
+    x = layout(dtype)
+    y = x if other == "itself" else x.contiguous()
+    assert float(dot([x], [y])) == pytest.approx(float(x.double().square().sum()), rel=1e-5, abs=0)
+
+
+@each_short_dtype
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_sum_of_absolute_values_is_as_right_in_every_layout(dtype, layout):
+    x = layout(dtype)
+    assert float(absolutes(-x)) == pytest.approx(float(x.double().abs().sum()), rel=1e-5, abs=0)
+
+
+def test_equal_numbers_lose_no_more():
+    x, exactly = torch.full((N,), 0.1), N * float(torch.tensor(0.1))
+    for view in (x, x.view(-1, 64).t(), torch.full((2 * N,), 0.1)[::2]):
+        assert float(absolutes(view)) == pytest.approx(exactly, rel=1e-5)
+        assert float(dot([view], [view])) == pytest.approx(exactly**2 / N, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["polar-express", "newton-schulz"])
+def test_the_polar_factor_of_a_large_matrix_is_that_of_a_small_one(name):
+    large, small = (polar(torch.full(shape, 0.02), name, 1) for shape in ((1 << 14, 512), (64, 8)))
+    assert large[0, 0].item() * large.numel() ** 0.5 == pytest.approx(small[0, 0].item() * 512**0.5, rel=2e-4)
+
+
+@each_backend
+def test_the_slope_of_sign_sps_is_as_right(backend):
+    p = nn.Parameter(draw(N))
+    p.grad = draw(1).expand(N)
+    optimizer = polyak.SignSPS([p], **backend)
+    optimizer.step(loss=1.0)
+    assert optimizer.last_step().grad_sq_norm.item() == pytest.approx(float(p.grad[0]) * N, rel=1e-5)
 
 
 @each_dtype

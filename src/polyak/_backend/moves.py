@@ -179,6 +179,7 @@ MOVES: dict[Form, Callable[..., None]] = {
 ROW = 1 << 12  # numbers of one sum on the CPU: torch keeps few accumulators, so that long float32 sums lose digits
 SHORT = 1 << 8  # and a single one where the numbers do not lie side by side
 ALONE = 1 << 9  # numbers of a tensor, on average, from which a sum of its own is faster than a copy
+MANY = 16  # rows of a product at least, which shorter vectors do not need
 
 
 def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
@@ -221,12 +222,32 @@ def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
 
 
 def dot_of_piece(x: Vector, y: Vector) -> float:
-    """Return ⟨x, y⟩ of one chunk of one type on the CPU."""
+    """Return ⟨x, y⟩ of one chunk of one type on the CPU, summed in short rows, too."""
     if len(x) > 1 and not _is_summed_alone(x):
         x, y = [_flatten_dense_tensors(x)], [_flatten_dense_tensors(y)]
-    return sum([torch.dot(a.reshape(-1), b.reshape(-1)).item() for a, b in zip(x, y, strict=True)])
+    return sum([_dot(a, b) for a, b in zip(x, y, strict=True)])
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    if a.numel() < MANY * ROW:
+        return torch.dot(a.contiguous().view(-1), b.contiguous().view(-1)).item()
+    a, b = flat_views((a, b)) or (a.contiguous().view(-1), b.contiguous().view(-1))
+    whole = len(a) - len(a) % ROW
+    rows = torch.linalg.vecdot(a[:whole].view(-1, ROW), b[:whole].view(-1, ROW))
+    return torch.sum(rows).item() + torch.dot(a[whole:], b[whole:]).item()
 
 
 def _is_summed_alone(piece: Vector) -> bool:
     """Return whether to sum over each tensor is faster than to copy all of them side by side first."""
     return sum(map(Tensor.numel, piece)) >= ALONE * len(piece)
+
+
+def absolutes_of_piece(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ‖x‖₁ of a tensor on the CPU, summed in short rows, too."""
+    views = flat_views((x,))
+    if views is None:
+        return torch.sum(x.abs(), dtype=dtype)
+    whole = x.numel() - x.numel() % SHORT
+    rows = torch.linalg.vector_norm(views[0][:whole].view(-1, SHORT), 1, dim=1, dtype=dtype)
+    rest: Tensor = torch.linalg.vector_norm(views[0][whole:], 1, dtype=dtype)
+    return rest + torch.sum(rows)

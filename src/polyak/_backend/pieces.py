@@ -227,8 +227,8 @@ class Adam:
         moved, average, squares = self._spare[:, : len(g)]
         u = g if self.beta is None else average.copy_(d)
         self._run(moved.zero_(), g, average, squares.copy_(s), 1.0)
-        dots = [torch.dot(g, x).item(), torch.dot(u, x).item()] if with_x else [0.0, 0.0]
-        return [torch.dot(g, g).item(), *dots, -torch.dot(u, moved).item()]
+        dots = [dot_of_piece([g], [x]), dot_of_piece([u], [x])] if with_x else [0.0, 0.0]
+        return [dot_of_piece([g], [g]), *dots, -dot_of_piece([u], [moved])]
 
     def move(self, x: Tensor, g: Tensor, d: Tensor, s: Tensor, v: Tensor, gamma: float, mu: float, form: Form) -> None:
         """Average in the buffers themselves and move x by γ along −D⁻¹u, or let a heavy ball do so."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .chunks import Vector, chunks, must_not_sync, types
 from .distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
-from .moves import Preconditioner, dot_of_piece, squares_of_piece
+from .moves import Preconditioner, absolutes_of_piece, dot_of_piece, squares_of_piece
 from .scalars import Scalar, as_tensor, number, where
 
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
@@ -54,6 +54,15 @@ def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
         many = torch._foreach_powsum(x, 2, dtype=dtype) if len(x) > 1 else None
         return many or [torch.linalg.vector_norm(x[0], dtype=dtype).square()]
     return squares_of_piece(x, dtype)
+
+
+def absolutes(x: Tensor) -> Tensor:
+    """Return ‖x‖₁ of one tensor."""
+    dtype = scalar_dtype([x])
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return absolutes_of_piece(x, dtype)
+    norm: Tensor = torch.linalg.vector_norm(x, 1, dtype=dtype)
+    return norm
 
 
 def add_up(parts: Sequence[Scalar], like: Tensor) -> Scalar:
@@ -134,7 +143,7 @@ def sum_abs(part: Any, x: Vector) -> Scalar:
     """Return ‖x‖₁ of a vector of a part, over all processes that hold a piece of it."""
 
     def here(rows: list[tuple[Tensor]]) -> Scalar:
-        norms = [torch.linalg.vector_norm(tensor, 1, dtype=scalar_dtype([tensor])) for (tensor,) in rows]
+        norms = [absolutes(tensor) for (tensor,) in rows]
         return add_up(norms, part.group["step_size"])
 
     scalar = over_processes(here, part.params, zip(x, strict=True)) if x else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack, final
+from typing import Any, Unpack, cast, final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from .._backend.distributed import piece_of, whole_of
 from .._backend.moves import Preconditioner
 from .._backend.scalars import Scalar, where
-from .._backend.vector import AVERAGE, SQUARES, add_up, divided
+from .._backend.vector import AVERAGE, SQUARES, add_up, divided, sum_squares
 from .._step.decision import Line
 from .._step.lines import after_first, mean_model
 from .._step.optimizer import PolyakOptimizer
@@ -163,7 +163,8 @@ def polar(m: Tensor, name: str, steps: int) -> Tensor:
     if m.shape[0] > m.shape[1]:
         return polar(m.T, name, steps).T
     express = name == "polar-express"
-    x: Tensor = m / (torch.linalg.vector_norm(m) * (1.01 if express else 1.0) + 1e-7)
+    norm = cast(Tensor, sum_squares([m])).sqrt()
+    x: Tensor = m / (norm * (1.01 if express else 1.0) + 1e-7)
     for a, b, c in [*SAFE, *[LAST] * steps][:steps] if express else [MUON] * steps:
         gram = x @ x.T
         x = a * x + (b * gram + c * (gram @ gram)) @ x
