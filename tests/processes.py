@@ -234,6 +234,26 @@ def disagreement() -> str:
     return "no error"
 
 
+def zero_of_equal_shards() -> str:
+    """Step under ZeroRedundancyOptimizer without the norm, where no number tells one shard from another."""
+    params = [nn.Parameter(torch.ones(4)) for _ in range(SIZE)]
+    optimizer = ZeroRedundancyOptimizer(params, polyak.ALIG, lr=0.1)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    return refusal(lambda: optimizer.step(loss=1.0))
+
+
+def drift_of_one_number() -> list[Any]:
+    """Train a model per process, of which only one number moves; return the step that was refused, and why."""
+    w = nn.Parameter(torch.ones(8))
+    optimizer = polyak.ALIG([w], lr=0.1)
+    for t in range(3):
+        w.grad = torch.zeros(8).index_fill(0, torch.tensor(1 + dist.get_rank()), 1.0 + dist.get_rank())
+        if sentence := refusal(lambda: optimizer.step(loss=1.0)).removesuffix("no error"):
+            return [t, sentence]
+    return [3, ""]
+
+
 def model_per_process(steps: int, **options: Any) -> list[Any]:
     """Train a model of each process's own from equal weights; return the step that was refused, and why."""
     params = problem().params()
@@ -359,6 +379,8 @@ def main(rank: int, folder: Path) -> None:
     found["another layout"] = gradients_of_another_layout(mesh)
     found["a part each"] = a_part_each()
     found["disagreement"] = disagreement()
+    found["equal shards"] = zero_of_equal_shards()
+    found["drift of one number"] = drift_of_one_number()
     found["model per process"] = model_per_process(12)
     found["model per process, told so"] = model_per_process(12, sync_loss=False)
     for cell in SEVERAL:

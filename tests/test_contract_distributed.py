@@ -81,6 +81,16 @@ def test_processes_that_hold_different_parameters_are_told_what_to_write(seen):
         assert "\n" not in found["disagreement"]
 
 
+def test_shards_of_equal_numbers_are_told_so_too(seen):
+    for found in seen:
+        assert found["equal shards"] == found["disagreement"]
+
+
+def test_replicas_that_drift_in_a_single_number_are_told_so(seen):
+    for found in seen:
+        assert found["drift of one number"] == found["model per process"]
+
+
 def test_a_model_per_process_is_told_to_switch_the_averaging_off_once_they_differ(seen):
     for found in seen:
         steps, sentence = found["model per process"]

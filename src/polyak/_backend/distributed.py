@@ -151,6 +151,7 @@ class Processes:
         self._owner, self.group = owner, group
         self._steps = [0, 0]  # without and with the norm of the whole gradient
         self._joinables: list[weakref.ref[Any]] | None = None
+        self._is_shard = dist.is_available() and dist.is_initialized() and is_shard_of_zero()
 
     def mean(self, value: Tensor, groups: Groups, constraint: Any, grad_sq_norm: Any) -> Tensor:
         """Return the mean loss; processes that are given the norm of the whole gradient may hold other parameters."""
@@ -159,6 +160,8 @@ class Processes:
         if not torch.compiler.is_compiling():
             self._refuse_join(groups)
             given = grad_sq_norm is not None
+            if self._is_shard and not given:
+                raise RuntimeError(f"{self._owner}: {DIFFERENT}")
             step = self._steps[given] + 1
             if step in self.CHECKED and not _is_capturing():
                 constraints = (constraint, *(group.get("constraint") for group in groups)) if given else None
@@ -201,7 +204,7 @@ def check_replicas(
     Processes that are given the norm, and so give their `constraints`, may hold different parameters unless one of
     the constraints needs them all.
     """
-    mine = [[_described(p) for p in group["params"]] for group in groups]
+    mine = [[_described(p, with_sum=not first) for p in group["params"]] for group in groups]
     names = [type(each).__name__ for each in constraints or () if needs_whole(each)]
     everyone: list[Any] = [None] * dist.get_world_size(process_group)
     dist.all_gather_object(everyone, (mine, names), group=process_group)
@@ -241,12 +244,21 @@ def is_shard_of_zero() -> bool:
     return False
 
 
-def _described(p: Tensor) -> tuple[tuple[int, ...], list[Any]]:
-    """Return a parameter's shape and, of a replicated one, three numbers: pieces of equal shape are no replicas."""
+def _described(p: Tensor, with_sum: bool) -> tuple[tuple[int, ...], list[Any]]:
+    """Return a parameter's shape and, of a replicated one, three numbers: pieces of equal shape are no replicas.
+
+    The sum of all is another, which tells of drift anywhere; it may be rounded otherwise on another machine.
+    """
     if is_sharded(p) or p.is_meta or not p.numel() or p.layout != torch.strided:
         return tuple(p.shape), []
     flat = p.detach().reshape(-1)
-    return tuple(p.shape), [flat[index].item() for index in (0, len(flat) // 2, -1)]
+    numbers = [flat[index].item() for index in (0, len(flat) // 2, -1)]
+    return tuple(p.shape), [*numbers, _sum(flat)] if with_sum else numbers
+
+
+def _sum(flat: Tensor) -> Any:
+    narrow = flat.is_floating_point() and flat.dtype.itemsize < 4
+    return flat.sum(dtype=torch.float32 if narrow else None).item()
 
 
 def _have_drifted(one: Any, other: Any) -> bool:
