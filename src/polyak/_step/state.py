@@ -191,12 +191,12 @@ def add_buffers(state: Mapping[Tensor, dict[str, Any]], group: Group, names: Seq
 
 
 def restore_buffers(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
-    """Take wide buffers from a state dict once more, since torch has rounded them to their parameters' type."""
+    """Copy from a state dict the buffers that torch has rounded to their parameters' type, or would share with it."""
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         for p, key in zip(group["params"], saved["params"], strict=True):
             for name in optimizer.buffers(group):
-                buffer = state_dict["state"].get(key, {}).get(name)
-                if buffer is not None and (dtype := buffer_dtype(group, p, name)) != p.dtype:
+                buffer, dtype = state_dict["state"].get(key, {}).get(name), buffer_dtype(group, p, name)
+                if buffer is not None and (dtype != p.dtype or optimizer.state[p][name] is buffer):
                     optimizer.state[p][name] = buffer.to(p.device, dtype, copy=True)
 
 
