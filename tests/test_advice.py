@@ -147,6 +147,28 @@ def test_a_schedule_on_an_infinite_cap_is_told_once(method, scheduler, kind):
     assert sentence.endswith("give a finite lr.")
 
 
+@each_method
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (12, 10)])
+def test_a_plateau_on_an_infinite_cap_is_told_in_short_runs_and_when_it_comes_late(method, before, after):
+    optimizer = method.build(fresh(), lr=math.inf)
+    run(optimizer, before, loss=1e-3)
+    schedule = lr_scheduler.ReduceLROnPlateau(optimizer)
+    with warned(method.name, "a schedule has no effect while lr=inf"):
+        run(optimizer, after, loss=1e-3)
+    assert schedule.optimizer is optimizer
+
+
+@each_method
+def test_a_schedule_on_an_infinite_cap_that_is_loaded_is_told(method):
+    optimizer, saved = method.build(fresh(), lr=0.1), method.build(fresh(), lr=math.inf).state_dict()
+    lr_scheduler.StepLR(optimizer, 1)
+    run(optimizer, 1, loss=1e-3)
+    saved["param_groups"][0]["initial_lr"] = math.inf
+    optimizer.load_state_dict(saved)
+    with warned(method.name, "a schedule has no effect while lr=inf"):
+        run(optimizer, 1, loss=1e-3)
+
+
 @each_classic
 @pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR"])
 def test_a_schedule_that_sets_the_cap_itself_is_fine(method, scheduler):

@@ -132,6 +132,20 @@ def test_later_steps_change_no_scalar_of_a_snapshot(method, form):
     assert plain(taken["param_groups"]) == plain(before)
 
 
+@each_form
+def test_steps_after_loading_change_no_buffer_of_the_snapshot(method, form):
+    optimizer = run(method.build([{"params": [p]} for p in fresh()], form, lr=0.1), loss=1e-3)
+    taken = optimizer.state_dict()
+    other = method.build([{"params": [p]} for p in fresh()], form, lr=0.1)
+    other.load_state_dict(taken)
+    before = copy.deepcopy(taken["state"])
+    run(other, 2, 3, loss=0.7)
+    assert plain(taken["state"]) == plain(before) == plain(optimizer.state_dict()["state"])
+    optimizer.load_state_dict(taken)
+    run(optimizer, 2, 6, loss=0.7)
+    assert plain(taken["state"]) == plain(before)
+
+
 # Copies
 
 
@@ -170,6 +184,15 @@ def test_the_last_step_of_a_group_that_was_not_in_it_is_a_sentence(method):
             optimizer.last_step(index)
     run(optimizer, 1, loss=0.5)
     assert float(optimizer.last_step(-1).loss) == 0.5
+
+
+@each_method
+def test_the_index_of_the_last_step_is_an_integer(method):
+    optimizer = run(method.build(fresh()), 1, loss=1.0)
+    assert float(optimizer.last_step(torch.tensor(0)).loss) == 1.0
+    for index in ("0", 0.0, None, slice(1)):
+        with refused(TypeError, f"last_step() takes the index of a parameter group, but {index!r} was given."):
+            optimizer.last_step(index)
 
 
 @each_method

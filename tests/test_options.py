@@ -236,6 +236,29 @@ def test_sparse_parameters_are_refused_at_construction(method, layout):
 
 
 @each_method
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_parameters_are_refused_at_construction(method):
+    nested = nn.Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    with refused(TypeError, method.name, "moves dense parameters: leave the nested one out."):
+        method.build([*fresh(), nested])
+
+
+@each_method
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("where", ["optimizer", "group", "later"])
+def test_a_constraint_on_a_lazy_module_is_refused_until_it_has_values(method, where):
+    layer, ball = nn.LazyLinear(3), polyak.L2Ball(relative=2.0)
+    with refused(ValueError, method.name, "L2Ball needs the values of all parameters", "run a batch through the model"):
+        if where == "later":
+            method.build(fresh()).add_param_group({"params": layer.parameters(), "constraint": ball})
+        group = {"params": layer.parameters()}
+        method.build([group | {"constraint": ball}] if where == "group" else [group], constraint=ball)
+    method.build(layer.parameters())
+    layer(torch.ones(1, 2))
+    method.build(layer.parameters(), constraint=ball)
+
+
+@each_method
 def test_the_list_of_options_names_every_option(method):
     with pytest.raises(TypeError, match="has no option 'xyz'") as caught:
         method.build(fresh(), xyz=1)

@@ -33,10 +33,10 @@ Groups = Sequence[Mapping[str, Any]]
 class Advice:
     """The warnings of one optimizer, each of which comes once."""
 
-    MANY = 20  # steps after which a scheduler is looked for that leaves no trace in the groups
+    SOUGHT = frozenset({2, 20, 200})  # steps in which a scheduler is looked for that leaves no trace in the groups
 
     def __init__(self, owner: str) -> None:
-        self._owner = owner
+        self.owner = owner
         self._given: set[str] = set()
         self.keys, self.steps, self.is_due = 0, 0, False  # `is_due`: the next step is to be looked at, too
         self._idle, self._suspects, self._has_moved = 0, False, False
@@ -47,7 +47,7 @@ class Advice:
         """Warn, unless there was a warning on this topic before."""
         if topic not in self._given:
             self._given.add(topic)
-            warnings.warn(f"{self._owner}: {sentence}", UserWarning, stacklevel=_callers_level())
+            warnings.warn(f"{self.owner}: {sentence}", UserWarning, stacklevel=_callers_level())
 
     def leave_out(self, topic: str) -> None:
         """Never warn on a topic."""
@@ -69,7 +69,7 @@ class Advice:
     def after(self, optimizer: Any, parts: Sequence[Part], closure: Any, grad_sq_norm: Any) -> None:
         """Look at an unusual step; given the norm, another process may hold all the gradients."""
         groups, decisions = optimizer.param_groups, optimizer._last[1:]
-        if self._suspects or sum(map(len, groups)) != self.keys or self.steps == self.MANY:
+        if self._suspects or sum(map(len, groups)) != self.keys or self.steps in self.SOUGHT:
             self._read(groups, optimizer)
         self._look_at_loss(decisions[0].line.value, decisions[0].line.lower_bound)
         if not any(part.params for part in parts):
@@ -117,7 +117,7 @@ class Advice:
 
     def _has_plateau(self, optimizer: Any) -> bool:
         """Return whether a scheduler that leaves no trace in the groups acts on the optimizer; takes a while."""
-        if self.steps != self.MANY:
+        if self.steps not in self.SOUGHT:
             return False
         return any(type(found) is ReduceLROnPlateau and found.optimizer is optimizer for found in gc.get_objects())
 

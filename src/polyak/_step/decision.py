@@ -7,6 +7,7 @@ evaluate the method's formula on a copy of the group: its memory follows only a 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from .._backend.distributed import send
 from .._backend.general import sum_after
 from .._backend.moves import Form
-from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part
+from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part, said
 from .parts import Group, Part
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def is_unusual(advice: Any, groups: Sequence[Group], parts: Sequence[Part], last
         return True
     if value.__class__ is float and value > advice.high:
         return True
-    return bool(advice.is_due or sum(map(len, groups)) != advice.keys or advice.steps == advice.MANY)
+    return bool(advice.is_due or sum(map(len, groups)) != advice.keys or advice.steps in advice.SOUGHT)
 
 
 class LastStep(NamedTuple):
@@ -199,6 +200,10 @@ class LastStep(NamedTuple):
 
 def last_step_of(groups: Sequence[Group], last: Sequence[Any], index: int) -> LastStep:
     """Return what the last step, its loss and a decision for every group, did to one of the groups."""
+    try:
+        index = operator.index(index)
+    except TypeError as error:
+        raise TypeError(f"last_step() takes the index of a parameter group, but {said(index)} was given.") from error
     if not -len(groups) <= index < len(groups):
         raise IndexError(f"last_step({index}) of an optimizer that has {len(groups)} parameter groups.")
     for decided in last[1:]:

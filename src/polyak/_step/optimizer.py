@@ -287,6 +287,7 @@ class PolyakOptimizer(Optimizer):
         if "_watched" not in self.__dict__:
             self._begin(state.get("_process_group", _state.OfThisProcess(None)).value)
         self._advice.leave_out("rise")  # the first loss after it is not that of an untrained model
+        self._advice.keys = 0  # the options may be others
         self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
         _state.follow_parameters(self)
 

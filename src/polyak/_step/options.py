@@ -221,9 +221,9 @@ def check_value(owner: str, name: str, value: Any, allowed: Allowed | None) -> A
     return allowed.keep(value)
 
 
-def check_cap(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def check_cap(owner: str, group: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Raise ValueError where a schedule, or other code, has made lr something that is no cap."""
-    lr = group["lr"]
+    lr = group.setdefault("lr", options["lr"])  # which a group that was put into the list may lack
     if not isinstance(lr, Tensor) and not (is_number(lr) and lr >= 0):
         raise ValueError(
             f"{owner}: lr={said(lr)} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
@@ -248,8 +248,9 @@ def check_params(owner: str, params: Iterable[Tensor], fused: bool | None, norm:
             continue  # such as the quantised weights under an adapter
         if p.dtype.to_real() not in TYPES:
             raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
-        if p.layout != torch.strided:
-            raise TypeError(f"{owner} moves dense parameters: leave the sparse one of shape {tuple(p.shape)} out.")
+        if p.layout != torch.strided or p.is_nested:
+            other = "nested one" if p.is_nested else f"sparse one of shape {tuple(p.shape)}"
+            raise TypeError(f"{owner} moves dense parameters: leave the {other} out.")
         if norm == "spectral" and not is_matrix(p, norm):
             raise ValueError(
                 f"{owner}: norm='spectral' is for real matrices, but a {p.dtype} parameter has shape {tuple(p.shape)}: "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from .._backend.distributed import send
 from .._backend.moves import MOMENTUM
@@ -83,6 +84,7 @@ def start_inside(groups: Sequence[Group], shared: Constraint | None, advice: Adv
 
     The host reads the norms once, and warns of a ball that takes more than 1 % of one before it does.
     """
+    _check_values(groups, shared, advice)
     for group in groups:
         if isinstance(ball := group.get("constraint"), L2Ball):
             group["constraint"] = _with_radius(ball, [group], advice)
@@ -90,6 +92,17 @@ def start_inside(groups: Sequence[Group], shared: Constraint | None, advice: Adv
         shared = _with_radius(shared, _sharing(groups), advice)
     project(groups, shared)
     return shared
+
+
+def _check_values(groups: Sequence[Group], shared: Constraint | None, advice: Advice) -> None:
+    """Raise ValueError if a parameter that is to be projected has no values yet."""
+    for group in groups:
+        constraint = group.get("constraint", shared)
+        if constraint is not None and any(is_lazy(p) and p.requires_grad for p in group["params"]):
+            raise ValueError(
+                f"{advice.owner}: {type(constraint).__name__} needs the values of all parameters, but those of a lazy "
+                "module have none yet: run a batch through the model before you construct the optimizer."
+            )
 
 
 def _with_radius(ball: L2Ball, groups: Sequence[Group], advice: Advice) -> L2Ball:
