@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import Method, each_backend, each_form
+from catalogue import Method, each_backend, each_form, each_method
 from observe import give, random_like, snapshot
 
 TYPES = {
@@ -134,6 +134,18 @@ def test_a_buffer_stays_wide_where_that_is_asked_for():
         w.grad = torch.ones_like(w)
         optimizer.step(loss=1.0)
         assert optimizer.state[w]["momentum_buffer"].dtype == torch.promote_types(dtype, torch.float32)
+
+
+@each_method
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_group_that_was_put_into_the_list_gets_every_option(method, place):
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = method.build([a], lr=0.01)
+    optimizer.param_groups.insert(place, {"params": [b]})
+    give([a, b], torch.ones(2), torch.ones(2))
+    optimizer.step(loss=1.0)
+    assert optimizer.param_groups[place]["lr"] == optimizer.defaults["lr"] == 0.01
+    assert a[0] == b[0] < 1.0
 
 
 def test_a_group_that_was_put_into_the_list_gets_what_it_lacks():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import polyak
+from catalogue import each_method
 from observe import refused
 
 NAN, INF = math.nan, math.inf
@@ -91,3 +92,29 @@ def test_a_set_for_another_number_of_parameters_is_refused(constraint):
 def test_a_set_of_real_vectors_refuses_complex_parameters(constraint):
     with refused(TypeError, type(constraint).__name__, "one is complex: use L2Ball, or torch.view_as_real"):
         polyak.ALIG([nn.Parameter(torch.ones(2, dtype=torch.complex64))], constraint=constraint)
+
+
+@each_method
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    ("constraint", "error", "words"),
+    [
+        ("ball", TypeError, "constraint is a str, but must be an object such as polyak.L2Ball(100.0), or None."),
+        (polyak.Box, TypeError, "constraint is the class Box, but must be an object"),
+        (polyak.L2Ball(relative=2.0), ValueError, "L2Ball(relative=2.0) gets its radius at construction only"),
+    ],
+    ids=str,
+)
+def test_what_a_group_is_given_later_is_refused_before_anything_moves(method, steps, constraint, error, words):
+    p = nn.Parameter(torch.ones(2))
+    optimizer = method.build([p], lr=0.1)
+    p.grad = torch.ones(2)
+    for _ in range(steps):
+        optimizer.step(loss=1.0)
+    before, optimizer.param_groups[0]["constraint"] = p.detach().clone(), constraint
+    with refused(error, method.name, words):
+        optimizer.step(loss=1.0)
+    assert torch.equal(p, before)
+    optimizer.param_groups[0]["constraint"] = polyak.L2Ball(0.5)
+    optimizer.step(loss=1.0)
+    assert float(p.detach().norm()) < 0.51

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from operator import is_
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from .options import Allowed, Common, check, check_cap, is_off, unknown
+from .options import Allowed, Common, check, check_cap, check_constraint, is_off, unknown
 
 NOT_OPTIONS = frozenset({"self", "params", "constraint", "sync_loss", "process_group"})  # they belong to no group
 
@@ -30,7 +30,8 @@ def complete(cls: type, base: Callable[..., Any]) -> None:
     parameters = [p.replace(annotation=_plain(types.get(p.name, p.annotation))) for p in (*own, *more)]
     cls.__init__ = _checked(init, inspect.Signature(parameters))  # type: ignore[misc]
     cls._ranges = {p.name: found for p in parameters if (found := _range(types.get(p.name)))}  # type: ignore[attr-defined]
-    cls._later = tuple(name for name in cls._ranges if name not in ("lr", "sync_loss"))  # type: ignore[attr-defined]
+    later = (name for name in cls._ranges if name not in ("lr", "sync_loss"))  # type: ignore[attr-defined]
+    cls._later = (*later, "constraint")  # type: ignore[attr-defined]
     if common:
         cls.__doc__ = documented(cls.__doc__, common)
 
@@ -97,8 +98,15 @@ def check_options(self: Any) -> None:
     for group in groups:
         changed = {name: group[name] for name in self._later if name in group}
         check(type(self).__name__, changed, self.defaults | {"lr": group["lr"]}, self._ranges)
+        _check_later_constraint(type(self).__name__, changed.get("constraint"))
         group.update(changed)
     self._options[:] = [group.get(name) for group in groups for name in self._later]
+
+
+def _check_later_constraint(owner: str, constraint: Any) -> None:
+    """Raise TypeError or ValueError for a constraint that a group cannot have after construction."""
+    if getattr(check_constraint(owner, constraint), "radius", 0.0) is None:
+        raise ValueError(f"{owner}: {constraint} gets its radius at construction only: write L2Ball(radius) later.")
 
 
 def documented(doc: str | None, common: type) -> str | None:
