@@ -33,11 +33,12 @@ def compiling() -> Iterator[None]:
         yield
 
 
-def pair(method: Method, form: str, lr: float) -> list[polyak.PolyakOptimizer]:
+def pair(method: Method, form: str, lr: float, dtype: torch.dtype = torch.float32) -> list[polyak.PolyakOptimizer]:
     """Return two optimizers of the same start, whose cap is a tensor each."""
     found = []
     for _ in range(2):
-        params = [nn.Parameter(value) for value in random_like([torch.empty(3, 2), torch.empty(())], seed=7)]
+        like = [torch.empty(shape, dtype=dtype) for shape in ((3, 2), ())]
+        params = [nn.Parameter(value) for value in random_like(like, seed=7)]
         found.append(method.build(params, form, lr=torch.tensor(lr), constraint=polyak.L2Ball(5.0)))
     return found
 
@@ -61,9 +62,17 @@ def forms(*quick: str) -> list[ParameterSet]:
     return [pytest.param(*row, id=name, marks=() if name in quick else slow) for name, row in names.items()]
 
 
-@pytest.mark.parametrize(("method", "form"), forms("ALIG-nesterov"))
-def test_a_changing_loss_and_schedule_never_recompile(method, form):
-    eager, compiled = pair(method, form, lr=0.2)
+def typed_forms(*quick: str) -> list[ParameterSet]:
+    """Return every form in float64 and, if the method does not enlarge rounding, in float32."""
+    wide = [pytest.param(*row.values, torch.float64, id=f"{row.id}-64", marks=row.marks) for row in forms(*quick)]
+    narrow = [pytest.param(*row.values, torch.float32, id=str(row.id), marks=row.marks) for row in forms(*quick)]
+    return [row for row in (*narrow, *wide) if row.values[0].rounds_alike or row.values[2] == torch.float64]
+
+
+@pytest.mark.parametrize(("method", "form", "dtype"), typed_forms("ALIG-nesterov", "SlackSPS-none"))
+def test_a_changing_loss_and_schedule_never_recompile(method, form, dtype):
+    """Its parameters are a matrix and a number."""
+    eager, compiled = pair(method, form, lr=0.2, dtype=dtype)
     counter = CompileCounterWithBackend("aot_eager")
     counts: list[int] = []
     train(eager, lambda step: step, lambda: None)

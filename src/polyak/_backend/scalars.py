@@ -44,6 +44,14 @@ def as_tensor(scalar: Scalar, like: Tensor) -> Tensor:
     return torch.full_like(like, scalar if abs(scalar) <= LARGEST.get(like.dtype, math.inf) else scalar * math.inf)
 
 
+def store_(old: Tensor, new: Tensor) -> None:
+    """old ← new, and in compiled code, too: see `vector.real`."""
+    if torch.compiler.is_compiling():
+        torch._foreach_copy_([old], [new])
+    else:
+        old.copy_(new)
+
+
 def away_from_zero(a: Scalar, dtype: torch.dtype) -> Scalar:
     """Return a scalar that a type holds with all its digits: one that is not 0 does not become 0 there."""
     if isinstance(a, Tensor):

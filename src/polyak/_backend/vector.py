@@ -24,10 +24,16 @@ DOUBLE = frozenset({torch.float64, torch.complex128})
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return the tensor itself, its local piece if it is sharded, or a real view if it is complex."""
+    """Return the tensor itself, its local piece if it is sharded, or a real view if it is complex.
+
+    In compiled code a 0-dim tensor becomes a view of one number: Dynamo of torch 2.13 takes the call of a method that
+    changes a 0-dim float64 tensor of the CPU in place, `x.add_(1)`, for an unused value, and leaves it out.
+    """
     if type(tensor) not in PLAIN:
         tensor = local(tensor)
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    return tensor.view(1) if tensor.dim() == 0 and torch.compiler.is_compiling() else tensor
 
 
 def scalar_dtype(x: Sequence[Tensor]) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._backend.distributed import send
 from .._backend.general import sum_after
 from .._backend.moves import Form
-from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part, said
+from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part, said, store_
 from .parts import Group, Part
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
         group["skipped_steps"].add_(1)
     for name in memory:
         if gamma >= TINY[group["step_size"].dtype] or (part.form.holds_y and not skip):
-            group[name].copy_(as_tensor(seen[name], group[name]))
+            store_(group[name], as_tensor(seen[name], group[name]))
     like = group["step_size"]
     group["step_size"] = torch.scalar_tensor(gamma, dtype=like.dtype, device=like.device)  # faster than torch.full_like
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
@@ -126,7 +126,7 @@ def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     group["skipped_steps"].add_(skip)
     for name in memory:
         moves = ~skip if part.form.holds_y else gamma >= TINY[gamma.dtype]
-        group[name].copy_(torch.where(moves, seen[name], group[name]))
+        store_(group[name], torch.where(moves, seen[name], group[name]))
     group["step_size"] = gamma
     return Decision(group["skipped_steps"], line, ratio, cap, gamma, keep, skip)
 

@@ -10,7 +10,7 @@ import torch
 
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
-from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, minimum, number, where
+from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, minimum, number, store_, where
 from .._backend.vector import AVERAGE, add_up, sum_abs
 from .decision import Line
 from .parts import Group, Part
@@ -72,7 +72,7 @@ def store(groups: list[Group], name: str, scalar: Any, skip: Any) -> None:
         old = group[name]
         if not any([old is tensor for tensor in stored]):
             new = as_tensor(scalar, old).to(old.device)
-            old.copy_(new if skip is None else torch.where(skip.to(old.device), old, new))
+            store_(old, new if skip is None else torch.where(skip.to(old.device), old, new))
             stored.append(old)
 
 

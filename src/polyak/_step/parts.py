@@ -107,7 +107,7 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
     kinds = set()
     for tensor in (*params, *grads):
         kinds.add((tensor.__class__, tensor.layout, tensor.dtype))
-    common = kinds <= COMMON
+    common = kinds <= COMMON and not torch.compiler.is_compiling()  # which wants `real` views, too
     if not common:
         for grad in grads:
             check_dense(grad)
