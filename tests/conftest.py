@@ -28,6 +28,7 @@ settings.register_profile("polyak", deadline=None, derandomize=True, max_example
 settings.load_profile("polyak")
 
 
+importlib.import_module("observe")
 LIBRARY = Path(importlib.import_module("polyak").__file__).parent
 
 

@@ -17,7 +17,8 @@ from torch.optim import lr_scheduler
 
 import polyak
 from catalogue import each_classic, each_form, each_method, each_undecayed
-from observe import give
+from observe import SOUGHT, give
+from polyak._step.advice import Advice
 from problem import Problem
 
 STEPS = 50
@@ -149,7 +150,8 @@ def test_a_schedule_on_an_infinite_cap_is_told_once(method, scheduler, kind):
 
 @each_method
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (12, 10)])
-def test_a_plateau_on_an_infinite_cap_is_told_in_short_runs_and_when_it_comes_late(method, before, after):
+def test_a_plateau_on_an_infinite_cap_is_told_in_short_runs_and_when_it_comes_late(method, before, after, monkeypatch):
+    monkeypatch.setattr(Advice, "SOUGHT", SOUGHT)
     optimizer = method.build(fresh(), lr=math.inf)
     run(optimizer, before, loss=1e-3)
     schedule = lr_scheduler.ReduceLROnPlateau(optimizer)

@@ -180,6 +180,7 @@ ROW = 1 << 12  # numbers of one sum on the CPU: torch keeps few accumulators, so
 SHORT = 1 << 8  # and a single one where the numbers do not lie side by side
 ALONE = 1 << 9  # numbers of a tensor, on average, from which a sum of its own is faster than a copy
 MANY = 16  # rows of a product at least, which shorter vectors do not need
+LONG = 1 << 17  # numbers of a product at most, for which torch makes a vector of them
 
 
 def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
@@ -231,10 +232,13 @@ def dot_of_piece(x: Vector, y: Vector) -> float:
 def _dot(a: Tensor, b: Tensor) -> float:
     if a.numel() < MANY * ROW:
         return torch.dot(a.contiguous().view(-1), b.contiguous().view(-1)).item()
+    found = 0.0
     a, b = flat_views((a, b)) or (a.contiguous().view(-1), b.contiguous().view(-1))
-    whole = len(a) - len(a) % ROW
-    rows = torch.linalg.vecdot(a[:whole].view(-1, ROW), b[:whole].view(-1, ROW))
-    return torch.sum(rows).item() + torch.dot(a[whole:], b[whole:]).item()
+    for x, y in zip(a.split(LONG), b.split(LONG), strict=True):
+        whole = len(x) - len(x) % ROW
+        rows = torch.linalg.vecdot(x[:whole].view(-1, ROW), y[:whole].view(-1, ROW))
+        found += torch.sum(rows).item() + torch.dot(x[whole:], y[whole:]).item()
+    return found
 
 
 def _is_summed_alone(piece: Vector) -> bool:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from .._backend.chunks import must_not_sync
 from .._backend.moves import MOMENTUM
-from .._backend.scalars import away_from_zero, is_number, said
+from .._backend.scalars import TYPES, away_from_zero, is_number, said
 from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
 from .options import check
 from .parts import Group
@@ -161,7 +161,8 @@ def follow_parameters(optimizer: Any) -> None:
 def buffer_dtype(group: Group, p: Tensor, name: str) -> torch.dtype:
     """Return the type of a buffer: its parameter's, or at least float32 if it needs that or the group asks for it."""
     wide = name in WIDE or group.get("float32_momentum")
-    return torch.promote_types(p.dtype, torch.float32) if wide else p.dtype
+    known = p.dtype.to_real() in TYPES  # which a frozen float8 weight is not
+    return p.dtype if not wide else torch.promote_types(p.dtype, torch.float32) if known else torch.float32
 
 
 def init_group(self: Any) -> None:
