@@ -224,7 +224,7 @@ def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
 
 def dot_of_piece(x: Vector, y: Vector) -> float:
     """Return ⟨x, y⟩ of one chunk of one type on the CPU, summed in short rows, too."""
-    if len(x) > 1 and not _is_summed_alone(x):
+    if len(x) > 1 and sum(map(Tensor.numel, x)) < ALONE * len(x):
         x, y = [_flatten_dense_tensors(x)], [_flatten_dense_tensors(y)]
     return sum([_dot(a, b) for a, b in zip(x, y, strict=True)])
 
@@ -239,11 +239,6 @@ def _dot(a: Tensor, b: Tensor) -> float:
         rows = torch.linalg.vecdot(x[:whole].view(-1, ROW), y[:whole].view(-1, ROW))
         found += torch.sum(rows).item() + torch.dot(x[whole:], y[whole:]).item()
     return found
-
-
-def _is_summed_alone(piece: Vector) -> bool:
-    """Return whether to sum over each tensor is faster than to copy all of them side by side first."""
-    return sum(map(Tensor.numel, piece)) >= ALONE * len(piece)
 
 
 def absolutes_of_piece(x: Tensor, dtype: torch.dtype) -> Tensor:
