@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import polyak
-from catalogue import METHODS, Method, each_backend, each_method, each_undecayed
+from catalogue import METHODS, Method, each_method, each_undecayed
 from observe import SMALL_BALLS, changed, give, plain, random_like, refused, snapshot
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -206,59 +206,6 @@ def test_a_constructor_takes_a_weight_decay_of_zero_and_a_cap_of_zero(method, ze
 
 
 @each_method
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn, torch.bool], ids=str)
-def test_frozen_quantised_weights_are_left_alone(method, dtype):
-    """An adapter is trained on top of them."""
-    frozen = nn.Parameter(torch.ones(4).to(dtype), requires_grad=False)
-    adapter = fresh()
-    optimizer = method.build([frozen, *adapter], "nesterov", constraint=polyak.L2Ball(0.5))
-    for _ in range(2):
-        give(adapter, torch.ones(2))
-        optimizer.step(loss=1.0)
-    assert frozen.float().tolist() == [1.0] * 4
-    assert frozen not in optimizer.state
-    resumed = method.build([nn.Parameter(frozen.clone(), requires_grad=False), *fresh()], "nesterov")
-    resumed.load_state_dict(optimizer.state_dict())
-    assert optimizer.param_groups[0]["step_size"].dtype == torch.float32
-
-
-@each_method
-@pytest.mark.filterwarnings("ignore:Sparse")
-@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
-def test_sparse_parameters_are_refused_at_construction(method, layout):
-    sparse = nn.Parameter(getattr(torch.eye(3), layout)())
-    with refused(TypeError, method.name, "moves dense parameters: leave the sparse one of shape (3, 3) out."):
-        method.build([*fresh(), sparse])
-    optimizer = method.build(fresh())
-    with refused(TypeError, "the sparse one"):
-        optimizer.add_param_group({"params": [sparse]})
-    assert len(optimizer.param_groups) == 1
-
-
-@each_method
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_parameters_are_refused_at_construction(method):
-    nested = nn.Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
-    with refused(TypeError, method.name, "moves dense parameters: leave the nested one out."):
-        method.build([*fresh(), nested])
-
-
-@each_method
-@pytest.mark.filterwarnings("ignore:Lazy modules")
-@pytest.mark.parametrize("where", ["optimizer", "group", "later"])
-def test_a_constraint_on_a_lazy_module_is_refused_until_it_has_values(method, where):
-    layer, ball = nn.LazyLinear(3), polyak.L2Ball(relative=2.0)
-    with refused(ValueError, method.name, "L2Ball needs the values of all parameters", "run a batch through the model"):
-        if where == "later":
-            method.build(fresh()).add_param_group({"params": layer.parameters(), "constraint": ball})
-        group = {"params": layer.parameters()}
-        method.build([group | {"constraint": ball}] if where == "group" else [group], constraint=ball)
-    method.build(layer.parameters())
-    layer(torch.ones(1, 2))
-    method.build(layer.parameters(), constraint=ball)
-
-
-@each_method
 def test_the_list_of_options_names_every_option(method):
     with pytest.raises(TypeError, match="has no option 'xyz'") as caught:
         method.build(fresh(), xyz=1)
@@ -333,17 +280,6 @@ def test_a_wrong_group_is_refused_and_the_optimizer_is_as_before(method, group, 
 
 
 @each_method
-def test_parameters_given_twice_are_refused_and_the_optimizer_is_as_before(method):
-    params = fresh()
-    optimizer = method.build(params, constraint=polyak.L2Ball(1.0))
-    with pytest.raises(ValueError, match="more than one parameter group"):
-        optimizer.add_param_group({"params": params, "constraint": polyak.NonNegative()})
-    give(params, torch.ones(2))
-    optimizer.step(loss=1.0)
-    assert len(optimizer.param_groups) == 1
-
-
-@each_method
 def test_a_group_taken_from_an_optimizer_fits_into_another(method):
     """Its options are the group's own, but what it remembers belongs to the optimizer it comes from."""
     source = method.build(fresh(), "nesterov", lr=0.3)
@@ -368,35 +304,6 @@ def test_what_is_no_constraint_is_refused(method, constraint):
         TypeError, method.cls.__name__, "constraint is", "must be an object such as polyak.L2Ball(", "or None"
     ):
         method.build(fresh(), constraint=constraint)
-
-
-@each_method
-def test_no_parameters_are_refused(method):
-    with pytest.raises(ValueError, match="empty parameter list"):
-        method.build([])
-
-
-@each_method
-def test_sparse_gradients_are_refused_and_nothing_moves(method):
-    dense, sparse = fresh(2), [nn.Parameter(torch.ones(3, 2))]
-    optimizer = method.build([{"params": dense}, {"params": sparse}])
-    give(dense, torch.ones(2))
-    sparse[0].grad = torch.ones(3, 2).to_sparse()
-    before = snapshot(optimizer)
-    with refused(RuntimeError, "A gradient of shape (3, 2) is sparse", "sparse=False"):
-        optimizer.step(loss=1.0)
-    assert {name for name in changed(before, snapshot(optimizer)) if name in before} == set()
-
-
-@each_backend
-@pytest.mark.filterwarnings("ignore:Sparse")  # torch's own remarks about layouts that are not stable yet
-@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
-def test_gradients_of_parameters_that_are_not_dense_are_refused(layout, backend):
-    w = nn.Parameter(getattr(torch.eye(3), layout)(), requires_grad=False)
-    optimizer = polyak.ALIG([w], momentum=0.0, **backend)
-    w.requires_grad_(True).grad = getattr(torch.eye(3), layout)()
-    with refused(RuntimeError, "A gradient of shape (3, 3) is sparse", "sparse=False"):
-        optimizer.step(loss=1.0)
 
 
 def test_every_option_of_every_method_has_wrong_values_here():
