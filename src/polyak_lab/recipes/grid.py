@@ -1,7 +1,8 @@
 """Grids: a row repeated with every combination of the values that `[grid]` lists.
 
-A key is an option of the optimizers, `lr = [0.1, 1.0]`, or another section of a row, `data =
-["digits", "fashion-mnist"]`. The `grid` of a row replaces that of the file.
+A key is an option of the optimizers, `lr = [0.1, 1.0]`, another section of a row, `data =
+["digits", "fashion-mnist"]`, or `task`, whose values are several sections under one name. The `grid`
+of a row replaces that of the file.
 """
 
 import itertools
@@ -13,8 +14,13 @@ from polyak_lab.config.strict import as_table, is_float32, is_number, shown
 from polyak_lab.errors import LabError
 
 SECTIONS = ("data", "model", "schedule", "training", "objective")
+TASK = "task"
 """All other keys of a grid are options of the optimizer."""
 MOST_ROWS = 10_000
+WANTED = {
+    "lr": "numbers, such as [0.1, 1.0]",
+    TASK: 'tables with a name and sections, such as {name = "small", data = "digits", model = "mlp"}',
+}
 
 
 def on_grid(
@@ -46,12 +52,14 @@ def _as_grid(value: Any, where: str) -> Mapping[str, Any]:
 def _axis(key: str, values: Any, where: str) -> Sequence[Any]:
     if not isinstance(values, list) or not values or not all(_is_value(key, value) for value in values):
         wanted = "names or tables, as a row has them" if key in SECTIONS else "values, such as [0.5, 0.9]"
-        wanted = "numbers, such as [0.1, 1.0]" if key == "lr" else wanted
+        wanted = WANTED.get(key, wanted)
         raise LabError(f"{where} {key} is {shown(values)}, but must be a list of {wanted}.")
     return values
 
 
 def _is_value(key: str, value: Any) -> bool:
+    if key == TASK:
+        return isinstance(value, Mapping) and _is_task(value)
     if key in SECTIONS:
         return isinstance(value, (str, Mapping)) and bool(value)
     if key == "lr" or is_number(value):
@@ -61,21 +69,34 @@ def _is_value(key: str, value: Any) -> bool:
     return isinstance(value, (bool, str))
 
 
+def _is_task(task: Mapping[str, Any]) -> bool:
+    sections = {key: value for key, value in task.items() if key != "name"}
+    named = isinstance(task.get("name"), str) and bool(task["name"].strip())
+    return named and bool(sections) and all(key in SECTIONS and _is_value(key, sections[key]) for key in sections)
+
+
 def _at(row: Mapping[str, Any], point: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Lay a point of the grid over a row."""
     repeated = {**row, "name": ", ".join([row["name"], *(_label(key, value) for key, value in point.items())])}
     for key, value in point.items():
-        if key in SECTIONS:
-            whole = isinstance(value, str)  # a string replaces the section, as in a row
-            repeated[key] = value if whole else {**as_table(row.get(key, {}), f"{where}: {key}"), **value}
-        else:
+        sections = value if key == TASK else {key: value}
+        for section in sections.keys() & set(SECTIONS):
+            repeated[section] = _over(repeated.get(section, {}), sections[section], f"{where}: {section}")
+        if key != TASK and key not in SECTIONS:
             optimizer = repeated.get("optimizer", defaults.get("optimizer", {}))
             repeated["optimizer"] = {**as_table(optimizer, f"{where}: optimizer"), key: value}
     return repeated
 
 
+def _over(own: Any, value: Any, where: str) -> Any:
+    """Lay a section over that of a row; a string replaces it, as in a row."""
+    return value if isinstance(value, str) else {**as_table(own, where), **value}
+
+
 def _label(key: str, value: Any) -> str:
     """Name a value in the name of its row: an option by key and value, a section by its name and other keys."""
+    if key == TASK:
+        return str(value["name"])
     if key not in SECTIONS:
         return f"{key} {_text(value)}"
     table = as_table(value, key)

@@ -47,6 +47,36 @@ def test_the_values_of_a_grid_are_laid_over_the_row(tmp_path):
     assert dict(table.optimizer.options) == {"lr": 1, "momentum": 0.9}
 
 
+TASKS = """
+[[grid.task]]
+name = "small"
+data = { train_size = 9 }
+training = { epochs = 1 }
+[[grid.task]]
+name = "text"
+data = "python-docs"
+model = "gpt-small"
+schedule = "constant"
+"""
+
+
+def test_a_task_lays_several_sections_over_every_row(tmp_path):
+    rows = load(tmp_path, GOOD.replace("paper = 93.5", "") + TASKS).rows
+    assert [row.name for row in rows] == ["SGD, cosine, small", "SGD, cosine, text", "ALI-G, small", "ALI-G, text"]
+    sgd_small, sgd_text, small, text = (row.run for row in rows)
+    assert (sgd_small.data.name, sgd_small.data.train_size, sgd_small.training.epochs) == ("digits", 9, 1)
+    assert (sgd_small.schedule.name, sgd_text.schedule.name, sgd_text.training.epochs) == ("cosine", "constant", 3)
+    assert (small.data.augment, small.model.name, small.training.batch_size) == (True, "mlp", 64)
+    assert (text.data.name, text.data.augment, text.model.name) == ("python-docs", False, "gpt-small")
+
+
+def test_a_task_is_crossed_with_the_other_keys_of_a_grid(tmp_path):
+    rows = load(tmp_path, NAMED + "[grid]\nlr = [0.1, 1.0]\n" + TASKS).rows
+    assert [row.name for row in rows][:4] == [
+        f"ALI-G, lr {lr}, {task}" for lr in (0.1, 1) for task in ("small", "text")
+    ]
+
+
 def test_a_row_has_a_grid_of_its_own_or_none(tmp_path):
     own = GOOD.replace("paper = 93.5", "grid = { momentum = [0.5, 0.9] }").replace("lr = 1,", "")
     rows = load(tmp_path, "grid = { lr = [0.1, 10] }\n" + own).rows
@@ -74,6 +104,13 @@ def test_a_grid_keeps_the_optimizer_of_the_defaults(tmp_path):
         ("lr = [1], momentum = 0", r"\[grid\] momentum is 0, but must be a list of values"),
         ('data = "digits"', r"\[grid\] data is 'digits', but must be a list of names or tables"),
         ("model = [1]", r"\[grid\] model is \[1\], but must be a list of names or tables"),
+        ('task = ["digits"]', r"\[grid\] task is .*, but must be a list of tables with a name and sections, such as"),
+        ('task = [{ data = "mnist" }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
+        ('task = [{ name = "a" }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
+        ('task = [{ name = "a", lr = 0.1 }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
+        ('task = [{ name = "a", model = 1 }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
+        ('task = [{ name = "a", training = { epoch = 1 } }]', "'epoch' is not known"),
+        ('task = [{ name = "a", model = "mlp" }, { name = "A", model = "cnn" }]', "would share one folder"),
         ('data = ["mnist", "mnist"]', "would share one folder"),
         (", ".join(f"o{n} = [1, 2, 3, 4, 5, 6, 7]" for n in range(5)), "16807 combinations, but at most 10000 are run"),
     ],
