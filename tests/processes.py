@@ -40,7 +40,22 @@ SETS: dict[str, Callable[[int], polyak.Constraint | None]] = {
 }
 SHAPES = ((4, 2), (3,), (5, 3))
 SEVERAL = (("DDP", "each", 3), ("DDP", "all", 1), ("FSDP2", "each", 1), ("FSDP2", "all", 3))
-MESSAGES = {"SafeSPS": 2, "MoMo": 3, "MoMoAdam": 3, "NGNMD": 3}  # the loss, ‖g‖², the averages
+MESSAGES = {  # the loss and ‖g‖²; averages; ⟨g, v⟩, ‖·‖₁ or nuclear norms
+    ("ALIG", "nesterov"): 2,
+    ("ALIG", "adjusted"): 3,
+    ("SafeSPS", "none"): 2,
+    ("SafeSPS", "heavy ball"): 3,
+    ("IAM", "heavy ball"): 3,
+    ("IAMAdam", "heavy ball"): 4,
+    ("ScheduleFreeSPS", "averaged"): 3,
+    ("ScheduleFreeAdamSPS", "averaged"): 4,
+    ("ScheduleFreePlus", "averaged"): 5,
+    ("MoMo", "none"): 3,
+    ("MoMoAdam", "none"): 3,
+    ("NGNMD", "none"): 3,
+    ("SignSPS", "none"): 4,
+    ("MuonMoMo", "none"): 4,
+}
 PLACEMENTS = ([Shard(0)], [Replicate()], [Shard(0)])  # five rows on two processes: unequal pieces
 
 
@@ -329,11 +344,12 @@ def what_overlaps() -> list[bool]:
     return waited
 
 
-def messages(name: str, mesh: DeviceMesh) -> int:
+def messages(name: str, form: str, mesh: DeviceMesh, constraint: polyak.Constraint | None = None) -> int:
     """How many sums cross the processes in a step of three groups of sharded parameters."""
     params = [nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in problem().params()]
     groups: Any = [{"params": [p], "lr": 1e-3} for p in params]
-    optimizer, sent = getattr(polyak, name)(groups), [0]
+    method = next(method for method in METHODS if method.name == name)
+    optimizer, sent = method.build(groups, form, constraint=constraint), [0]
     all_reduce = collectives.all_reduce
 
     def counted(*args: Any) -> Any:
@@ -390,7 +406,9 @@ def main(rank: int, folder: Path) -> None:
         found[f"join {context}"] = joined(context)
     found["groups of one"] = two_groups_of_one()
     found["overlap"] = what_overlaps()
-    found["messages"] = {name: messages(name, mesh) for name in MESSAGES}
+    found["messages"] = {f"{name} {form}": messages(name, form, mesh) for name, form in MESSAGES}
+    ball = polyak.L2Ball(1.0)
+    found["with a ball"] = {f"{name} {form}": messages(name, form, mesh, ball) for name, form in MESSAGES}
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -117,7 +117,13 @@ def test_the_loss_is_on_its_way_while_the_norm_is_measured(seen):
 
 
 def test_a_step_of_sharded_groups_sends_few_messages(seen):
-    assert seen[0]["messages"] == seen[1]["messages"] == processes.MESSAGES
+    expected = {" ".join(cell): count for cell, count in processes.MESSAGES.items()}
+    assert seen[0]["messages"] == seen[1]["messages"] == expected
+
+
+def test_a_ball_over_sharded_groups_takes_one_message_more(seen):
+    expected = {" ".join(cell): count + 1 for cell, count in processes.MESSAGES.items()}
+    assert seen[0]["with a ball"] == seen[1]["with a ball"] == expected
 
 
 def test_a_constraint_on_the_whole_vector_is_refused_where_each_process_holds_a_part(seen):

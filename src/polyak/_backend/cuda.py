@@ -15,9 +15,9 @@ from torch.autograd.graph import increment_version
 
 from . import cuda_kernels as kernels
 from .chunks import Packed, Vector
-from .general import as_general, largest_but_float16
+from .general import as_general
 from .moves import MOMENTUM, NO_DECAY, Form, Vectors
-from .scalars import Scalar, as_tensor
+from .scalars import Scalar, as_tensor, largest_but_float16
 from .vector import AVERAGE, SQUARES, Products, dot, relative_rounding, sum_squares
 
 TYPES = {

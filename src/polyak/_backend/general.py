@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .chunks import Vector, chunks, must_not_sync, types
-from .moves import MOMENTUM, MOVES, NO_DECAY, Form, Vectors
-from .scalars import LARGEST, Scalar, number, where
+from .moves import MOMENTUM, MOVES, NO_DECAY, Form, Vectors, denominator, divided
+from .scalars import Scalar, largest_but_float16, number, where
 from .vector import (
     AVERAGE,
     SQUARES,
@@ -21,9 +20,8 @@ from .vector import (
     average_squares_,
     average_together,
     axpy_,
-    denominator,
-    divided,
     dot,
+    dots,
     is_narrow,
     over_processes,
     relative_rounding,
@@ -31,6 +29,7 @@ from .vector import (
     scalar_dtype,
     scale_,
     squares,
+    squares_together,
     sum_squares,
 )
 
@@ -95,11 +94,11 @@ class General(Vectors):
                 average_squares_(s_chunk, g_chunk, beta2, skip)
         return u, self.buffers.get(SQUARES, s)
 
-    def products_here(self, rows: Sequence[Sequence[Tensor]], with_x: bool) -> Products:
-        """Return what is measured of some rows of g, x, u and the averaged squares in this process."""
-        if not rows:
+    def products_here(self, columns: Sequence[Vector], with_x: bool) -> Products:
+        """Return what is measured of pieces of g, x, u and the averaged squares in this process."""
+        if not columns:
             return Products(0.0, 0.0, 0.0)
-        g, x, u, s = [[*column] for column in zip(*rows, strict=True)]
+        g, x, u, s = columns
         products = (dot(g, x), dot(u, x)) if with_x else (0.0, 0.0)
         if self.preconditioner is None:
             return Products(*products, sum_squares(u, foreach=self.group["foreach"]))
@@ -161,17 +160,13 @@ class General(Vectors):
         return number(scalar) if self.numbers else scalar
 
 
-def sum_squares_of(parts: Sequence[Any]) -> Scalar:
-    """Return ‖g‖² of sharded parts; the processes send one message for all of them, unless their layouts differ."""
-    gradients, owners = ([tensor for part in parts for tensor in getattr(part, name)] for name in ("g", "params"))
-    scalar = sum_squares(gradients, owners, parts[0].group["foreach"])
-    return number(scalar) if parts[0].numbers else scalar
-
-
-def largest_but_float16(dtypes: set[torch.dtype], group: dict[str, Any]) -> float:
-    """Return the largest number that types hold; of float16 alone, the largest scalar."""
-    scalar = LARGEST[group["step_size"].dtype] if dtypes else math.inf
-    return min([LARGEST[dtype] for dtype in dtypes - {torch.float16}], default=scalar)
+def squares_of_gradients(parts: Sequence[Any]) -> Scalar:
+    """Return ‖g‖² of sharded parts, and note the ‖v‖² of adjusted momentum: one message each, for every layout."""
+    adjusted = [part for part in parts if part.form is Form.ADJUSTED]
+    momentum = [part.buffers[MOMENTUM] for part in adjusted]
+    for part, squared in zip(adjusted, dots(adjusted, momentum, momentum), strict=True):
+        part.momentum_squares = squared
+    return squares_together(parts, "g")
 
 
 def average_all_(
@@ -185,7 +180,7 @@ def average_all_(
 
 def as_general(part: Any) -> General:
     """Return the vectors of a part of another backend, for a direction that its kernels cannot take."""
-    general = General(part.group, part.params, part.x, part.u, part.buffers)
+    general = General(part.group, part.owners, part.x, part.u, part.buffers)
     general.same_move(part)
     return general
 
@@ -194,7 +189,7 @@ def sum_after(part: Any, gamma: Any) -> Scalar:
     """Return Σ|x| + Σ|v| over what is float16, as a move would leave it: inf or NaN if float16 cannot hold that."""
     general, gamma = as_general(part), part.scaled(gamma)
     general.same_move(part)
-    rows = [*zip(part.params, *general.columns(), strict=True)]
+    rows = [*zip(part.owners, *general.columns(), strict=True)]
     narrow = [row for row in rows if torch.float16 in (row[1].dtype, row[3].dtype)]
 
     def here(some: list[tuple[Tensor, ...]]) -> Scalar:
@@ -222,6 +217,11 @@ class Several(Vectors):
         buffers = {name: _Joined([part.buffers[name] for part in parts]) for name in parts[0].buffers}
         self.group, self.params, self.x, self.g, self.u, self.buffers = group, params, x, g, g, buffers
         self.parts, self.numbers = parts, parts[0].numbers
+
+    @property
+    def owners(self) -> Sequence[Tensor]:
+        """The parameters in the order of the vectors, which is not that of the group."""
+        return [p for part in self.parts for p in part.params]
 
     @property
     def largest(self) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
 from .chunks import Vector, flat_views
+from .distributed import send
 
 MOMENTUM = "momentum_buffer"
 NO_DECAY = 1.0  # this very number: the multiplication is then left out
@@ -47,6 +48,22 @@ class Preconditioner(NamedTuple):
     correction: Any
     eps: float
     steps: Any = 0
+
+
+def divided(u: Vector, s: Vector, preconditioner: Preconditioner) -> Vector:
+    """Return D⁻¹u, for one chunk."""
+    d = denominator(s, preconditioner)
+    return list(torch._foreach_div([tensor.to(like.dtype) for tensor, like in zip(u, d, strict=True)], d))
+
+
+def denominator(s: Vector, preconditioner: Preconditioner) -> Vector:
+    """Return the diagonal of D, for one chunk."""
+    correction = preconditioner.correction
+    root = correction.sqrt() if isinstance(correction, Tensor) else math.sqrt(correction)
+    d = torch._foreach_sqrt(s)
+    torch._foreach_div_(d, send(root, s[0]) if isinstance(root, Tensor) else root)
+    torch._foreach_add_(d, preconditioner.eps)
+    return list(d)
 
 
 class Vectors:
@@ -89,10 +106,17 @@ class Vectors:
     """‖g‖² of these vectors alone, if it was measured together with the averages,"""
     squares: Any = 0.0
     """‖u‖² of these vectors alone,"""
+    momentum_squares: Any = None
+    """‖v‖² of these vectors alone, if it was measured together with that of other parts,"""
     model: Any = 0.0
     """the value of an averaged model at x, over all groups, and"""
     floor: Any = 0.0
     """the smallest bound on the loss that may be learned; the last two of the first group alone."""
+
+    @property
+    def owners(self) -> Sequence[Tensor]:
+        """The parameters in the order of the vectors."""
+        return self.params
 
     def take_gradients(self, g: Vector) -> None:
         """Take the gradients of another step, which lie in memory as those did that the part was made with."""

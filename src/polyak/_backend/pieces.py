@@ -14,9 +14,20 @@ from torch import Tensor
 
 from .chunks import PIECE, SHARED, SMALL, Vector, pieces_of_one_type
 from .general import as_general
-from .moves import MOMENTUM, MOVES, NO_DECAY, Form, Preconditioner, Vectors, dot_of_piece, squares_of_piece
+from .moves import (
+    MOMENTUM,
+    MOVES,
+    NO_DECAY,
+    Form,
+    Preconditioner,
+    Vectors,
+    denominator,
+    divided,
+    dot_of_piece,
+    squares_of_piece,
+)
 from .scalars import LARGEST, number
-from .vector import AVERAGE, SQUARES, Products, average_, average_squares_, denominator, divided
+from .vector import AVERAGE, SQUARES, Products, average_, average_squares_
 
 ADAM = 1 << 18  # numbers of a piece in a step of Adam at most, which reads and writes up to eight vectors
 TINY = 2.0**-20  # 1 − b keeps 32 digits of a larger b

@@ -109,3 +109,9 @@ def _repr(value: Any) -> str:
         return repr(value)
     except ValueError:  # Python writes no integer of more than 4300 digits
         return f"a {type(value).__name__}"
+
+
+def largest_but_float16(dtypes: set[torch.dtype], group: dict[str, Any]) -> float:
+    """Return the largest number that types hold; of float16 alone, the largest scalar."""
+    scalar = LARGEST[group["step_size"].dtype] if dtypes else math.inf
+    return min([LARGEST[dtype] for dtype in dtypes - {torch.float16}], default=scalar)

@@ -7,7 +7,6 @@ Scalars that come from the loss are 0-dim tensors on the device and are never re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .chunks import Vector, chunks, must_not_sync, types
 from .distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
-from .moves import Preconditioner, absolutes_of_piece, dot_of_piece, squares_of_piece
+from .moves import absolutes_of_piece, dot_of_piece, squares_of_piece
 from .scalars import Scalar, as_tensor, number, where
 
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
@@ -145,23 +144,6 @@ def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Scalar:
     return over_processes(here, owners or y, zip(x, y, strict=True))
 
 
-def sum_abs(part: Any, x: Vector) -> Scalar:
-    """Return ‖x‖₁ of a vector of a part, over all processes that hold a piece of it."""
-
-    def here(rows: list[tuple[Tensor]]) -> Scalar:
-        norms = [absolutes(tensor) for (tensor,) in rows]
-        return add_up(norms, part.group["step_size"])
-
-    scalar = over_processes(here, part.params, zip(x, strict=True)) if x else 0.0
-    return number(scalar) if part.numbers else scalar
-
-
-def clamp_(x: Vector, low: float, high: float) -> None:
-    """x ← min{max{x, low}, high}."""
-    for tensor in x:
-        tensor.clamp_(low, high)
-
-
 def assign_(x: Vector, values: Vector) -> None:
     """x ← values."""
     for tensor, value in zip(x, values, strict=True):
@@ -265,34 +247,50 @@ def average_squares_(v: Vector, y: Vector, beta: Scalar, skip: Tensor | None = N
         torch._foreach_addcmul_(v, y, y, 1.0 - beta)
 
 
-def divided(u: Vector, s: Vector, preconditioner: Preconditioner) -> Vector:
-    """Return D⁻¹u."""
-    d = denominator(s, preconditioner)
-    return list(torch._foreach_div([tensor.to(like.dtype) for tensor, like in zip(u, d, strict=True)], d))
+def sums_of_parts(
+    parts: Sequence[Any], columns: Iterable[Sequence[Vector]], here: Callable[[Any, list[Vector]], list[Scalar]]
+) -> list[list[Scalar]]:
+    """Return for each part what is found `here` in the columns of its vectors; one message sums it over processes."""
+    owners = [p for part in parts for p in part.owners]
+    rows = [(i, row) for i, vectors in enumerate(columns) for row in zip(*vectors, strict=True)]
+
+    def all_here(some: list[Any]) -> list[Scalar]:
+        mine = [[row for j, row in some if i == j] for i in range(len(parts))]
+        vectors = [[[*column] for column in zip(*own, strict=True)] for own in mine]
+        return [scalar for part, own in zip(parts, vectors, strict=True) for scalar in here(part, own)]
+
+    sums = sums_over_processes(all_here, owners, rows)
+    each = len(sums) // len(parts)
+    own = [sums[i : i + each] for i in range(0, len(sums), each)]
+    return [[*map(number, found)] if part.numbers else found for part, found in zip(parts, own, strict=True)]
 
 
-def denominator(s: Vector, preconditioner: Preconditioner) -> Vector:
-    """Return the diagonal of D."""
-    correction = preconditioner.correction
-    root = correction.sqrt() if isinstance(correction, Tensor) else math.sqrt(correction)
-    d = torch._foreach_sqrt(s)
-    torch._foreach_div_(d, send(root, s[0]) if isinstance(root, Tensor) else root)
-    torch._foreach_add_(d, preconditioner.eps)
-    return list(d)
+def squares_together(parts: Sequence[Any], name: str) -> Scalar:
+    """Return the squared norm of the vectors of that name in sharded parts; one message carries it."""
+    x, owners = ([tensor for part in parts for tensor in getattr(part, each)] for each in (name, "owners"))
+    scalar = sum_squares(x, owners, parts[0].group["foreach"])
+    return number(scalar) if parts[0].numbers else scalar
+
+
+def dots(parts: Sequence[Any], x: Sequence[Vector], y: Sequence[Vector]) -> list[Scalar]:
+    """Return ⟨x, y⟩ of a pair of vectors of each part; if all are sharded, one message carries them."""
+    pairs = [*zip(x, y, strict=True)]
+    if not (parts and all([part.sharded for part in parts])):
+        return [part.dot(*pair) for part, pair in zip(parts, pairs, strict=True)]
+    return [found[0] for found in sums_of_parts(parts, pairs, lambda part, own: [dot(*own) if own else 0.0])]
+
+
+def sums_abs(parts: Sequence[Any], x: Sequence[Vector]) -> list[Scalar]:
+    """Return ‖x‖₁ of a vector of each part, in one message over all processes that hold a piece of one."""
+
+    def here(part: Any, own: list[Vector]) -> list[Scalar]:
+        return [add_up([*map(absolutes, own[0])], part.group["step_size"]) if own else 0.0]
+
+    return [found[0] for found in sums_of_parts(parts, zip(x), here)]
 
 
 def average_together(parts: Sequence[Any], beta: Scalar | None, beta2: Scalar | None, with_x: bool) -> list[Products]:
-    """Average in all parts, and measure; one message carries the sums of all processes."""
-    owners: list[Tensor] = []
-    rows: list[Any] = []
-    for i, part in enumerate(parts):
-        u, s = part.average_here_(beta, beta2)
-        owners += part.params
-        rows += [(i, row) for row in zip(part.g, part.x, u, s, strict=True)]
-
-    def here(some: list[Any]) -> list[Scalar]:
-        found = [part.products_here([row for j, row in some if i == j], with_x) for i, part in enumerate(parts)]
-        return [scalar for products in found for scalar in products]
-
-    sums = map(parts[0]._scalar, sums_over_processes(here, owners, rows))
-    return [Products(*some) for some in zip(*[sums] * 3, strict=True)]
+    """Average in all parts, and measure."""
+    columns = [(part.g, part.x, *part.average_here_(beta, beta2)) for part in parts]
+    found = sums_of_parts(parts, columns, lambda part, own: [*part.products_here(own, with_x)])
+    return [Products(*sums) for sums in found]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._backend.distributed import send
 from .._backend.general import sum_after
-from .._backend.moves import Form
+from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part, said, store_
 from .parts import Group, Part
 
@@ -159,9 +159,10 @@ def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tens
     return ~fits, torch.where(length == length, as_tensor(part.mu, length), 1.0)
 
 
-def _buffer_fits(gamma: Any, slope: Any, part: Part) -> Any:
+def _buffer_fits(gamma: Any, slope: Any, part: Any) -> Any:
     """Return whether a buffer of gradients stays finite with the next one, and is short enough for the γ of today."""
-    largest, both = part.largest, slope + part.sum_squares(part.buffers["momentum_buffer"])
+    largest, squared = part.largest, part.momentum_squares
+    both = slope + (part.sum_squares(part.buffers[MOMENTUM]) if squared is None else squared)
     short = both <= min(largest * largest / 4, LARGEST[part.group["step_size"].dtype])
     return (gamma * (gamma * both) <= largest) & short
 

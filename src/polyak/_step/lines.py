@@ -11,7 +11,7 @@ import torch
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
 from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, minimum, number, store_, where
-from .._backend.vector import AVERAGE, add_up, sum_abs
+from .._backend.vector import AVERAGE, add_up, dots, sums_abs
 from .decision import Line
 from .parts import Group, Part
 from .state import check_training, is_better, latest, revised
@@ -93,14 +93,21 @@ def iterate_average(line: Line, parts: list[Part], t: Scalar = 0) -> Line:
 
     x moves as a heavy ball v does, since z − x = λv with the λ of the step before.
     """
-    found: list[Any] = []
+    factors: list[Any] = []
     for part in parts:
         mu = part.group["momentum"]
         ahead = t - 1 if mu is None else mu / (1.0 - mu)
         part.mu, part.divisor = (ahead / (t + 1), t + 1) if mu is None else (mu, 1.0 / (1.0 - mu))
-        if MOMENTUM in part.buffers:
-            found.append(ahead * part.dot(part.g, part.buffers[MOMENTUM]))
-    return line._replace(value=line.value + add_up(found, parts[0].group["step_size"])) if found else line
+        factors.append(ahead)
+    return line._replace(value=line.value + along_momentum(parts, factors))
+
+
+def along_momentum(parts: Sequence[Part], factors: Sequence[Any]) -> Scalar:
+    """Return Σ a⟨g, v⟩ with a factor a for each part that has a momentum buffer v."""
+    pairs = [(part, a) for part, a in zip(parts, factors, strict=True) if MOMENTUM in part.buffers]
+    having = [part for part, _ in pairs]
+    found = dots(having, [part.g for part in having], [part.buffers[MOMENTUM] for part in having])
+    return add_up([a * dot for (_, a), dot in zip(pairs, found, strict=True)], parts[0].group["step_size"])
 
 
 def schedule_free(line: Line, parts: list[Part], c_before: Scalar, c: Scalar) -> Line:
@@ -108,13 +115,11 @@ def schedule_free(line: Line, parts: list[Part], c_before: Scalar, c: Scalar) ->
 
     The parameters hold y. One buffer v is enough, from which z − x = (1 − c)v after a step.
     """
-    found: list[Any] = []
     for part in parts:
         check_training(part.group)
         part.beta, part.mu = part.group["momentum"], 1.0 - c_before
         part.ahead = part.beta * (1.0 - c)
-        found.append(part.beta * part.mu * part.dot(part.g, part.buffers[MOMENTUM]))
-    return line._replace(value=line.value + add_up(found, parts[0].group["step_size"]))
+    return line._replace(value=line.value + along_momentum(parts, [part.beta * part.mu for part in parts]))
 
 
 def any_time(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
@@ -133,8 +138,6 @@ def any_time_distance(group: Group) -> Scalar:
 def annealed_line(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
     """Return the line of ScheduleFree+ along D⁻¹m from z, whose slope is an average of ‖g‖₁."""
     k, like = averages["steps"], parts[0].group["step_size"]
-    dots: list[Any] = []
-    norms: list[Any] = []
     (beta1, beta2), beta_p = parts[0].group["betas"], parts[0].group["norm_beta"]
     averages["steps"] = k + 1
     for part in parts:
@@ -142,15 +145,15 @@ def annealed_line(line: Line, parts: list[Part], averages: dict[str, Any]) -> Li
         check_training(group)
         share = number(group["share"]) if part.numbers else group["share"]
         part.beta, part.next_beta, part.mu = annealed(group, k - 1), annealed(group, k), 1.0 - share
-        dots.append(part.next_beta * part.mu * part.dot(part.g, part.buffers[MOMENTUM]))
-        norms.append(sum_abs(part, part.g))
         part.preconditioner = Preconditioner(bias_correction(beta2, k + 1), group["eps"], k + 1)
-        part.average_(beta1, beta2)
+    ahead = along_momentum(parts, [part.next_beta * part.mu for part in parts])
+    average_all_(parts, beta1, beta2)
+    for part in parts:
         part.u, part.divisor = part.buffers[AVERAGE], bias_correction(beta1, k + 1)
-        part.squared_decay = group["weight_decay"]
-    norm = math.sqrt(math.pi / 2) * add_up(norms, like)
+        part.squared_decay = part.group["weight_decay"]
+    norm = math.sqrt(math.pi / 2) * add_up(sums_abs(parts, [part.g for part in parts]), like)
     norm = averages["norm_average"] = beta_p * averages["norm_average"] + (1.0 - beta_p) * norm
-    return line._replace(value=line.value + add_up(dots, like), slope=norm / bias_correction(beta_p, k + 1))
+    return line._replace(value=line.value + ahead, slope=norm / bias_correction(beta_p, k + 1))
 
 
 def annealed(group: Group, k: Scalar) -> Any:

@@ -18,7 +18,7 @@ from .._backend import chunks
 from .._backend.chunks import COMMON, DEVICE, DTYPE, Vector, by_type, pack, same_layout
 from .._backend.cpu import CpuKernels
 from .._backend.distributed import PLAIN, aligned, any_sharded
-from .._backend.general import General, Several, sum_squares_of
+from .._backend.general import General, Several, squares_of_gradients
 from .._backend.moves import MOMENTUM, Form, Preconditioner
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
@@ -60,6 +60,8 @@ class Part(Protocol):
     numbers: bool
     sharded: bool
 
+    @property
+    def owners(self) -> Sequence[Tensor]: ...
     @property
     def has_float16(self) -> bool: ...
     @property
@@ -222,9 +224,8 @@ def sum_squares(parts: Sequence[Part], like: Tensor, needed: bool = True) -> Sca
         return 0.0
     if len(parts) == 1:
         return parts[0].sum_squares(parts[0].g)
-    if all([part.sharded for part in parts]):
-        return sum_squares_of(parts)
-    return add_up([part.sum_squares(part.g) for part in parts], like)
+    together = all([part.sharded for part in parts])
+    return squares_of_gradients(parts) if together else add_up([part.sum_squares(part.g) for part in parts], like)
 
 
 def decay_momentum(part: Part, keep: Scalar) -> None:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from .._backend.distributed import send
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import number
-from .._backend.vector import add_, add_up, assign_
+from .._backend.vector import add_, add_up, assign_, squares_together
 from ..constraints.balls import L2Ball
 from .advice import Advice
 from .parts import Group, Part, whole
@@ -61,11 +61,18 @@ def _project(constraint: Constraint, groups: Sequence[Group]) -> None:
     if isinstance(constraint, L2Ball):  # measured as in a step, so that a projected point stays as it is
         parts = _parts(groups)
         if parts:
-            constraint.shrink_(parts, [part.sum_squares(part.x) for part in parts])
+            constraint.shrink_(parts, squares_of(parts))
         return
     params = [p for group in groups for p in group["params"] if p.requires_grad]
     if params:
         constraint.project_(params)
+
+
+def squares_of(parts: Sequence[Part]) -> list[Any]:
+    """Return what adds up to the ‖x‖² of all parts; one message carries it if all are sharded."""
+    if all([part.sharded for part in parts]):
+        return [squares_together(parts, "x")]
+    return [part.sum_squares(part.x) for part in parts]
 
 
 def _sharing(groups: Sequence[Group]) -> list[Group]:
@@ -139,7 +146,7 @@ def _norm(groups: Sequence[Group]) -> float | None:
     parts = _parts(groups)
     if not parts:
         return None
-    square = add_up([part.sum_squares(part.x) for part in parts], parts[0].group["step_size"])
+    square = add_up(squares_of(parts), parts[0].group["step_size"])
     return math.nan if isinstance(square, torch.Tensor) and square.is_meta else math.sqrt(number(square))
 
 

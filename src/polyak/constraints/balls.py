@@ -85,9 +85,8 @@ class L2Ball(Constraint):
     def _shrink_ahead(self, parts: Sequence[Any]) -> Scalar:
         """Project z = y + k·v, where the parameters hold y: v ← v + δ and y ← y + (1 − k)δ for δ = (factor − 1)z."""
         squares = []
-        for part in parts:
-            k, v = part.ahead, part.buffers[MOMENTUM]
-            squares.append(part.sum_squares(part.x) + k * (2.0 * part.dot(part.x, v) + k * part.sum_squares(v)))
+        for part, (x_x, x_v, v_v) in zip(parts, _products(parts), strict=True):
+            squares.append(x_x + part.ahead * (2.0 * x_v + part.ahead * v_v))
         rounding = max([part.rounding for part in parts])
         squared_norm = vector.add_up(squares, parts[0].group["step_size"])
         factor = self.scale(squared_norm, rounding)
@@ -118,6 +117,19 @@ class L2Ball(Constraint):
         if isinstance(norm, Tensor) and must_not_sync(norm.device):
             return torch.where(norm <= limit, 1.0, radius / norm)
         return None if norm <= limit else radius / number(norm)
+
+
+def _products(parts: Sequence[Any]) -> list[list[Scalar]]:
+    """Return ‖x‖², ⟨x, v⟩ and ‖v‖² of each part; one message carries them if all are sharded."""
+    pairs = [(part.x, part.buffers[MOMENTUM]) for part in parts]
+    if not all([part.sharded for part in parts]):
+        singly = zip(parts, pairs, strict=True)
+        return [[part.sum_squares(x), part.dot(x, v), part.sum_squares(v)] for part, (x, v) in singly]
+
+    def here(part: Any, own: list[Any]) -> list[Scalar]:
+        return [vector.sum_squares(own[0]), vector.dot(*own), vector.sum_squares(own[1])] if own else [0.0] * 3
+
+    return vector.sums_of_parts(parts, pairs, here)
 
 
 def measured_ball(parts: Sequence[Any], shared: object) -> L2Ball | None:

@@ -9,7 +9,6 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from .._backend import vector
 from .._backend.scalars import is_number, said
 from ._base import Constraint, check_size, real_only
 
@@ -47,7 +46,7 @@ class Box(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← min{max{x, low}, high}."""
-        vector.clamp_(real_only("Box", params), self.low, self.high)
+        _clamp_(real_only("Box", params), self.low, self.high)
 
 
 @final
@@ -78,7 +77,7 @@ class LInfBall(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← min{max{x, −radius}, radius}."""
-        vector.clamp_(real_only("LInfBall", params), -self.radius, self.radius)
+        _clamp_(real_only("LInfBall", params), -self.radius, self.radius)
 
 
 @final
@@ -101,4 +100,10 @@ class NonNegative(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x₊."""
-        vector.clamp_(real_only("NonNegative", params), 0.0, math.inf)
+        _clamp_(real_only("NonNegative", params), 0.0, math.inf)
+
+
+def _clamp_(x: Sequence[Tensor], low: float, high: float) -> None:
+    """x ← min{max{x, low}, high}."""
+    for tensor in x:
+        tensor.clamp_(low, high)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Unpack, cast, final
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .._backend.chunks import Vector
 from .._backend.distributed import piece_of, whole_of
-from .._backend.moves import Preconditioner
+from .._backend.moves import Preconditioner, divided
 from .._backend.scalars import Scalar, where
-from .._backend.vector import AVERAGE, SQUARES, add_up, divided, sum_squares
+from .._backend.vector import AVERAGE, SQUARES, add_up, dots, sum_squares
 from .._step.decision import Line
 from .._step.lines import after_first, mean_model
 from .._step.optimizer import PolyakOptimizer
@@ -124,7 +126,11 @@ class MuonMoMo(PolyakOptimizer):
         for part in parts:
             part.preconditioner = Preconditioner(1.0, part.group["eps"])
         line = mean_model(line, parts, averages, after_first(group["momentum"], k), after_first(group["beta2"], k))
-        nuclear, others = zip(*map(turn, parts), strict=True)
+        turned = {i: turn(part) for i, part in enumerate(parts) if has_matrices(part)}
+        both = [parts[i] for _ in range(2) for i in turned]
+        found = dots(both, [*chain(*zip(*turned.values(), strict=True))], [part.u for part in both])
+        nuclear, others = found[: len(turned)], found[len(turned) :]
+        others += [part.squares for i, part in enumerate(parts) if i not in turned]
         now = averages["nuclear_norm"] = add_up(nuclear, group["step_size"])
         used = where(k > 1, last, now) if group["stale"] else now
         return line._replace(slope=used + add_up(others, group["step_size"]))
@@ -134,22 +140,23 @@ class MuonMoMo(PolyakOptimizer):
         return line.gap / line.slope, group["lr"]
 
 
-def turn(part: Any) -> tuple[Scalar, Scalar]:
-    """Set the direction u of a part; return ⟨m, u⟩ over its matrices, and over the others."""
+def has_matrices(part: Any) -> bool:
+    """Return whether a part has a matrix; the move of one that has none divides, a piece at a time."""
+    return any([is_matrix(p, part.group["norm"]) for p in part.owners])
+
+
+def turn(part: Any) -> tuple[Vector, Vector]:
+    """Set the direction u of a part with matrices; return its m with zeros for all but them, and for them."""
     group, m, s = part.group, part.buffers[AVERAGE], part.buffers[SQUARES]
-    owners = [p for some in getattr(part, "parts", [part]) for p in some.params]
-    matrices = [is_matrix(p, group["norm"]) for p in owners]
-    adam = part.preconditioner
-    if not any(matrices):  # the move divides, a piece at a time
-        return 0.0, part.squares
-    part.preconditioner = None
+    adam, part.preconditioner = part.preconditioner, None
     u: list[Tensor] = []
     nuclear, others = [*m], [*m]
-    for i, (p, average, squares, matrix) in enumerate(zip(owners, m, s, matrices, strict=True)):
+    for i, (p, average, squares) in enumerate(zip(part.owners, m, s, strict=True)):
+        matrix = is_matrix(p, group["norm"])
         u.append(_polar(average, p, group) if matrix else divided([average], [squares], adam)[0].to(average.dtype))
         (others if matrix else nuclear)[i] = torch.zeros_like(average)
     part.u = u
-    return part.dot(nuclear, u), part.dot(others, u)
+    return nuclear, others
 
 
 def _polar(m: Tensor, owner: Tensor, group: Group) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Unpack, final
 from torch.optim.optimizer import ParamsT
 
 from .._backend.scalars import Scalar
-from .._backend.vector import AVERAGE, add_up, sum_abs
+from .._backend.vector import AVERAGE, add_up, sums_abs
 from .._step.decision import Line
 from .._step.lines import after_first, mean_model
 from .._step.optimizer import PolyakOptimizer
@@ -84,7 +84,7 @@ class SignSPS(PolyakOptimizer):
         line = mean_model(line, parts, averages, after_first(parts[0].group["momentum"], k))
         for part in parts:
             part.signed = True
-        return line._replace(slope=add_up([sum_abs(part, part.u) for part in parts], parts[0].group["step_size"]))
+        return line._replace(slope=add_up(sums_abs(parts, [part.u for part in parts]), parts[0].group["step_size"]))
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = min{ (h + ⟨m, x⟩ − f*)₊ / ‖m‖₁, η }."""
