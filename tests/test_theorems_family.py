@@ -86,6 +86,49 @@ def test_the_mean_loss_of_sps_falls_as_the_root_of_the_steps(family):
         assert np.mean(seen) <= math.sqrt(G2 * start / K) * (1 + SLACK)
 
 
+class Waves:
+    """w(x² + 3 sin² x), which is not convex, but satisfies the Polyak-Łojasiewicz inequality with μ = w/32; L = 8w."""
+
+    def __init__(self, w, lowest):
+        self.w, self.lowest, self.a, self.L = w, lowest, torch.zeros(1, dtype=torch.float64), 8 * w
+
+    def __call__(self, x):
+        return (self.w * (x.square() + 3 * x.sin().square())).sum() + self.lowest
+
+
+def with_growth(kind):
+    """Return losses and the μ of ½‖∇f‖² ≥ μ(f − f*) for their mean f."""
+    if kind == "not convex":
+        weights = (0.5, 1.0, 1.5)
+        return [Waves(w, lowest) for w, lowest in zip(weights, (0.3, -0.2, 0.1), strict=True)], np.mean(weights) / 32
+    losses, _ = quadratics(3, spread=0.5 if kind == "without interpolation" else 0.0)
+    return losses, torch.linalg.eigvalsh(sum(f.H for f in losses) / len(losses))[0].item()
+
+
+@pytest.mark.parametrize("kind", ["not convex", "interpolation", "without interpolation"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_sps_on_losses_with_growth_contracts_in_expectation(kind, share):
+    """E f(x⁺) − f* ≤ ν(f(x) − f*) + γ_b·L·σ²/2c with ν = γ_b(1/α − 2μ + L/2c) < 1 for c > L/4μ: the PL theorem."""
+    losses, mu = with_growth(kind)
+    L = max(f.L for f in losses)
+    c = 1.2 * L / (4 * mu)
+    cap = share / (2 * c * L)
+    nu = cap * (1 / min(1 / (2 * c * L), cap) - 2 * mu + L / (2 * c))
+    best = mean(losses, losses[0].a if kind == "not convex" else minimiser(losses)).item()
+    noise = best - np.mean([f.lowest for f in losses])
+    assert nu < 1
+    rng = np.random.default_rng(7)
+    for _ in range(8):
+        point = torch.tensor(4 * rng.normal(size=len(losses[0].a)))
+        after = []
+        for f in losses:
+            x = torch.nn.Parameter(point.clone())
+            descend(polyak.SPS([x], lr=cap, c=c, eps=0.0), x, f, lower_bound=f.lowest)
+            after.append(mean(losses, x.detach()).item())
+        gap = mean(losses, point).item() - best
+        assert np.mean(after) - best <= nu * gap + cap * L * noise / (2 * c) + SLACK
+
+
 @pytest.mark.parametrize(("c", "share"), [(0.5, 1.0), (1.0, 0.75)])
 def test_the_deterministic_polyak_step_contracts_by_the_condition_number(c, share):
     """‖x⁺ − x*‖² ≤ (1 − 1/κ)‖x − x*‖² for c = ½ and (1 − 3/(4κ))‖x − x*‖² for c = 1, with f* exact."""
