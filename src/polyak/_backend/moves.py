@@ -203,8 +203,7 @@ MOVES: dict[Form, Callable[..., None]] = {
 ROW = 1 << 12  # numbers of one sum on the CPU: torch keeps few accumulators, so that long float32 sums lose digits
 SHORT = 1 << 8  # and a single one where the numbers do not lie side by side
 ALONE = 1 << 9  # numbers of a tensor, on average, from which a sum of its own is faster than a copy
-MANY = 16  # rows of a product at least, which shorter vectors do not need
-LONG = 1 << 17  # numbers of a product at most, for which torch makes a vector of them
+LONG = 1 << 17  # numbers of a product at most, which are stored before torch adds them up, pair by pair
 
 
 def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
@@ -247,22 +246,17 @@ def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:
 
 
 def dot_of_piece(x: Vector, y: Vector) -> float:
-    """Return ⟨x, y⟩ of one chunk of one type on the CPU, summed in short rows, too."""
+    """Return ⟨x, y⟩ of one chunk of one type on the CPU; torch adds long vectors up pairwise, as its dot does not."""
     if len(x) > 1 and sum(map(Tensor.numel, x)) < ALONE * len(x):
         x, y = [_flatten_dense_tensors(x)], [_flatten_dense_tensors(y)]
     return sum([_dot(a, b) for a, b in zip(x, y, strict=True)])
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    if a.numel() < MANY * ROW:
+    if a.numel() < 4 * ROW:
         return torch.dot(a.contiguous().view(-1), b.contiguous().view(-1)).item()
-    found = 0.0
     a, b = flat_views((a, b)) or (a.contiguous().view(-1), b.contiguous().view(-1))
-    for x, y in zip(a.split(LONG), b.split(LONG), strict=True):
-        whole = len(x) - len(x) % ROW
-        rows = torch.linalg.vecdot(x[:whole].view(-1, ROW), y[:whole].view(-1, ROW))
-        found += torch.sum(rows).item() + torch.dot(x[whole:], y[whole:]).item()
-    return found
+    return sum([torch.sum(x * y).item() for x, y in zip(a.split(LONG), b.split(LONG), strict=True)])
 
 
 def absolutes_of_piece(x: Tensor, dtype: torch.dtype) -> Tensor:

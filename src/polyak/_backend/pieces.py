@@ -238,8 +238,12 @@ class Adam:
         moved, average, squares = self._spare[:, : len(g)]
         u = g if self.beta is None else average.copy_(d)
         self._run(moved.zero_(), g, average, squares.copy_(s), 1.0)
-        dots = [dot_of_piece([g], [x]), dot_of_piece([u], [x])] if with_x else [0.0, 0.0]
-        return [dot_of_piece([g], [g]), *dots, -dot_of_piece([u], [moved])]
+        pairs = [(g, x), (u, x), (u, moved)] if with_x else [(u, moved)]
+        *dots, dual = [
+            torch.sum(torch.mul(a, b, out=squares)).item() for a, b in pairs
+        ]  # the trial needs no squares now
+        gradient_squares = sum(map(Tensor.item, squares_of_piece([g], self._dtype)))
+        return [gradient_squares, *(dots or [0.0, 0.0]), -dual]
 
     def move(self, x: Tensor, g: Tensor, d: Tensor, s: Tensor, v: Tensor, gamma: float, mu: float, form: Form) -> None:
         """Average in the buffers themselves and move x by γ along −D⁻¹u, or let a heavy ball do so."""
