@@ -35,7 +35,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-NONE = "none"  # how a recipe writes None, for which TOML has no value
 # The model, `l2_ball` and the launcher give them.
 _NOT_OPTIONS = {"params", "constraint", "sync_loss", "process_group"}
 StepForm = Literal["plain", "loss", "closure"]
@@ -63,7 +62,7 @@ def resolve(choice: config.Optimizer) -> config.Optimizer:
         known = [name for name in parameters if name not in _NOT_OPTIONS]
         _check_keys(choice, known, "constraint" in parameters)
         _check_ball(choice, "constraint" in parameters)
-        options = {key: None if value == NONE else value for key, value in choice.options.items()}
+        options = {key: None if value == config.NONE else value for key, value in choice.options.items()}
         given = {name: options.get(name, parameters[name].default) for name in known}
         spelled = {name: value for name, value in given.items() if name in options or _is_stated(choice, value)}
         resolved = replace(choice, options=spelled | options)

@@ -32,6 +32,8 @@ Precision = Literal["float32", "bfloat16"]
 Distributed = Literal["ddp", "fsdp2"]
 ScheduleName = Literal["constant", "cosine", "step"]
 BALLS: Final = ("l2_ball", "l2_ball_relative")
+NONE: Final = "none"
+"""How a recipe writes None, for which TOML has no value."""
 """The keys of an optimizer that become its constraint."""
 Options = Mapping[str, Any]
 LARGEST_WIDTH = 1e18
@@ -136,7 +138,8 @@ class Optimizer:
         """Make an optimizer from a row's table: keys that are no fields are options of its class."""
         known = {key: table[key] for key in ("name", *BALLS) if key in table}
         options = {key: value for key, value in table.items() if key not in known}
-        return read_fields(cls, {**known, "options": options}, where)
+        given = {key: value for key, value in known.items() if key not in BALLS or value != NONE}
+        return read_fields(cls, {**given, "options": options}, where)
 
 
 @dataclass(frozen=True)

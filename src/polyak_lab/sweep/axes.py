@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polyak_lab.config.run import BALLS, Run
+from polyak_lab.config.run import BALLS, NONE, Run
 from polyak_lab.config.strict import read
 from polyak_lab.errors import LabError
 
@@ -45,7 +45,7 @@ def check_values(
 def with_values(run: Run, values: Mapping[str, Any]) -> Run:
     """Give a run the values of a trial."""
     options = {key: value for key, value in values.items() if key not in BALLS}
-    balls = {key: values[key] for key in BALLS if key in values}
+    balls: dict[str, Any] = {key: None if values[key] == NONE else values[key] for key in BALLS if key in values}
     optimizer = replace(run.optimizer, **balls, options={**run.optimizer.options, **options})
     return replace(run, optimizer=optimizer)
 

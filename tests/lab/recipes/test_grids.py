@@ -5,6 +5,7 @@ import pytest
 from lab.recipes.test_recipes import GOOD, NAMED, load
 from polyak_lab.errors import LabError
 from polyak_lab.recipes import recipe as recipes
+from polyak_lab.sweep.axes import with_values
 
 
 def test_a_grid_repeats_every_row(tmp_path):
@@ -85,6 +86,17 @@ def test_a_row_has_a_grid_of_its_own_or_none(tmp_path):
         "ALI-G, lr 10",
     ]
     assert len(load(tmp_path, "grid = { lr = [1] }\n" + GOOD.replace("paper = 93.5", "grid = {}")).rows) == 2
+
+
+@pytest.mark.parametrize("key", ["l2_ball", "l2_ball_relative"])
+def test_none_is_no_ball_in_a_row_a_grid_and_a_search(key, tmp_path):
+    rows = load(tmp_path, NAMED + f'[grid]\n{key} = [30.0, "none"]\n').rows
+    assert [getattr(row.run.optimizer, key) for row in rows[:2]] == [30.0, None]
+    (row,) = load(
+        tmp_path, NAMED.split("[[row]]")[0] + f'[[row]]\nname = "A"\noptimizer = {{name="alig", {key} = "none"}}'
+    ).rows
+    assert getattr(row.run.optimizer, key) is None
+    assert [getattr(with_values(row.run, {key: value}).optimizer, key) for value in (3.0, "none")] == [3.0, None]
 
 
 def test_a_grid_keeps_the_optimizer_of_the_defaults(tmp_path):
