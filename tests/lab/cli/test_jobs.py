@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lab.runs import call
 from polyak_lab import progress
-from polyak_lab.cli import jobs, train
+from polyak_lab.cli import jobs, train, worker
 from polyak_lab.runs.lock import locked
 
 RECIPE = """
@@ -196,7 +196,7 @@ def test_a_terminal_sees_a_line_per_run():
         for shown in (one, other):
             shown.run_named({one: "ALI-G, seed 0", other: "SGD, seed 1"}[shown])
             shown.run_started(2, 10, 1)
-        one.step(1, jobs._Latest((0.5, 0.9, 0.1)), 5)
+        one.step(1, worker.Latest((0.5, 0.9, 0.1)), 5)
         one.bars.refresh()
         last = screen.getvalue().splitlines()[-2:]
         other.run_failed()
