@@ -78,10 +78,11 @@ CURVES = (
 
 
 def curves(rows: Sequence[Group]) -> list[Curve]:
-    """Choose the curves that have a value to show: test loss only where there is no accuracy."""
+    """Choose the curves that have a value to show: test loss only if it is all that some row has."""
     shown = [curve for curve in CURVES if any(curve.points(group) for group in rows)]
-    has_accuracy = any(curve.key == "test_accuracy" for curve in shown)
-    return [curve for curve in shown if not (has_accuracy and curve.key == "test_loss")]
+    accuracy = next((curve for curve in shown if curve.key == "test_accuracy"), None)
+    all_have_it = accuracy is not None and all(accuracy.points(group) for group in rows if group.runs[0].records)
+    return [curve for curve in shown if not (all_have_it and curve.key == "test_loss")]
 
 
 def colour(index: int) -> str:

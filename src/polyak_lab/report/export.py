@@ -50,7 +50,7 @@ def as_latex(rows: Sequence[Group], against: Group | None = None) -> str:
 
 def as_csv(rows: Sequence[Group], against: Group | None = None) -> str:
     """Write mean, standard deviation and n of every column as numbers, in the units of the table."""
-    numbers = [{**_statistics(group, rows), **_comparison(group, rows, against)} for group in rows]
+    numbers = [{**_statistics(group, rows), **_comparison(group, against)} for group in rows]
     return _csv([{"row": printable(group.row), **line} for group, line in zip(rows, numbers, strict=True)])
 
 
@@ -84,10 +84,10 @@ def _statistics(group: Group, rows: Sequence[Group]) -> dict[str, Any]:
     return numbers | {"paper": group.paper}
 
 
-def _comparison(group: Group, rows: Sequence[Group], against: Group | None) -> dict[str, Any]:
+def _comparison(group: Group, against: Group | None) -> dict[str, Any]:
     if against is None:
         return {}
-    found = compare(group, against, paper_score(rows))
+    found = compare(group, against, paper_score([against]))
     low, high = (found and found.interval) or (None, None)
     center, n = (found.mean, found.n) if found else (None, 0)
     return {"difference_mean": center, "difference_low": low, "difference_high": high, "difference_n": n}

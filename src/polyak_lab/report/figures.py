@@ -22,20 +22,23 @@ from polyak_lab.report.statistics import mean
 from polyak_lab.report.table import Group, paper_score
 
 FORMATS = (".png", ".svg")
+WIDE = 20.0  # the ratio of two perplexities, or losses, from which on their axis is logarithmic
 LEGEND_WIDTH = 120  # characters side by side
 DASHED = ("sgd", "adam", "adamw")  # methods that do not read the loss
 
 
 def write_sensitivity(path: Path, rows: Sequence[Group]) -> None:
     """Draw scores against lr, a panel per data set; rows whose names differ only in ', lr VALUE' are one method."""
-    panels = by_data(rows)
-    lines = {name: scores_by_lr(members, without_data=len(panels) > 1) for name, members in panels.items()}
+    panels = {panel.title: panel for panel in by_data(rows)}
+    lines = {title: scores_by_lr(panel.rows, panel.hidden) for title, panel in panels.items()}
     if max((len(points) for panel in lines.values() for _, points in panel.values()), default=0) < 2:
         raise LabError("--plot-lr needs runs of one method with two or more finite values of lr.")
 
     def draw(axes: Axes, name: str) -> None:
         axes.set_xscale("log")
-        axes.set_ylabel(paper_score(panels[name]).title)
+        score = paper_score(panels[name].rows)
+        axes.set_ylabel(score.title)
+        axes.set_yscale("log" if score.factor == 1.0 and _spread(lines[name]) > WIDE else "linear")
 
     label = "lr: the learning rate; for methods that read the loss (solid lines) the cap on the step size"
     _save(path, lines, draw, label, marker="o")
@@ -43,8 +46,7 @@ def write_sensitivity(path: Path, rows: Sequence[Group]) -> None:
 
 def write_losses(path: Path, rows: Sequence[Group]) -> None:
     """Draw the training loss of every row over the epochs, a panel per data set."""
-    panels = by_data(rows)
-    lines = {name: losses(members, without_data=len(panels) > 1) for name, members in panels.items()}
+    lines = {panel.title: losses(panel.rows, panel.hidden) for panel in by_data(rows)}
     if not any(points for panel in lines.values() for _, points in panel.values()):
         raise LabError("--plot-loss needs an epoch whose training loss is positive and finite: no run has one yet.")
 
@@ -54,6 +56,12 @@ def write_losses(path: Path, rows: Sequence[Group]) -> None:
         axes.set_ylabel("training loss, mean over the epoch")
 
     _save(path, lines, draw, "epoch")
+
+
+def _spread(lines: Lines) -> float:
+    """Return the ratio of the largest to the smallest value; 1 if one is not positive."""
+    values = [value for _, points in lines.values() for at_x in points.values() for value in at_x]
+    return max(values) / min(values) if min(values, default=0.0) > 0 else 1.0
 
 
 def _draw_line(axes: Axes, index: int, points: Points, alpha: float = 0.16, **style: Any) -> None:

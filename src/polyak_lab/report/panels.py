@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from polyak_lab.report.table import Group, paper_score
@@ -13,19 +14,67 @@ Lines = dict[str, tuple[str, dict[float, list[float]]]]
 """For each name its method, and the values of all seeds at each x."""
 
 
-def by_data(rows: Sequence[Group]) -> dict[str, list[Group]]:
-    """Put the rows of a data set together under its name, with the options that tell apart two of one name."""
+@dataclass(frozen=True)
+class Panel:
+    """The rows of a data set."""
+
+    title: str
+    rows: list[Group]
+    hidden: frozenset[str] = frozenset()
+    """The parts of the rows' names that the lines do not repeat, as letters."""
+
+
+def by_data(rows: Sequence[Group]) -> list[Panel]:
+    """Put the rows of a data set together, titled by its name and the options that tell apart two of one name.
+
+    What the names of a panel's rows, and of no others, have in common, such as a task, is written in its title.
+    """
     found: dict[str, list[Group]] = {}
     for group in rows:
         found.setdefault(json.dumps(_data(group), sort_keys=True), []).append(group)
+    if len(found) < 2:
+        return [Panel(str(_data(members[0])["name"]), members) for members in found.values()]
     panels = [*found.values()]
     names = [str(_data(first)["name"]) for first, *_ in panels]
     same_name = [[_data(other[0]) for other, name in zip(panels, names, strict=True) if name == own] for own in names]
     titles = [_title(_data(panel[0]), others) for panel, others in zip(panels, same_name, strict=True)]
-    return dict(zip(titles, panels, strict=True))
+    data = [{_letters(text) for text in _texts(_data(first))} for first, *_ in panels]
+    return [
+        Panel(_with_parts(title, panel[0], common - shown), panel, frozenset(shown | common))
+        for title, panel, shown, common in zip(titles, panels, data, _common_parts(panels, data), strict=True)
+    ]
 
 
-def scores_by_lr(rows: Sequence[Group], *, without_data: bool = False) -> Lines:
+def _common_parts(panels: Sequence[list[Group]], data: Sequence[set[str]]) -> list[set[str]]:
+    """Return the parts that all names of a panel have and no others, where rows without them are in other panels."""
+    names = [[set(map(_letters, _parts(group))) for group in panel] for panel in panels]
+    everywhere = [set.union(*parts) for parts in names]
+    common = []
+    for place, parts in enumerate(names):
+        others = set[str]().union(*(every for other, every in enumerate(everywhere) if other != place))
+        common.append(set.intersection(*parts) - others)
+    left = [
+        {frozenset(part - own - shown) for part in parts} - {frozenset()}
+        for parts, own, shown in zip(names, common, data, strict=True)
+    ]
+    return [
+        own if any(left[place] & other for index, other in enumerate(left) if index != place) else set()
+        for place, own in enumerate(common)
+    ]
+
+
+def _with_parts(title: str, group: Group, parts: set[str]) -> str:
+    """Add the parts of a row's name to a title that does not say them."""
+    added = ", ".join(part for part in _parts(group) if _letters(part) in parts and part not in title)
+    return f"{title} ({added})" if added else title
+
+
+def _parts(group: Group) -> list[str]:
+    """Split the name of a row, and leave out its lr."""
+    return [part for part in group.row.split(", ") if not LR.fullmatch(part)]
+
+
+def scores_by_lr(rows: Sequence[Group], hidden: Set[str] = frozenset()) -> Lines:
     """Collect for each method the name of its optimizer and its scores by lr."""
     score = paper_score(rows)
     methods: Lines = {}
@@ -33,16 +82,16 @@ def scores_by_lr(rows: Sequence[Group], *, without_data: bool = False) -> Lines:
         lr = _lr(group)
         values = [value for value in score.values(group) if math.isfinite(value)]
         if values and 0 < lr < math.inf:
-            name = _line_name(group, without_data=without_data, without_lr=True)
+            name = _line_name(group, hidden, without_lr=True)
             methods.setdefault(name, (_method(group), {}))[1].setdefault(lr, []).extend(values)
     return methods
 
 
-def losses(rows: Sequence[Group], *, without_data: bool = False) -> Lines:
+def losses(rows: Sequence[Group], hidden: Set[str] = frozenset()) -> Lines:
     """Collect the training losses of every row by epoch."""
     lines: Lines = {}
     for group in rows:
-        name = _line_name(group, without_data=without_data, without_lr=False)
+        name = _line_name(group, hidden, without_lr=False)
         _, points = lines.setdefault(name, (_method(group), {}))
         for record in (record for run in group.runs for record in run.records):
             if 0 < record["train_loss"] < math.inf:
@@ -50,13 +99,10 @@ def losses(rows: Sequence[Group], *, without_data: bool = False) -> Lines:
     return lines
 
 
-def _line_name(group: Group, *, without_data: bool, without_lr: bool) -> str:
+def _line_name(group: Group, hidden: Set[str], *, without_lr: bool) -> str:
     """Name the line of a row: its name without the parts that the panel or the axis shows."""
-    shown = {_letters(text) for text in _texts(_data(group))} if without_data else set()
-    parts = [part for part in group.row.split(", ") if _letters(part) not in shown]
-    if without_lr:
-        parts = [part for part in parts if not LR.fullmatch(part)]
-    return ", ".join(parts) or group.row
+    parts = _parts(group) if without_lr else group.row.split(", ")
+    return ", ".join(part for part in parts if _letters(part) not in hidden) or group.row
 
 
 def _lr(group: Group) -> float:

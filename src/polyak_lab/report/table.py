@@ -134,15 +134,27 @@ def paper_score(rows: Sequence[Group]) -> Score:
 
 
 def scores(rows: Sequence[Group]) -> list[Score]:
-    """Choose the scores that a table shows: those of test samples, then one of held-out samples if there are any."""
-    found = [score for score in (ACCURACY, AUGMENTED, PERPLEXITY) if _has(score, rows)] or [TEST_LOSS]
-    if PERPLEXITY in found:
+    """Choose the scores that a table shows: those of test samples, then those of held-out samples if there are any.
+
+    Every row has one: of rows without accuracy and perplexity, beside others, the loss is shown.
+    """
+    found = _chosen((ACCURACY, AUGMENTED, PERPLEXITY), TEST_LOSS, rows) or [TEST_LOSS]
+    if PERPLEXITY in found and TEST_LOSS not in found:
         found.append(CROSS_ENTROPY)
-    return found + [score for score in VALIDATION if _has(score, rows)][:1]
+    return found + _chosen(VALIDATION[:-1], VALIDATION[-1], rows)
+
+
+def _chosen(named: Sequence[Score], loss: Score, rows: Sequence[Group]) -> list[Score]:
+    found = [score for score in named if _has(score, rows)]
+    lacking = (group for group in rows if not any(score.values(group) for score in found))
+    return [*found, loss] if any(loss.values(group) for group in lacking) else found
 
 
 def compare(group: Group, against: Group, score: Score) -> Difference | None:
-    """Compare a row with another, seed by seed."""
+    """Compare a row with another, seed by seed; None if their test samples differ."""
+    first, second = (row.runs[0].config.get("data", {}) for row in (group, against))
+    if any(first.get(key) != second.get(key) for key in ("name", "sha256") if first.get(key) and second.get(key)):
+        return None
     return paired_difference(score.by_seed(group), score.by_seed(against))
 
 
@@ -156,12 +168,12 @@ def cells(rows: Sequence[Group], against: Group | None = None) -> tuple[list[str
         columns.append((WEIGHT_NORM.title, WEIGHT_NORM.write))
     columns.append(("n", _count))
     if any(group.paper is not None for group in rows):
-        score = paper_score(rows)
         columns.append(("paper", lambda group: EMPTY if group.paper is None else format(group.paper, "g")))
-        columns.append(("difference", lambda group: _difference(group, score)))
+        columns.append(("difference", lambda group: _difference(group, _paper_score_of(group, rows))))
     if against is not None:
-        title = f"{paper_score(rows).title}: difference to {printable(against.row)} [95 %]"
-        columns.append((title, lambda group: _comparison(group, against, paper_score(rows))))
+        score = paper_score([against])
+        title = f"{score.title}: difference to {printable(against.row)} [95 %]"
+        columns.append((title, lambda group: _comparison(group, against, score)))
     return [title for title, _ in columns], [[write(group) for _, write in columns] for group in rows]
 
 
@@ -183,6 +195,12 @@ def as_rich(rows: Sequence[Group], title: str | None = None, against: Group | No
     for line in lines:
         table.add_row(*map(cell, line))
     return table
+
+
+def _paper_score_of(group: Group, rows: Sequence[Group]) -> Score:
+    """Choose the score of a row that is compared with the paper: that of all rows, unless its data has another one."""
+    common = paper_score(rows)
+    return common if common.values(group) or ACCURACY.values(group) else paper_score([group])
 
 
 def _has(score: Score, rows: Sequence[Group]) -> bool:

@@ -79,7 +79,7 @@ def test_data_sets_of_one_name_are_told_apart_by_their_options(tmp_path):
         store(
             tmp_path / f"{size}", f"SGD, {size}", "sgd", None, 0, 0.9, None, data={"name": "digits", "train_size": size}
         )
-    assert [*panels.by_data(table.groups(stored.find_runs([tmp_path])))] == [
+    assert [panel.title for panel in panels.by_data(table.groups(stored.find_runs([tmp_path])))] == [
         "digits, train_size 9",
         "digits, train_size 99",
     ]
