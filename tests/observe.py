@@ -32,6 +32,7 @@ AVERAGES = (
     "steps",
     "loss_average",
     "dot_average",
+    "bound_average",
     "learned_lower_bound",
     "norm_average",
     "model_average",

@@ -25,7 +25,9 @@ PATIENCE = 50  # steps without a move
 RISEN = 20  # steps with a loss far above the first one; in runs that converged the loss came nowhere near that
 # Options of single methods; names that other code may use, too, are left out.
 METHODS_OPTIONS = frozenset(
-    {"adjusted_momentum", "c", "eps", "float32_momentum", "gamma", "init_step_size", "steps_per_epoch"}
+    {"adjusted_momentum", "c", "c0", "eps", "float32_momentum", "floor", "gamma", "init_step_size", "steps_per_epoch"}
+    | {"learn_lower_bound", "slack", "polar", "polar_steps", "stale"}
+    | {"final_momentum", "anneal_steps", "norm_beta", "averaging_warmup"}
 )
 Groups = Sequence[Mapping[str, Any]]
 

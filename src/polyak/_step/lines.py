@@ -12,14 +12,15 @@ from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
 from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, minimum, number, store_, where
 from .._backend.vector import AVERAGE, add_up, dots, sums_abs
-from .decision import Line
+from .decision import NONE, Line
 from .parts import Group, Part
 from .state import check_training, is_better, latest, revised
 
 if TYPE_CHECKING:
     from .optimizer import PolyakOptimizer
 
-MODEL: dict[str, float] = {"steps": 0, "loss_average": 0.0, "dot_average": 0.0, "learned_lower_bound": -math.inf}
+MODEL: dict[str, float] = {"steps": 0, "loss_average": 0.0, "dot_average": 0.0, "bound_average": 0.0}
+MODEL |= {"learned_lower_bound": -math.inf}
 
 
 def measure(method: PolyakOptimizer, line: Line, parts: list[Part], groups: list[Group], norm: Any) -> Line:
@@ -213,7 +214,6 @@ def averaged(
     beta: Scalar,
     rho: Scalar,
     beta2: float | None = None,
-    decoupled: bool = False,
 ) -> Line:
     """Return the line of an average of linear models, along the average d of the gradients.
 
@@ -225,7 +225,7 @@ def averaged(
     measured = average_all_(parts, beta, beta2, with_x=True, deferred=True)
     for part, products in zip(parts, measured, strict=True):
         decay = number(decay_of(part.group)) if part.numbers else decay_of(part.group)
-        s = 1.0 + decay
+        s, decoupled = 1.0 + decay, beta2 is not None and part.group["decoupled_weight_decay"]
         part.u, part.squares = part.buffers[AVERAGE], products.sum_squares / rho**2
         part.divisor = rho if decoupled else rho * s
         if part.group["weight_decay"]:
@@ -235,7 +235,7 @@ def averaged(
     loss = averages["loss_average"] = beta * averages["loss_average"] + (1.0 - beta) * line.value
     dot = averages["dot_average"] = beta * averages["dot_average"] + (1.0 - beta) * g_x
     parts[0].model = (loss + d_x_undecayed - dot) / rho
-    return Line((loss + d_x - dot) / rho, squares, line.lower_bound)
+    return Line((loss + d_x - dot) / rho, squares, average_bound(line, parts, averages, beta, rho))
 
 
 def mean_model(line: Line, parts: list[Part], averages: dict[str, Any], beta: Scalar, beta2: Any = None) -> Line:
@@ -250,7 +250,14 @@ def mean_model(line: Line, parts: list[Part], averages: dict[str, Any], beta: Sc
             part.decay = 1.0 - decay_of(part.group)
     g_x, d_x = (add_up([products[i] for products in measured], like) for i in (0, 1))
     h = averages["model_average"] = beta * averages["model_average"] + (1.0 - beta) * (line.value - g_x)
-    return line._replace(value=h + d_x)
+    return line._replace(value=h + d_x, lower_bound=average_bound(line, parts, averages, beta))
+
+
+def average_bound(line: Line, parts: list[Part], averages: dict[str, Any], beta: Scalar, rho: Scalar = 1.0) -> Scalar:
+    """Average the bounds of calls as a model averages their losses; a bound that is an option stays as it is."""
+    bound = line.above(parts[0]).lower_bound
+    average = averages["bound_average"] = beta * averages["bound_average"] + (1.0 - beta) * bound
+    return line.lower_bound if line.lower_bound is NONE else average / rho
 
 
 def learned(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:

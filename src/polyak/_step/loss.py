@@ -133,7 +133,7 @@ def read_first(
 ) -> Tensor | float | None:
     """Return the loss from a closure that the step evaluates again; there is no other door."""
     owner, groups = type(self).__name__, self.param_groups
-    if closure is None and loss is not None:
+    if (closure is None and loss is not None) or not (closure is None or callable(closure)):
         raise TypeError(f"{owner}.step() evaluates the loss twice, so a value is not enough: {CLOSURE}.")
     if closure is not None:
         self._watched.replay.start(closure, [p for group in groups for p in group["params"]])

@@ -25,7 +25,7 @@ from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_in
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
 from .projection import keep_constraints, project, start_inside
-from .signature import check_options, complete, documented, options_of
+from .signature import check_options, check_together, complete, documented, options_of
 from .torch_hooks import hook_step
 
 
@@ -49,6 +49,7 @@ class PolyakOptimizer(Optimizer):
     momentum_form: ClassVar[Form] = Form.NESTEROV
     takes_norm: ClassVar[bool] = True  # whether ‖g‖² is all that it needs of the whole gradient
     needs_norm: ClassVar[bool] = True  # whether `linearize` reads ‖g‖², the slope of the line that it is given
+    shared: ClassVar[tuple[str, ...]] = ()  # the options of which one value holds for all groups
     _read = read_loss
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -97,11 +98,12 @@ class PolyakOptimizer(Optimizer):
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the buffers that a method keeps for every parameter of a group."""
-        return (MOMENTUM,) if group.get("momentum") else ()
+        return (MOMENTUM,) if "momentum" in self.defaults and group["momentum"] else ()
 
     def form(self, group: Group) -> Form:
         """Return how a group's momentum moves it."""
-        moving = Form.ADJUSTED if group.get("adjusted_momentum") else self.momentum_form
+        adjusted = "adjusted_momentum" in self.defaults and group["adjusted_momentum"]
+        moving = Form.ADJUSTED if adjusted else self.momentum_form
         return moving if MOMENTUM in self.buffers(group) else Form.PLAIN
 
     def memory(self, group: Group) -> dict[str, float]:
@@ -180,7 +182,7 @@ class PolyakOptimizer(Optimizer):
             else:
                 gamma = part.scaled(decided.gamma) if self._has_own_line else decided.gamma
                 squares.append(part.move(gamma, decided.keep, decided.skip, ball is not None))
-        if parts[0].group.get("learn_lower_bound"):
+        if "learn_lower_bound" in self.shared and parts[0].group["learn_lower_bound"]:
             learn(self.param_groups, parts, self._last[1:])
         whole = ball if len(squares) == len(parts) else None
         self._squares[:] = [] if whole is None else [whole.shrink_(parts, squares)]
@@ -228,8 +230,6 @@ class PolyakOptimizer(Optimizer):
     _init_group = _state.init_group  # torch.compile runs a method of this name eagerly
     _check_options = check_options
 
-    # Groups and state
-
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its options are checked, its constraint holds at once, and a refused group leaves no trace.
 
@@ -246,7 +246,8 @@ class PolyakOptimizer(Optimizer):
             if "weight_decay" not in self.defaults:
                 group.pop("weight_decay", None)
             super().add_param_group(group)
-            _options.check_params(owner, group["params"], group.get("fused"), group.get("norm"))
+            norm = group.get("norm") if "norm" in self.defaults else None  # else it is a key of other code
+            _options.check_params(owner, group["params"], group.get("fused"), norm)
             _state.place_scalars(self)
             if self._ready:
                 self._constraint = start_inside(self.param_groups, self._constraint, self._advice)
@@ -270,6 +271,7 @@ class PolyakOptimizer(Optimizer):
             ValueError: it is the state of another method or optimizer, or of other parameters.
         """
         _state.check_state(self, state_dict)
+        check_together(self, state_dict["param_groups"])
         super().load_state_dict(state_dict)
         _state.restore_buffers(self, state_dict)
 

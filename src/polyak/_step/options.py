@@ -159,7 +159,7 @@ INSTEAD: dict[str, str] = {
 }
 
 # What these options of other optimizers mean cannot be left out: a group that asks for it is refused.
-REFUSED = frozenset({"weight_decay", "maximize", "nesterov", "projection_fn", "differentiable"})
+REFUSED = frozenset({"weight_decay", "maximize", "nesterov", "projection_fn", "differentiable", "amsgrad", "dampening"})
 FOREIGN = frozenset({"base_momentum", "max_momentum", "betas", "beta1", "beta2"})  # schedulers' and Adam's keys
 _GAMMA_DECAYS = frozenset({"floor", "rho", "samples"})  # options of methods that multiply their decay by γ, not by lr
 NEAR = 0.8  # how similar a misspelt option is: momentm, lower_bnd, but not min_lr
@@ -241,7 +241,7 @@ def check_group(owner: str, process_group: Any) -> Any:
     return process_group
 
 
-def check_params(owner: str, params: Iterable[Tensor], fused: bool | None, norm: str | None = None) -> None:
+def check_params(owner: str, params: Iterable[Tensor], fused: bool | None = None, norm: str | None = None) -> None:
     """Raise TypeError unless all parameters can be moved, ValueError or RuntimeError unless as it is asked."""
     for p in params:
         if isinstance(p, Parameter) and not p.requires_grad:

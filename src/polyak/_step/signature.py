@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from .options import Allowed, Common, check, check_cap, check_constraint, is_off, unknown
+from .._backend.scalars import said
+from .options import Allowed, Common, check, check_cap, check_constraint, check_params, is_off, unknown
 
 NOT_OPTIONS = frozenset({"self", "params", "constraint", "sync_loss", "process_group"})  # they belong to no group
+FIXED = frozenset({"samples"})  # options of which only the constructor's value fits what the groups hold
 
 
 def complete(cls: type, base: Callable[..., Any]) -> None:
@@ -100,7 +102,25 @@ def check_options(self: Any) -> None:
         check(type(self).__name__, changed, self.defaults | {"lr": group["lr"]}, self._ranges)
         _check_later_constraint(type(self).__name__, changed.get("constraint"))
         group.update(changed)
+    check_together(self, groups)
     self._options[:] = [group.get(name) for group in groups for name in self._later]
+
+
+def check_together(self: Any, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if groups differ in an option that is one for all, or a norm is not for their parameters."""
+    owner = type(self).__name__
+    for name in self.shared:
+        given = [group[name] for group in groups if name in group]
+        first = self.defaults[name] if name in FIXED or not given else given[0]
+        for other in given:
+            if other != first:
+                raise ValueError(
+                    f"{owner}: one value of {name} holds for all parameter groups, but {said(first)} and {said(other)} "
+                    "were given: give every group the same."
+                )
+    for group, own in zip(groups, self.param_groups, strict=False):  # torch refuses another number of groups
+        if "norm" in self.defaults and group.get("norm") == "spectral":
+            check_params(owner, own["params"], norm="spectral")
 
 
 def _check_later_constraint(owner: str, constraint: Any) -> None:

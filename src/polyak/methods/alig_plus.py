@@ -85,6 +85,7 @@ class ALIGPlus(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, steps_per_epoch=steps_per_epoch, eps=eps, **own, **common)
 
     takes_numbers = True
+    shared = ("samples", "steps_per_epoch", "epochs", "stages")
     _read = read_losses
 
     def averages(self) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class IAMAdam(PolyakOptimizer):
         super().__init__(params, lr, beta2=beta2, eps=eps, **own, **common)
 
     takes_numbers = True
+    shared = ("beta2",)
     momentum_form = Form.HEAVY_BALL
     takes_norm = needs_norm = False
     averages = count_steps

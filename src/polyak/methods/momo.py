@@ -73,6 +73,7 @@ class MoMo(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay, **own, **common)
 
     takes_numbers = True
+    shared = ("momentum", "bias_correction", "learn_lower_bound")
     takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
@@ -80,7 +81,7 @@ class MoMo(PolyakOptimizer):
         return (AVERAGE,)
 
     def averages(self) -> dict[str, float]:
-        """k, f̄, p̄ and f*."""
+        """k, f̄, p̄, the average of the bounds of calls, and f*."""
         return MODEL
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:

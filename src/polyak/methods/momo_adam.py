@@ -77,6 +77,7 @@ class MoMoAdam(PolyakOptimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, **own, **common)
 
     takes_numbers = True
+    shared = ("betas", "learn_lower_bound")
     takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
@@ -84,7 +85,7 @@ class MoMoAdam(PolyakOptimizer):
         return (AVERAGE, SQUARES)
 
     def averages(self) -> dict[str, float]:
-        """k, f̄, p̄ and f*."""
+        """k, f̄, p̄, the average of the bounds of calls, and f*."""
         return MODEL
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
@@ -93,8 +94,7 @@ class MoMoAdam(PolyakOptimizer):
         group, (beta1, beta2) = parts[0].group, parts[0].group["betas"]
         for part in parts:
             part.preconditioner = Preconditioner(bias_correction(beta2, k), part.group["eps"], k)
-        decoupled = group["decoupled_weight_decay"]
-        line = averaged(line, parts, averages, beta1, bias_correction(beta1, k), beta2, decoupled)
+        line = averaged(line, parts, averages, beta1, bias_correction(beta1, k), beta2)
         return learned(line, parts, averages) if group["learn_lower_bound"] else line
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:

@@ -109,6 +109,7 @@ class MuonMoMo(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, beta2=beta2, eps=eps, **own, **common)
 
     takes_numbers = True
+    shared = ("momentum", "beta2")
     takes_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
@@ -116,24 +117,24 @@ class MuonMoMo(PolyakOptimizer):
         return (AVERAGE, SQUARES)
 
     def averages(self) -> dict[str, float]:
-        """k, h and the ⟨m, u⟩ of the last step's matrices."""
-        return {"steps": 0, "model_average": 0.0, "nuclear_norm": 0.0}
+        """k, h, the average of the bounds of calls, and the ⟨m, u⟩ of the last step's matrices that are stale."""
+        return {"steps": 0, "model_average": 0.0, "bound_average": 0.0, "nuclear_norm": 0.0}
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the averaged model along u, whose slope is ⟨m, u⟩."""
         k = averages["steps"] = averages["steps"] + 1
-        group, last = parts[0].group, averages["nuclear_norm"]
+        group, last, like = parts[0].group, averages["nuclear_norm"], parts[0].group["step_size"]
         for part in parts:
             part.preconditioner = Preconditioner(1.0, part.group["eps"])
         line = mean_model(line, parts, averages, after_first(group["momentum"], k), after_first(group["beta2"], k))
         turned = {i: turn(part) for i, part in enumerate(parts) if has_matrices(part)}
         both = [parts[i] for _ in range(2) for i in turned]
         found = dots(both, [*chain(*zip(*turned.values(), strict=True))], [part.u for part in both])
-        nuclear, others = found[: len(turned)], found[len(turned) :]
+        nuclear, others = [*zip(turned, found, strict=False)], found[len(turned) :]
         others += [part.squares for i, part in enumerate(parts) if i not in turned]
-        now = averages["nuclear_norm"] = add_up(nuclear, group["step_size"])
-        used = where(k > 1, last, now) if group["stale"] else now
-        return line._replace(slope=used + add_up(others, group["step_size"]))
+        others += [norm for i, norm in nuclear if not parts[i].group["stale"]]
+        now = averages["nuclear_norm"] = add_up([norm for i, norm in nuclear if parts[i].group["stale"]], like)
+        return line._replace(slope=where(last > 0, last, now) + add_up(others, like))
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = min{ (h + ⟨m, x⟩ − f*)₊ / ⟨m, u⟩, η }."""

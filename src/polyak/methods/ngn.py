@@ -7,7 +7,7 @@ from typing import Unpack, final
 from torch.optim.optimizer import ParamsT
 
 from .._backend.moves import Form
-from .._backend.scalars import Scalar
+from .._backend.scalars import Scalar, where
 from .._step.decision import Line
 from .._step.lines import dampened
 from .._step.optimizer import PolyakOptimizer
@@ -62,4 +62,5 @@ class NGN(PolyakOptimizer):
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = 2(f − f*) / (2(f − f*)/c + ‖∇f‖²)."""
-        return 2.0 * line.gap / (2.0 * line.gap / group["lr"] + line.slope), group["lr"]
+        ratio = 2.0 * line.gap / (2.0 * line.gap / group["lr"] + line.slope)
+        return where(line.gap > 0, ratio, line.gap), group["lr"]  # 0 / 0 if lr is 0, too

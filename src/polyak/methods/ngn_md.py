@@ -8,7 +8,7 @@ from typing import Any, Unpack, final
 from torch.optim.optimizer import ParamsT
 
 from .._backend.moves import MOMENTUM, Form
-from .._backend.scalars import Scalar
+from .._backend.scalars import Scalar, where
 from .._backend.vector import SQUARES
 from .._step.decision import Line
 from .._step.lines import count_steps, dampened, decay_of, precondition
@@ -67,6 +67,7 @@ class NGNMD(PolyakOptimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, **common)
 
     takes_numbers, momentum_form, averages = True, Form.HEAVY_BALL, count_steps
+    shared = ("betas",)
     takes_norm = needs_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
@@ -85,4 +86,5 @@ class NGNMD(PolyakOptimizer):
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = 2(f − f*) / (2(f − f*)/c + ⟨∇f, D⁻¹∇f⟩)."""
-        return 2.0 * line.gap / (2.0 * line.gap / group["lr"] + line.slope), group["lr"]
+        ratio = 2.0 * line.gap / (2.0 * line.gap / group["lr"] + line.slope)
+        return where(line.gap > 0, ratio, line.gap), group["lr"]  # 0 / 0 if lr is 0, too

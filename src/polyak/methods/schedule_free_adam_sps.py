@@ -76,6 +76,7 @@ class ScheduleFreeAdamSPS(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, beta2=beta2, eps=eps, floor=floor, **common)
 
     takes_numbers = True
+    shared = ("beta2",)
     momentum_form = Form.SCHEDULE_FREE
     averages = count_steps
     train, eval, distance = train, evaluate, staticmethod(any_time_distance)

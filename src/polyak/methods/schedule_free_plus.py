@@ -95,6 +95,7 @@ class ScheduleFreePlus(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, **own, **averaging, **common)
 
     takes_numbers = True
+    shared = ("betas", "norm_beta")
     momentum_form = Form.SCHEDULE_FREE
     train, eval, distance = train, evaluate, staticmethod(annealed_distance)
 

@@ -68,6 +68,7 @@ class SignSPS(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay, **common)
 
     takes_numbers = True
+    shared = ("momentum",)
     takes_norm = False
 
     def buffers(self, group: Group) -> Sequence[str]:
@@ -75,8 +76,8 @@ class SignSPS(PolyakOptimizer):
         return (AVERAGE,)
 
     def averages(self) -> dict[str, float]:
-        """k and h."""
-        return {"steps": 0, "model_average": 0.0}
+        """k, h and the average of the bounds of calls."""
+        return {"steps": 0, "model_average": 0.0, "bound_average": 0.0}
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the averaged model along sign(m), whose slope is ‖m‖₁."""

@@ -67,6 +67,8 @@ class SlackSPS(PolyakOptimizer):
     ) -> None:
         super().__init__(params, lr, slack=slack, delta=delta, **common)
 
+    shared = ("slack", "delta")
+
     def averages(self) -> dict[str, float]:
         """s and the present γ, before the cap."""
         return {"slack_value": 0.0, "slack_step": 0.0}
