@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
+from rich.text import Text
 
-from polyak_lab.console import capped_share, decimals, printable, say, shortened
+from polyak_lab.console import capped_share, decimals, printable, say
 
 TAKEN = 68  # columns of the live line that are not the name of the run
+NARROW = 7  # the same where the percentage is all that there is room for
 SAY_EVERY = 60.0  # seconds between the lines of a long run without a terminal
 READ_EVERY = 0.25  # seconds; reading a number synchronises with a GPU
 
@@ -96,8 +98,12 @@ class LiveProgress(Progress):
     def run_started(self, epochs: int, steps: int, done: int) -> None:
         """Show the bar, at the epoch the run starts from."""
         super().run_started(epochs, steps, done)
-        name = shortened(printable(self.name), max(12, self.console.width - TAKEN))
-        self.bars.reset(self.task, description=name, numbers="", visible=True, total=epochs * steps)
+        width = self.console.width
+        name = Text(printable(self.name))  # whose letters may be wide
+        name.truncate(
+            max(12, width - (TAKEN if width >= TAKEN else NARROW)), overflow="ellipsis"
+        )  # letters may be wide
+        self.bars.reset(self.task, description=name.plain, numbers="", visible=True, total=epochs * steps)
         self.bars.update(self.task, completed=done * steps)
 
     def step(self, epoch: int, meter: Readable, count: int = 1) -> None:

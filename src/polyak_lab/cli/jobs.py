@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from time import monotonic
 from typing import Any, final
 
 import torch
@@ -31,6 +32,7 @@ from polyak_lab.trackers import Tracking
 
 # Seconds; a worker that has not ended by then is killed, which loses at most the current epoch.
 PATIENCE = 10.0
+CHECK_EVERY = 1.0  # seconds between two looks at the processes
 KILLED = -9  # the exit code of a process that SIGKILL ended
 
 
@@ -97,13 +99,16 @@ def train_side_by_side(
             busy = {worker.pipe: worker for worker in workers if worker.job is not None}
             if not busy:
                 return sum(worker.failures for worker in workers)
-            for pipe in wait(list(busy)):
+            for pipe in wait(list(busy), CHECK_EVERY):
                 busy[pipe].receive()  # type: ignore[index]
+            for worker in workers:
+                worker.check()
     finally:
+        until = monotonic() + PATIENCE
         for worker in workers:
             worker.stop()
         for worker in workers:
-            worker.join()
+            worker.join(until - monotonic())
 
 
 @final
@@ -147,6 +152,11 @@ class _Worker:
         else:
             getattr(self.shown, name)(*arguments)
 
+    def check(self) -> None:
+        """Report a run whose process has ended while processes that it started keep its pipe open."""
+        if self.job is not None and self.process is not None and not self.process.is_alive() and not self.pipe.poll():
+            self._fail(self._end())
+
     def stop(self) -> None:
         """Request the process to end; closing the pipe ends an idle one."""
         if self.process is not None:
@@ -154,28 +164,36 @@ class _Worker:
             if self.job is not None:
                 self.process.terminate()
 
-    def join(self) -> None:
-        """Wait until the process has ended."""
+    def join(self, seconds: float) -> bool:
+        """Wait until the process has ended, and kill it after a while; return whether it ended by itself."""
         if self.process is None:
-            return
-        self.process.join(PATIENCE)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
+            return True
+        self.process.join(max(0.0, seconds))
+        if self.process.exitcode is not None:
+            return True
+        self.process.kill()
+        self.process.join()
+        return False
 
     def _start_process(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, worker_end = context.Pipe()
         process = context.Process(target=work, args=(worker_end, torch.get_num_threads()), daemon=False)
-        with worker_end, _no_interrupt(), warnings.catch_warnings(action="ignore"):  # multiprocessing's tracker died
-            process.start()
-        self.process = process
+        try:
+            with worker_end, warnings.catch_warnings(action="ignore"), _no_interrupt():
+                process.start()  # warns if multiprocessing's tracker died
+                self.process = process  # before an interrupt arrives, which has to stop it
+        except BaseException:
+            self.pipe.close()  # ends a process that was started, since it would be waited for
+            raise
 
     def _end(self) -> str:
         """Wait until a process that closed its pipe has ended; return how it ended."""
         self.pipe.close()
-        self.join()
+        ended = self.join(PATIENCE)
         status, self.process = self.process.exitcode, None
+        if not ended:
+            return f"its process did not end within {PATIENCE:g} s and was killed; the checkpoint is kept."
         if status == KILLED:
             return f"its process was killed, as when a machine has no memory left; the checkpoint is kept. {FEWER_JOBS}"
         how = f"signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"exit status {status}"

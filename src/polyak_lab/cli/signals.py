@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the first stops the command in order, a later one at once."""
 
+import multiprocessing
 import os
 import signal
 from time import monotonic
@@ -32,6 +33,8 @@ class _Stop:
         if monotonic() - self.ends_since > PATIENCE:
             if not self.is_reported and torchrun.rank() == 0:
                 os.write(2, f"{STOPPED}\n".encode())
+            for child in multiprocessing.active_children():  # which would go on without this process
+                child.kill()
             os._exit(self.status)
 
     def end(self, status: int) -> None:

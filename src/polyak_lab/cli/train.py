@@ -99,13 +99,11 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
     ]
     if count > 1:
         left = [job for job in jobs if not job.folder.finished]
-        for job in jobs:
-            if job not in left:
-                job.folder.store_label()
+        failures = _store_labels([job for job in jobs if job.folder.finished])
         if warning := cores_warning(left, count):
             say(console, warning)
         with progress.showing_several(console, epochs=False) as make_progress:
-            return train_side_by_side(left, count, make_progress)
+            return failures + train_side_by_side(left, count, make_progress)
     failures = 0
     with progress.showing(console, epochs=False) as shown:
         for job in jobs:
@@ -117,6 +115,18 @@ def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Conso
                 followed.run_failed()
                 if group.rank() == 0:
                     warn(RowError(f"{job.name}: {error}", error.details))
+    return failures
+
+
+def _store_labels(finished: Sequence[Job]) -> int:
+    """Store the names and places that finished runs have in the recipe now; return how many cannot be stored."""
+    failures = 0
+    for job in finished:
+        try:
+            job.folder.store_label()
+        except LabError as error:
+            failures += 1
+            warn(RowError(f"{job.name}: {error}", error.details))
     return failures
 
 

@@ -1,5 +1,6 @@
 """A process of `polyak run --jobs N`: trains one run after the other, and sends their progress through a pipe."""
 
+import ctypes
 import signal
 import sys
 import traceback
@@ -21,11 +22,13 @@ from polyak_lab.runs.folder import RunFolder
 from polyak_lab.training.loop import train
 
 TERMINATED = 128 + signal.SIGTERM
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 FEWER_JOBS = "Fewer --jobs need less memory."
 
 
 def work(pipe: "Connection[Any, Any]", threads: int) -> None:
     """Train the runs received through the pipe, until the main process ends or SIGTERM arrives."""
+    _die_with_main_process()
     try:
         signal.signal(signal.SIGTERM, _terminate)
         torch.set_num_threads(threads)
@@ -38,6 +41,13 @@ def work(pipe: "Connection[Any, Any]", threads: int) -> None:
         sys.exit(TERMINATED)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _die_with_main_process() -> None:
+    """Ask Linux to kill this process when the main process ends: a run that hangs in its own code would stay."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

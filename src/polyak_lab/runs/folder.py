@@ -118,16 +118,23 @@ class RunFolder:
     def prepare(self) -> None:
         """Store the configuration, and remove what a killed process left."""
         self.check()
-        stored = self.path / "config.json"
         remove_unfinished(self.path)
-        text = self._document({"hash": self.hash, "label": vars(self.label), "run": self.config})
-        if not exists(stored) or documents.read_bytes(stored) != text.encode():
-            write_atomic(stored, text)
+        if not self._is_label_stored():
+            write_atomic(self.path / "config.json", self._config_document())
 
     def store_label(self) -> None:
-        """Store the place in a table of a finished run, which may have changed since it was trained."""
-        with self.opened():
-            pass
+        """Store the place in a table of a finished run, if it has changed since it was trained."""
+        self.check()
+        if not self._is_label_stored():
+            with self.opened():
+                pass
+
+    def _is_label_stored(self) -> bool:
+        stored = self.path / "config.json"
+        return exists(stored) and documents.read_bytes(stored) == self._config_document().encode()
+
+    def _config_document(self) -> str:
+        return self._document({"hash": self.hash, "label": vars(self.label), "run": self.config})
 
     def resume(self, session: Trained) -> None:
         """Load the checkpoint into a session, and the metrics of its epochs."""

@@ -1,7 +1,9 @@
 """The command line, in whose runs something breaks after their first epoch: the seed says what."""
 
+import contextlib
 import os
 import signal
+import time
 
 import torch
 
@@ -34,7 +36,20 @@ def unreadable():
     raise LabError("The file x cannot be read.")
 
 
-FAULTS = {1: out_of_memory, 2: killed, 3: crashed, 4: ended, 5: broken, 6: unreadable}
+def killed_with_a_child():
+    if os.fork():
+        killed()
+    time.sleep(60)  # meanwhile the child keeps what it inherited open
+    os._exit(0)
+
+
+def hung():
+    while True:
+        with contextlib.suppress(BaseException):
+            time.sleep(1)
+
+
+FAULTS = {1: out_of_memory, 2: killed, 3: crashed, 4: ended, 5: broken, 6: unreadable, 8: killed_with_a_child, 9: hung}
 
 train_epoch = loop.train_epoch
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -34,6 +35,7 @@ name = "SGD"
 optimizer = {{ name = "sgd", lr = 0.1 }}
 """
 
+NAME = "[12/20] SGD, momentum 0.9, seed 17"
 TEXT_MODEL = 'model = "gpt-small"\noptimizer = "alig"\n'
 
 
@@ -88,27 +90,28 @@ def command(program, recipe, folder, *arguments):
 
 @pytest.mark.slow
 def test_a_run_that_breaks_does_not_stop_the_others(recipe, tmp_path, capsys):
-    seeds = ("--seeds", *range(8), "--row", "ALI-G")
+    seeds = ("--seeds", *range(9), "--row", "ALI-G")
     broken = command([Path(__file__).with_name("faulty.py")], recipe, tmp_path / "runs", *seeds, "--jobs", 2)
     done = subprocess.run(broken, capture_output=True, text=True)
     said = dict(line.split(": ", 2)[1:] for line in done.stderr.splitlines()[:-1])
     assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1] == "polyak: 6 of 8 runs failed: run the same command again to retry them."
+    assert done.stderr.splitlines()[-1] == "polyak: 7 of 9 runs failed: run the same command again to retry them."
     for name, part in {
-        "[2/8] ALI-G, seed 1": "The device cpu ran out of memory with batch_size = 256",
-        "[3/8] ALI-G, seed 2": "its process was killed, as when a machine has no memory left; the checkpoint is kept.",
-        "[4/8] ALI-G, seed 3": "its process ended with signal 11 (Segmentation fault); the checkpoint is kept.",
-        "[5/8] ALI-G, seed 4": "its process ended with exit status 7; the checkpoint is kept.",
-        "[6/8] ALI-G, seed 5": "ValueError in faulty.py, line 30: a fault of ours in [two] lines.",
-        "[7/8] ALI-G, seed 6": "The file x cannot be read.",
+        "[2/9] ALI-G, seed 1": "The device cpu ran out of memory with batch_size = 256",
+        "[3/9] ALI-G, seed 2": "its process was killed, as when a machine has no memory left; the checkpoint is kept.",
+        "[4/9] ALI-G, seed 3": "its process ended with signal 11 (Segmentation fault); the checkpoint is kept.",
+        "[5/9] ALI-G, seed 4": "its process ended with exit status 7; the checkpoint is kept.",
+        "[6/9] ALI-G, seed 5": "ValueError in faulty.py, line 32: a fault of ours in [two] lines.",
+        "[7/9] ALI-G, seed 6": "The file x cannot be read.",
+        "[9/9] ALI-G, seed 8": "its process was killed, as when a machine has no memory left; the checkpoint is kept.",
     }.items():
         assert said.pop(name).startswith(part), done.stderr
     assert not said
-    assert "[1/8] ALI-G, seed 0: train loss" in done.stdout
-    assert "[8/8] ALI-G, seed 7: train loss" in done.stdout
+    assert "[1/9] ALI-G, seed 0: train loss" in done.stdout
+    assert "[8/9] ALI-G, seed 7: train loss" in done.stdout
     assert "Small" in done.stdout  # the table of the others
     assert call("run", recipe, "--out", tmp_path / "runs", *seeds) == 0  # nothing was lost: they resume
-    assert capsys.readouterr().out.count("resuming after epoch 1 of 2") == 6
+    assert capsys.readouterr().out.count("resuming after epoch 1 of 2") == 7
     assert results(tmp_path / "runs") == in_sequence(recipe, tmp_path / "expected", *seeds)
 
 
@@ -170,6 +173,63 @@ def test_a_stop_ends_all_runs_and_the_same_command_resumes(how, tmp_path, capsys
     assert resumed == in_sequence(recipe, tmp_path / "expected", *row)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupt twice", "kill"])
+def test_a_run_that_hangs_does_not_outlive_the_command(how, tmp_path, capsys):
+    """Its folder would stay locked."""
+    recipe, program = written(tmp_path, epochs=2), [Path(__file__).with_name("faulty.py")]
+    arguments = command(program, recipe, tmp_path / "runs", "--row", "SGD", "--seeds", 9, 0, "--jobs", 2)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, **pipes, start_new_session=True) as child:
+        wait_for(lambda: finished(tmp_path) and [*(tmp_path / "runs" / "sgd" / "seed-9").glob("checkpoint.pt")])
+        workers = children(child.pid)
+        child.send_signal(signal.SIGKILL if how == "kill" else signal.SIGINT)
+        while child.poll() is None:  # a second signal counts once some time has passed
+            time.sleep(0.5)
+            child.send_signal(signal.SIGINT)
+        assert child.returncode == (-9 if how == "kill" else 130)
+    wait_for(lambda: not any(map(is_alive, workers)), seconds=20)
+    assert call("run", recipe, "--out", tmp_path / "runs", "--row", "SGD", "--seeds", 9) == 0
+    assert "resuming after epoch 1 of 2" in capsys.readouterr().out
+
+
+def test_an_interrupt_while_a_process_starts_ends_it(recipe, tmp_path, capsys, monkeypatch):
+    start = multiprocessing.context.SpawnProcess.start
+
+    def interrupted(process):
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)  # arrives when it is no longer blocked
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", interrupted)
+    assert call("run", recipe, "--out", tmp_path / "runs", "--jobs", 2) == 130
+    assert capsys.readouterr().err == "polyak: stopped; run the same command again to resume.\n"
+    assert not multiprocessing.active_children()
+
+
+def test_processes_that_do_not_end_share_the_patience_of_a_stop(monkeypatch):
+    clock, joined = [0.0], []
+
+    class Hung:
+        job = None
+
+        def __init__(self, shown):
+            self.start = self.receive = None
+
+        def stop(self):
+            pass
+
+        def join(self, seconds):
+            joined.append(seconds)
+            clock[0] += max(0.0, seconds)
+
+    monkeypatch.setattr(jobs, "_Worker", Hung)
+    monkeypatch.setattr(jobs, "monotonic", lambda: clock[0])
+    with pytest.raises(TypeError):  # in place of Ctrl-C
+        jobs.train_side_by_side([object()] * 5, 5, lambda: None)
+    assert len(joined) == 5
+    assert clock[0] == jobs.PATIENCE
+
+
 def wait_for(condition, seconds=120):
     until = time.monotonic() + seconds
     while not condition():
@@ -186,6 +246,47 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_finished_run_in_use_by_another_process(renamed, recipe, tmp_path, capsys):
+    arguments = ("run", recipe, "--out", tmp_path / "runs", "--jobs", 2)
+    in_sequence(recipe, tmp_path / "runs", "--seeds", 0, "--row", "SGD")
+    if renamed:  # the name that the run has in the recipe now has to be stored
+        recipe.write_text(recipe.read_text().replace('"SGD"', '"sgd"'))
+    capsys.readouterr()
+    with locked(tmp_path / "runs" / "sgd" / "seed-0"):
+        assert call(*arguments, "--seeds", 0) == int(renamed)
+    said, errors = capsys.readouterr()
+    assert "[1/2] ALI-G, seed 0: train loss" in said
+    assert (
+        re.match(r"polyak: \[2/2\] sgd, seed 0: Another process is at work in .*\.$", errors, re.M)
+        if renamed
+        else (errors == "")
+    )
+    assert call(*arguments, "--seeds", 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "name", "shown"),
+    [
+        (67, NAME, NAME),
+        (40, NAME, "[12/20] SGD, momentum 0.9, seed…"),
+        (20, NAME, "[12/20] SGD,…"),
+        (40, "[1/2] " + 40 * "模", "[1/2] " + 13 * "模" + "…"),
+    ],
+)
+def test_a_narrow_terminal_shows_what_fits_of_a_name(width, name, shown):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width)
+    with progress.showing_several(console, epochs=False) as make_progress:
+        one = make_progress()
+        one.run_named(name)
+        one.run_started(2, 10, 1)
+        one.bars.refresh()
+        line = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.getvalue()).splitlines()[-1]
+    assert line.strip().replace(" …", "…").startswith(shown)
+    assert " 50 %" in line
 
 
 def test_a_terminal_sees_a_line_per_run():
