@@ -5,6 +5,7 @@ A key is an option of the optimizers, `lr = [0.1, 1.0]`, another section of a ro
 of a row replaces that of the file.
 """
 
+import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ def on_grid(
     if not isinstance(row.get("name"), str):
         raise LabError(f"{where}: every [[row]] needs a name.")
     axes = [_axis(key, values, f"{where}: [grid]") for key, values in grid.items()]
+    _refuse_overlaps(grid, f"{where}: [grid]")
     if math.prod(map(len, axes)) > MOST_ROWS:
         raise LabError(
             f"{where}: [grid] has {math.prod(map(len, axes))} combinations, but at most {MOST_ROWS} are run."
@@ -54,12 +56,47 @@ def _axis(key: str, values: Any, where: str) -> Sequence[Any]:
         wanted = "names or tables, as a row has them" if key in SECTIONS else "values, such as [0.5, 0.9]"
         wanted = WANTED.get(key, wanted)
         raise LabError(f"{where} {key} is {shown(values)}, but must be a list of {wanted}.")
+    for value in values if key == TASK else ():
+        _check_task(value, f"{where} task")
     return values
+
+
+def _check_task(task: Mapping[str, Any], where: str) -> None:
+    """Refuse a task without a name or sections, and name the key that is wrong."""
+    name = task.get("name")
+    if not isinstance(name, str) or not name.strip():
+        given = shown(name) if "name" in task else "missing"
+        raise LabError(f'{where}: the name is {given}, but must be a text, such as name = "small".')
+    where = f"{where} {shown(name)}"
+    sections = {key: value for key, value in task.items() if key != "name"}
+    for key, value in sections.items():
+        if key not in SECTIONS:
+            nearest = difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.75)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(SECTIONS)}."
+            raise LabError(f"{where}: {shown(key)} is no section of a task; {hint}")
+        if not _is_value(key, value):
+            raise LabError(f"{where}: {key} is {shown(value)}, but must be a name, or a table with keys.")
+    if not sections:
+        raise LabError(f'{where} has no section: write what it trains, such as data = "digits".')
+
+
+def _refuse_overlaps(grid: Mapping[str, Any], where: str) -> None:
+    """Refuse a section that a task would replace, since the name of the row would still say it."""
+    for section in SECTIONS:
+        axis = grid.get(section, ())
+        for task in grid.get(TASK, ()) if axis else ():
+            own = task.get(section, {})
+            both = {key for value in axis if isinstance(value, Mapping) for key in value} & {*as_table(own, section)}
+            if own and (both or isinstance(own, str) or any(isinstance(value, str) for value in axis)):
+                raise LabError(
+                    f"{where} {section} and the {section} of the task {shown(task['name'])} replace each other: "
+                    "write one of them."
+                )
 
 
 def _is_value(key: str, value: Any) -> bool:
     if key == TASK:
-        return isinstance(value, Mapping) and _is_task(value)
+        return isinstance(value, Mapping)
     if key in SECTIONS:
         return isinstance(value, (str, Mapping)) and bool(value)
     if key == "lr" or is_number(value):
@@ -67,12 +104,6 @@ def _is_value(key: str, value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(is_number(item) and _is_value(key, item) for item in value)
     return isinstance(value, (bool, str))
-
-
-def _is_task(task: Mapping[str, Any]) -> bool:
-    sections = {key: value for key, value in task.items() if key != "name"}
-    named = isinstance(task.get("name"), str) and bool(task["name"].strip())
-    return named and bool(sections) and all(key in SECTIONS and _is_value(key, sections[key]) for key in sections)
 
 
 def _at(row: Mapping[str, Any], point: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Mapping[str, Any]:

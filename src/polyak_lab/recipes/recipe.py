@@ -271,5 +271,6 @@ def _refuse_doubles(rows: Sequence[Row], path: Path) -> None:
     seen: dict[str, str] = {}
     for row in rows:
         if row.slug in seen:
-            raise LabError(f"{path}: the rows {seen[row.slug]!r} and {row.name!r} would share one folder.")
+            names = " and ".join(repr(shortened(name, 60)) for name in (seen[row.slug], row.name))
+            raise LabError(f"{path}: the rows {names} would share one folder: rename one of them.")
         seen[row.slug] = row.name

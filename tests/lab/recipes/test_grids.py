@@ -117,10 +117,32 @@ def test_a_grid_keeps_the_optimizer_of_the_defaults(tmp_path):
         ('data = "digits"', r"\[grid\] data is 'digits', but must be a list of names or tables"),
         ("model = [1]", r"\[grid\] model is \[1\], but must be a list of names or tables"),
         ('task = ["digits"]', r"\[grid\] task is .*, but must be a list of tables with a name and sections, such as"),
-        ('task = [{ data = "mnist" }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
-        ('task = [{ name = "a" }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
-        ('task = [{ name = "a", lr = 0.1 }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
-        ('task = [{ name = "a", model = 1 }]', r"\[grid\] task is .*, but must be a list of tables with a name"),
+        ('task = { name = "a", data = "mnist" }', r"\[grid\] task is .*, but must be a list of tables with a name"),
+        ('task = [{ data = "mnist" }]', r"\[grid\] task: the name is missing, but must be a text, such as"),
+        ('task = [{ name = " ", data = "mnist" }]', r"\[grid\] task: the name is ' ', but must be a text, such as"),
+        ('task = [{ name = "a" }]', r"\[grid\] task 'a' has no section: write what it trains, such as data = "),
+        ('task = [{ name = "a", lr = 0.1 }]', r"\[grid\] task 'a': 'lr' is no section of a task; known: data, model, "),
+        ('task = [{ name = "a", optimizer = "sgd" }]', "task 'a': 'optimizer' is no section of a task; known: data, "),
+        (
+            'task = [{ name = "a", data = "mnist" }, { name = "b", modle = "mlp" }]',
+            r"\[grid\] task 'b': 'modle' is no section of a task; did you mean 'model'\?",
+        ),
+        (
+            'task = [{ name = "a", model = 1 }]',
+            r"\[grid\] task 'a': model is 1, but must be a name, or a table with keys",
+        ),
+        (
+            'task = [{ name = "a", data = {} }]',
+            r"\[grid\] task 'a': data is {}, but must be a name, or a table",
+        ),
+        (
+            'data = ["mnist", "digits"], task = [{ name = "a", data = "cifar10" }]',
+            r"\[grid\] data and the data of the task 'a' replace each other: write one of them\.",
+        ),
+        (
+            'task = [{ name = "a", training = { epochs = 2 } }], training = [{ epochs = 3 }]',
+            r"\[grid\] training and the training of the task 'a' replace each other",
+        ),
         ('task = [{ name = "a", training = { epoch = 1 } }]', "'epoch' is not known"),
         ('task = [{ name = "a", model = "mlp" }, { name = "A", model = "cnn" }]', "would share one folder"),
         ('data = ["mnist", "mnist"]', "would share one folder"),
@@ -130,6 +152,16 @@ def test_a_grid_keeps_the_optimizer_of_the_defaults(tmp_path):
 def test_grids_that_are_refused(grid, said, tmp_path):
     with pytest.raises(LabError, match=said):
         load(tmp_path, f"grid = {{ {grid} }}\n" + GOOD)
+
+
+def test_a_task_and_an_axis_may_share_a_section_without_sharing_a_key(tmp_path):
+    task = '{ name = "a", training = { epochs = 7 } }'
+    axis = "[{ batch_size = 3 }, { batch_size = 4 }]"
+    recipe = load(tmp_path, f"grid = {{ task = [{task}], training = {axis} }}\n" + GOOD)
+    found = [
+        (row.name.partition(", a, ")[2], row.run.training.epochs, row.run.training.batch_size) for row in recipe.rows
+    ]
+    assert found[:2] == [("batch_size 3", 7, 3), ("batch_size 4", 7, 4)]
 
 
 @pytest.mark.parametrize("name", ["ALI-G, lr 1", "alig lr 1", "ali-g-lr-1"])
