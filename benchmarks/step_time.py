@@ -103,9 +103,12 @@ def measure(model: str, rounds: int, device: str, only: list[str]) -> Table:
     size = sum(p.nbytes for p in own)
     chosen = {name: each for name, each in CONTESTANTS.items() if not only or any(text in name for text in only)}
     found = {name: row(contestant, own, rounds, device) for name, contestant in chosen.items()}
-    base = statistics.median(taken for name, (taken, _) in found.items() if not chosen[name].of_adam)
-    title = f"{model}: {size / 4e6:.2f} million numbers; torch SGD, fused: {base * 1e6:.0f} µs, "
-    title += f"{YARDSTICK.passes * size / base / 1e9:.1f} GB/s; a copy: {copy_speed(own, device) / 1e9:.1f} GB/s"
+    of_adam = all(each.of_adam for each in chosen.values())  # whose yardstick is another one
+    base = statistics.median(taken for name, (taken, _) in found.items() if chosen[name].of_adam == of_adam)
+    speed = (ADAM if of_adam else YARDSTICK).passes * size / base / 1e9
+    against = "AdamW" if of_adam else "SGD"
+    title = f"{model}: {size / 4e6:.2f} million numbers; torch {against}, fused: {base * 1e6:.0f} µs, "
+    title += f"{speed:.1f} GB/s; a copy: {copy_speed(own, device) / 1e9:.1f} GB/s"
     table = Table("optimizer", title=title)
     for heading in (*COLUMNS, *(("kernels", "waits") if device != "cpu" else ())):
         table.add_column(heading, justify="right")
@@ -120,6 +123,8 @@ def main() -> None:
     options.add_argument("--model", action="append", choices=list(SHAPES), help="default: all of them")
     options.add_argument("--only", action="append", default=[], metavar="TEXT", help="rows whose names hold it")
     chosen = options.parse_args()
+    if chosen.only and not any(text in name for text in chosen.only for name in CONTESTANTS):
+        options.error(f"--only: no row's name holds {' or '.join(map(repr, chosen.only))}")
     console = Console(record=True, width=120)
     console.print(f"{headline(chosen)} (20 times as many for the mlp)", highlight=False)
     for model in chosen.model or SHAPES:

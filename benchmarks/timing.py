@@ -15,11 +15,27 @@ Step = Callable[[], object]
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return the options that every benchmark has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=15)
-    options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--rounds", type=positive, default=15)
+    options.add_argument("--threads", type=positive, default=torch.get_num_threads())
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options.add_argument("--out", type=Path)
+    options.add_argument("--out", type=writable)
     return options
+
+
+def positive(text: str) -> int:
+    """Read a number of rounds, threads or samples."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def writable(text: str) -> Path:
+    """Read the path of the output, before hours of measurements."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} must be a file in a folder that exists")
+    return path
 
 
 def headline(chosen: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ are timed apart from the step: the change of a whole training step is the differ
 """
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 
 import polyak
 from polyak_lab import models
-from timing import headline, parser, seconds
+from timing import headline, parser, positive, seconds
 
 OPTIMIZERS: dict[str, Callable[[Iterator[torch.nn.Parameter]], Any]] = {
     "torch SGD, Nesterov, fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
@@ -35,7 +36,8 @@ def times(batch: int, rounds: int, device: str) -> dict[str, list[tuple[float, f
     model = models.build("resnet34", (3, 32, 32), 10).to(**placed)
     images = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     targets = torch.randint(10, (batch,), device=device)
-    optimizers = {name: make(model.parameters()) for name, make in OPTIMIZERS.items()}
+    with warnings.catch_warnings(action="ignore"):  # ResNet-34's initial norm is above the radius
+        optimizers = {name: make(model.parameters()) for name, make in OPTIMIZERS.items()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in OPTIMIZERS}
     losses: list[torch.Tensor] = []
 
@@ -56,7 +58,7 @@ def times(batch: int, rounds: int, device: str) -> dict[str, list[tuple[float, f
 def main() -> None:
     """Time and print."""
     options = parser(__doc__)
-    options.add_argument("--batch", type=int, default=128)
+    options.add_argument("--batch", type=positive, default=128)
     chosen = options.parse_args()
     console = Console(record=True, width=120)
     console.print(f"{headline(chosen)}, ResNet-34, batch {chosen.batch}, float32", highlight=False)

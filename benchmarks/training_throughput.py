@@ -31,6 +31,7 @@ from polyak_lab.progress import Progress
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import build
 from polyak_lab.training.loop import choose_step, train_epoch
+from timing import positive
 
 BATCH = 128
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
@@ -90,9 +91,9 @@ def seconds(epoch: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--images", type=int, default=1280)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=positive, default=1280)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the runner's command line does
