@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import polyak
 from catalogue import METHODS
 from observe import changed, refused, snapshot
-from problem import Problem
+from problem import Problem, flat, take_step
 
 AVERAGING = tuple(method for method in METHODS if method.cls.averages is not polyak.PolyakOptimizer.averages)
+MODELLING = [method for method in METHODS if method.name in ("MoMo", "MoMoAdam", "SignSPS", "MuonMoMo")]
 each_averaging = pytest.mark.parametrize("method", AVERAGING, ids=lambda method: method.name)
 
 
@@ -138,3 +140,53 @@ def test_the_first_step_of_a_large_tensor_without_momentum_yet(options):
         ends.append(w.detach().clone())
     torch.testing.assert_close(*ends)
     assert ends[0].max() < 1.0
+
+
+def with_gaps(problem, params, optimizer, t, shift):
+    """Make a step in which two of the tensors have no gradient, as experts of a mixture that saw no token."""
+
+    def closure():
+        optimizer.zero_grad()
+        loss = problem.loss([p - shift for p in params], t)
+        loss.backward()
+        for i in (t % len(params), (t + 1) % len(params)) if t else ():
+            params[i].grad = None
+        return loss
+
+    take_step(optimizer, closure)
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.parametrize("method", MODELLING, ids=lambda method: method.name)
+def test_a_gradient_that_is_missing_now_and_then_leaves_the_model_of_the_loss_as_it_is(method, where, request):
+    """The origin of the parameters is of no importance, so ⟨d, x⟩ of no tensor may be left out."""
+    if where == "device":
+        request.getfixturevalue("device_arithmetic")
+    ends, options = [], {"lr": 1e3} | ({"norm": "adam", "eps": 1.0} if method.name == "MuonMoMo" else {})
+    for shift in (0.0, 3.0):
+        problem = Problem.make()
+        params = [torch.nn.Parameter(p.detach() + shift) for p in problem.params()]
+        optimizer = method.build([{"params": params[:3]}, {"params": params[3:]}], "averaged", **options)
+        for t in range(6):
+            with_gaps(problem, params, optimizer, t, shift)
+        ends.append(torch.cat([p.detach().reshape(-1) - shift for p in params]))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-10)
+
+
+def test_a_missing_gradient_counts_as_the_average_of_those_before():
+    problem, beta = Problem.make(), 0.8
+    params = problem.params()
+    optimizer = polyak.MoMo(params, lr=0.7, momentum=beta)
+    ends = np.cumsum([p.numel() for p in params])
+    x, d, f_bar, p_bar = problem.start.copy(), np.zeros_like(problem.start), 0.0, 0.0
+    for t in range(20):
+        with_gaps(problem, params, optimizer, t, 0.0)
+        f, g = problem.oracle(x, t)
+        present = np.ones(x.size, dtype=bool)
+        for i in (t % 5, (t + 1) % 5) if t else ():
+            present[ends[i] - params[i].numel() : ends[i]] = False
+        g, b = np.where(present, g, d), beta if t else 0.0
+        d, f_bar, p_bar = b * d + (1 - b) * g, b * f_bar + (1 - b) * f, b * p_bar + (1 - b) * (g @ x)
+        tau = min(0.7, max(f_bar + d @ x - p_bar, 0) / np.sum(d[present] ** 2))
+        x = x - np.where(present, tau * d, 0.0)
+    np.testing.assert_allclose(flat(params), x, rtol=1e-11)

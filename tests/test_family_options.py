@@ -80,7 +80,7 @@ def test_all_groups_may_get_another_value_together(method, name):
 
 
 TESTED_ELSEWHERE = {"foreach", "fused", "float32_momentum", "adjusted_momentum", "lr", "lower_bound", "eps"}
-TESTED_ELSEWHERE |= {"norm", "polar", "init_step_size", "weight_lr_power"}
+TESTED_ELSEWHERE |= {"norm", "polar", "init_step_size", "weight_lr_power", "stale"}
 OWN = {
     "momentum": 0.25,
     "weight_decay": 0.5,
@@ -97,7 +97,6 @@ OWN = {
     "rho": 0.3,
     "normalized": False,
     "polar_steps": 1,
-    "stale": True,
 }
 
 

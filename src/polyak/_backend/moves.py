@@ -99,6 +99,8 @@ class Vectors:
     """Whether x moves along sign(u)."""
     skip: Any = None
     """A mask on the device that is true where the loss or the gradient is not finite."""
+    state: Any = None
+    """The buffers of all parameters, those without a gradient, too."""
 
     measures_norm = False
     """Whether averages that are deferred are measured together with ‖g‖², before anything is stored."""

@@ -167,6 +167,17 @@ def _buffer_fits(gamma: Any, slope: Any, part: Any) -> Any:
     return (gamma * (gamma * both) <= largest) & short
 
 
+def store(groups: list[Group], name: str, scalar: Any, skip: Any) -> None:
+    """Store a scalar in all groups, which share one tensor if they are on one device."""
+    stored: list[Any] = []
+    for group in groups:
+        old = group[name]
+        if not any([old is tensor for tensor in stored]):
+            new = as_tensor(scalar, old).to(old.device)
+            store_(old, new if skip is None else torch.where(skip.to(old.device), old, new))
+            stored.append(old)
+
+
 def is_unusual(advice: Any, groups: Sequence[Group], parts: Sequence[Part], last: Sequence[Any]) -> bool:
     """Return whether a step is of a kind on which there may be advice; nothing is read from a device."""
     advice.steps += 1

@@ -10,10 +10,10 @@ import torch
 
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
-from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, minimum, number, store_, where
+from .._backend.scalars import Scalar, bias_correction, maximum, minimum, number, where
 from .._backend.vector import AVERAGE, add_up, dots, sums_abs
-from .decision import NONE, Line
-from .parts import Group, Part
+from .decision import NONE, Line, store
+from .parts import Group, Part, part_of
 from .state import check_training, is_better, latest, revised
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def measure(method: PolyakOptimizer, line: Line, parts: list[Part], groups: list
         for name in names:
             scalars[name] = groups[0][name].to(line.value.dtype)  # counts, too: β ** count would be float32
     for part in parts:
-        part.skip = skip
+        part.skip, part.state = skip, method.state
     line = method.linearize(line, parts, scalars)
     if skip is None and forget_unless_finite(parts):
         return line._replace(value=math.nan)
@@ -64,17 +64,6 @@ def forget_unless_finite(parts: list[Part]) -> bool:
     for part in parts if refused else ():
         part.forget_averages()
     return refused
-
-
-def store(groups: list[Group], name: str, scalar: Any, skip: Any) -> None:
-    """Store a scalar in all groups, which share one tensor if they are on one device."""
-    stored: list[Any] = []
-    for group in groups:
-        old = group[name]
-        if not any([old is tensor for tensor in stored]):
-            new = as_tensor(scalar, old).to(old.device)
-            store_(old, new if skip is None else torch.where(skip.to(old.device), old, new))
-            stored.append(old)
 
 
 def count_steps(self: PolyakOptimizer) -> dict[str, float]:
@@ -230,7 +219,8 @@ def averaged(
         part.divisor = rho if decoupled else rho * s
         if part.group["weight_decay"]:
             part.decay = 1.0 - decay if decoupled else 1.0 / s
-        rows.append((products.gradient_dot_x, products.direction_dot_x / s, products.direction_dot_x, part.squares))
+        g_x, d_x, absent = products.gradient_dot_x, products.direction_dot_x, absent_dot_x(part)
+        rows.append((g_x + absent, d_x / s + absent, d_x + absent, part.squares))
     g_x, d_x, d_x_undecayed, squares = (add_up(column, like) for column in zip(*rows, strict=True))
     loss = averages["loss_average"] = beta * averages["loss_average"] + (1.0 - beta) * line.value
     dot = averages["dot_average"] = beta * averages["dot_average"] + (1.0 - beta) * g_x
@@ -248,9 +238,19 @@ def mean_model(line: Line, parts: list[Part], averages: dict[str, Any], beta: Sc
         part.u, part.squares = part.buffers[AVERAGE], products.sum_squares
         if part.group["weight_decay"]:
             part.decay = 1.0 - decay_of(part.group)
-    g_x, d_x = (add_up([products[i] for products in measured], like) for i in (0, 1))
+    absent = [absent_dot_x(part) for part in parts]
+    g_x, d_x = (add_up([*[products[i] for products in measured], *absent], like) for i in (0, 1))
     h = averages["model_average"] = beta * averages["model_average"] + (1.0 - beta) * (line.value - g_x)
     return line._replace(value=h + d_x, lower_bound=average_bound(line, parts, averages, beta))
+
+
+def absent_dot_x(part: Part) -> Scalar:
+    """Return ⟨d, x⟩ of the parameters that have no gradient in this step, whose average d stands for it and stays."""
+    if len(part.params) == len(part.group["params"]):
+        return 0.0
+    absent = [p for p in part.group["params"] if p.grad is None and p in part.state and AVERAGE in part.state[p]]
+    others = part_of(part.group, absent, absent, {AVERAGE: [part.state[p][AVERAGE] for p in absent]})
+    return others.dot(others.x, others.buffers[AVERAGE]) if absent else 0.0
 
 
 def average_bound(line: Line, parts: list[Part], averages: dict[str, Any], beta: Scalar, rho: Scalar = 1.0) -> Scalar:

@@ -52,6 +52,7 @@ class Part(Protocol):
     squared_decay: float
     signed: bool
     skip: Any
+    state: State
     measures_norm: bool
     gradient_squares: Any
     squares: Any
@@ -237,9 +238,8 @@ def decay_momentum(part: Part, keep: Scalar) -> None:
 
 def _are_pieces(tensors: Vector) -> bool:
     """Return whether all tensors have one type and lie on the CPU, where the host may read them."""
-    if chunks.INTERPRETED or torch.compiler.is_compiling():
-        return False
-    return {*map(DTYPE, tensors)} in WIDE and all(map(IS_CPU, tensors))
+    on_host = not (chunks.INTERPRETED or torch.compiler.is_compiling())
+    return on_host and {*map(DTYPE, tensors)} in WIDE and all(map(IS_CPU, tensors))
 
 
 def _kernels_for(group: Group, params: list[Tensor]) -> Any:
