@@ -246,3 +246,20 @@ def test_an_option_of_another_method_in_a_group_changes_nothing(method, form):
         params = problem.params()
         ends.append(problem.steps(method.build([{"params": params, **more}], form, lr=0.1), params, 5))
     assert np.array_equal(*ends)
+
+
+@pytest.mark.parametrize("backend", [{}, {"foreach": False}, {"fused": True}], ids=str)
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.name in ("MoMo", "MoMoAdam")], ids=lambda method: method.name
+)
+@pytest.mark.parametrize("star", [False, True])
+def test_groups_with_a_cap_and_a_decay_of_their_own_follow_one_model(method, star, backend):
+    """s = 1 + lr·λ is then another number for every coordinate; the step reaches the bound of the model exactly."""
+    problem, lrs, decay = Problem.make(), (0.3, 2.0), 0.2
+    params = problem.params()
+    options = {"weight_decay": decay, "learn_lower_bound": star, "lower_bound": -0.05}
+    groups = [{"params": part, "lr": lr} for part, lr in zip((params[:1], params[1:]), lrs, strict=True)]
+    x = problem.steps(method.cls(groups, **options, **backend), params, 15)
+    options["lr"] = np.repeat(lrs, [6, x.size - 6])
+    expected = method.paper(problem.start, problem.oracle, 15, **{method.symbols[k]: v for k, v in options.items()})
+    np.testing.assert_allclose(x, expected, rtol=1e-11)

@@ -28,9 +28,9 @@ def momo(
             d, f_bar, γ = g, f_k, g @ x
         ρ = 1 - β**k if bias_correction else 1.0
         d, f_bar, γ = β * d + (1 - β) * g, β * f_bar + (1 - β) * f_k, β * γ + (1 - β) * (g @ x)
-        h = f_bar + d @ x / s - γ
-        if star and np.min(h) < ρ * f_star:
-            f_star = max(np.min(h) / (2 * ρ), floor)
+        h = f_bar + d @ (x / s) - γ
+        if star and h < ρ * f_star:
+            f_star = max(h / (2 * ρ), floor)
         τ = np.minimum(α / ρ, s * np.maximum(h - ρ * f_star, 0) / (d @ d))
         if star:
             f_star = max((f_bar + d @ x - γ - np.sum(τ * d**2) / 2) / ρ, floor)

@@ -28,9 +28,9 @@ def momo_adam(
         d, v = β[0] * d + (1 - β[0]) * g, β[1] * v + (1 - β[1]) * g**2
         f_bar, γ = β[0] * f_bar + (1 - β[0]) * f_k, β[0] * γ + (1 - β[0]) * (g @ x)
         ρ, D = 1 - β[0] ** k, ε + np.sqrt(v / (1 - β[1] ** k))
-        h = f_bar + d @ x / s - γ
-        if star and np.min(h) < ρ * f_star:
-            f_star = max(np.min(h) / (2 * ρ), floor)
+        h = f_bar + d @ (x / s) - γ
+        if star and h < ρ * f_star:
+            f_star = max(h / (2 * ρ), floor)
         τ = np.minimum(α / ρ, s * np.maximum(h - ρ * f_star, 0) / np.sum(d**2 / D))
         if star:
             f_star = max((f_bar + d @ x - γ - np.sum(τ * d**2 / D) / 2) / ρ, floor)

@@ -51,7 +51,7 @@ class MoMo(PolyakOptimizer):
         [1.0, 2.0]
 
     Differences from the authors' code: the averages and the learned bound are part of the state; several groups follow
-    one model; a batch whose loss or gradient is not finite leaves the averages as they were.
+    one model, each with its own s; a batch whose loss or gradient is not finite leaves the averages as they were.
 
     Reference:
         F. Schaipp, R. Ohana, M. Eickenberg, A. Defazio, R. M. Gower, MoMo: Momentum Models for Adaptive Learning Rates,

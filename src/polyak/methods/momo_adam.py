@@ -54,7 +54,8 @@ class MoMoAdam(PolyakOptimizer):
         [4.0, 1.0]
 
     Differences from the authors' code: the averages and the learned bound are part of the state; several groups follow
-    one model; a batch whose loss or gradient is not finite leaves the averages as they were; v is float32 at least.
+    one model, each with its own s; a batch whose loss or gradient is not finite leaves the averages as they were; v is
+    float32 at least.
 
     Reference:
         F. Schaipp, R. Ohana, M. Eickenberg, A. Defazio, R. M. Gower, MoMo: Momentum Models for Adaptive Learning Rates,
