@@ -158,6 +158,7 @@ INSTEAD: dict[str, str] = {
     "capturable": "every step is capturable, it never reads the device",
 }
 
+SAME = {"momentum": "betas", "betas": "momentum"}  # how slowly an average of gradients forgets
 # What these options of other optimizers mean cannot be left out: a group that asks for it is refused.
 REFUSED = frozenset({"weight_decay", "maximize", "nesterov", "projection_fn", "differentiable", "amsgrad", "dampening"})
 FOREIGN = frozenset({"base_momentum", "max_momentum", "betas", "beta1", "beta2"})  # schedulers' and Adam's keys
@@ -269,7 +270,7 @@ def is_matrix(p: Tensor, norm: str | None) -> bool:
 
 def unknown(owner: str, name: str, options: Mapping[str, Any]) -> str:
     """Say that an option does not exist, and which one was probably meant."""
-    close = difflib.get_close_matches(name.lower(), options, n=1)
+    close = [SAME[name]] if SAME.get(name) in options else difflib.get_close_matches(name.lower(), options, n=1)
     hint = INSTEAD.get(name) or (f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(options))}")
     return f"{owner} has no option {name!r}: {hint.rstrip('?.')}{'?' if hint.endswith('?') else '.'}"
 
