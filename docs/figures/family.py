@@ -5,6 +5,7 @@
 
 import math
 import sys
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def shown_tasks(rows: list[tuple[str, float, dict[tuple[str, str], Cell]]]) -> l
 def draw(theme: style.Theme) -> Figure:
     """Draw a line of cells for every method, the best on top; each task has its own colours, the darker the better."""
     rows = ranked()
-    columns = [(task, factor) for task in shown_tasks(rows) for factor in FACTORS]
+    columns = [at for at in product(TASKS, FACTORS) if any(at in own for _, _, own in rows)]
     figure, axes = style.one(1.0 + 0.72 * len(columns), 0.8 + 0.3 * len(rows))
     colours = LinearSegmentedColormap.from_list("merit", [theme.background, theme.blue])
     for x, (task, factor) in enumerate(columns):
@@ -102,10 +103,12 @@ def draw(theme: style.Theme) -> Figure:
             axes.text(x, y, written(cell, task), ha="center", va="center", color=ink, fontsize=8)
         if factor == "":
             axes.text(x, -1.35, task, ha="center", va="center", fontsize=10)
-            axes.axvline(x - 1.5, color=theme.text, linewidth=0.8, ymax=len(rows) / (len(rows) + 1))
+        if columns[x - 1][0] != task:
+            axes.axvline(x - 0.5, color=theme.text, linewidth=0.8, ymax=len(rows) / (len(rows) + 1))
     axes.set_xticks(range(len(columns)), [{"": "lr"}.get(factor, factor[3:]) for _, factor in columns], fontsize=8)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), [f"{method}   {rank:.1f}" for method, rank, _ in rows], fontsize=9)
+    axes.text(-0.7, -1.35, "method, mean rank", ha="right", va="center", fontsize=10)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -2.0))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -34,7 +34,7 @@
 #define SHORT (16 * LANES) /* in the type of x for so many numbers, and in double beyond */
 #define ALONE (1L << 15)  /* below so many numbers, waking a second thread takes longer than the work */
 #define SUMS 4
-#define AHEAD 512 /* bytes by which memory is asked for before it is used: processors follow too few vectors alone */
+#define AHEAD 512 /* bytes by which memory is asked for before it is used: processors follow three vectors alone, not five */
 
 #if defined(__GNUC__)
 #define FETCH(a) __builtin_prefetch((const char *)(a) + AHEAD)
@@ -63,7 +63,6 @@ static double squares(const REAL *x, int64_t n) {
     REAL lane[LANES] = {0};
     int64_t end = i + SHORT < n ? i + SHORT : n;
     for (; i + LANES <= end; i += LANES) {
-      fetch(x + i, LANES);
       for (int k = 0; k < LANES; k++) lane[k] += x[i + k] * x[i + k];
     }
     for (int k = 0; k < LANES; k++) sums[k] += lane[k];
@@ -118,11 +117,13 @@ INLINE void move(const struct pass *p, REAL *x, const REAL *u, REAL *v, REAL *d,
                  int averaged, int divided) {
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
-    if (form != STORE) fetch(x + i, LANES);
-    fetch(u + i, LANES);
-    if (form != STORE && form != PLAIN) fetch(v + i, LANES);
-    if (averaged) fetch(d + i, LANES);
-    if (divided) fetch(s + i, LANES);
+    if (averaged || divided) {
+      if (form != STORE) fetch(x + i, LANES);
+      fetch(u + i, LANES);
+      if (form != STORE && form != PLAIN) fetch(v + i, LANES);
+      if (averaged) fetch(d + i, LANES);
+      if (divided) fetch(s + i, LANES);
+    }
     move_few(p, x + i, u + i, v + i, d + i, s + i, LANES, form, averaged, divided);
   }
   move_few(p, x + i, u + i, v + i, d + i, s + i, n - i, form, averaged, divided);
