@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
-from polyak_lab.config.strict import read
+from polyak_lab.config.strict import is_number, read
 from polyak_lab.console import encodable, say, warn
 from polyak_lab.data import NAMES
 from polyak_lab.errors import LabError
@@ -85,7 +85,9 @@ class Search:
         except LabError:  # values that the optimizer refuses would be refused again
             self.study.tell(drawn.number, state=TrialState.FAIL)
             raise
-        name = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        name = ", ".join(
+            f"{key} {format(value, '.4g') if is_number(value) else value}" for key, value in values.items()
+        )
         folder = (self.folder / "trials" / content_hash(as_json(run))[:12]).resolve()
         drawn.set_user_attr("folder", folder.name)
         self.optuna_trials[drawn.number] = drawn

@@ -56,6 +56,23 @@ def test_the_winner_is_chosen_on_held_out_samples(recipe, tmp_path, capsys):
     assert (values["momentum"] in (0.0, 0.9), values["l2_ball"] in (5.0, 50.0)) == (True, True)
 
 
+def test_an_axis_may_hold_words_and_no_ball(recipe, tmp_path, capsys):
+    axes = 'axes = { l2_ball = [5.0, "none"], adjusted_momentum = [true, false], foreach = ["none", false] }'
+    recipe.write_text(
+        re.sub(
+            "axes = .*",
+            axes,
+            RECIPE.replace("trials = 6", "trials = 12").replace('"alig" }', '"alig", momentum = 0.9 }'),
+        )
+    )
+    assert call("sweep", recipe, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert {*re.findall("l2_ball (none|5)", printed)} == {"none", "5"}
+    assert "adjusted_momentum False" in printed
+    balls = {run.config["optimizer"]["l2_ball"] for run in stored.find_runs([tmp_path / "out" / "trials"])}
+    assert balls == {5.0, None}
+
+
 def study(out):
     from polyak_lab.sweep.study import open_study
 
