@@ -1,4 +1,4 @@
-"""`polyak sweep`: search the options of a row on held-out samples; only the best trial is scored on the test set.
+"""`polyak sweep`: search the options of a row on held-out samples; no choice looks at the test set.
 
 A recipe declares the search under [sweep]:
 
