@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import _functional_collectives as collectives
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -25,6 +24,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import polyak
 import polyak._step.optimizer as optimizer_module
 from catalogue import METHODS
+from messages import MESSAGES, SHAPES, sent
 from problem import Problem, flat
 
 SIZE = 2
@@ -38,24 +38,7 @@ SETS: dict[str, Callable[[int], polyak.Constraint | None]] = {
     "Halfspace": lambda n: polyak.Halfspace(torch.linspace(-1.0, 2.0, n, dtype=torch.float64), 0.5),
     "Affine": lambda n: polyak.Affine(torch.linspace(-1.0, 2.0, n, dtype=torch.float64)[None], torch.tensor([0.5])),
 }
-SHAPES = ((4, 2), (3,), (5, 3))
 SEVERAL = (("DDP", "each", 3), ("DDP", "all", 1), ("FSDP2", "each", 1), ("FSDP2", "all", 3))
-MESSAGES = {  # the loss and ‖g‖²; averages; ⟨g, v⟩, ‖·‖₁ or nuclear norms
-    ("ALIG", "nesterov"): 2,
-    ("ALIG", "adjusted"): 3,
-    ("SafeSPS", "none"): 2,
-    ("SafeSPS", "heavy ball"): 3,
-    ("IAM", "heavy ball"): 3,
-    ("IAMAdam", "heavy ball"): 4,
-    ("ScheduleFreeSPS", "averaged"): 3,
-    ("ScheduleFreeAdamSPS", "averaged"): 4,
-    ("ScheduleFreePlus", "averaged"): 5,
-    ("MoMo", "none"): 3,
-    ("MoMoAdam", "none"): 3,
-    ("NGNMD", "none"): 3,
-    ("SignSPS", "none"): 4,
-    ("MuonMoMo", "none"): 4,
-}
 PLACEMENTS = ([Shard(0)], [Replicate()], [Shard(0)])  # five rows on two processes: unequal pieces
 
 
@@ -344,29 +327,6 @@ def what_overlaps() -> list[bool]:
     return waited
 
 
-def messages(name: str, form: str, mesh: DeviceMesh, constraint: polyak.Constraint | None = None) -> int:
-    """How many sums cross the processes in a step of three groups of sharded parameters."""
-    params = [nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in problem().params()]
-    groups: Any = [{"params": [p], "lr": 1e-3} for p in params]
-    method = next(method for method in METHODS if method.name == name)
-    optimizer, sent = method.build(groups, form, constraint=constraint), [0]
-    all_reduce = collectives.all_reduce
-
-    def counted(*args: Any) -> Any:
-        sent[0] += 1
-        return all_reduce(*args)
-
-    for _ in range(2):
-        for p in params:
-            p.grad = torch.ones_like(p)
-        collectives.all_reduce, sent[0] = counted, 0
-        try:
-            optimizer.step(loss=1.0)
-        finally:
-            collectives.all_reduce = all_reduce
-    return sent[0]
-
-
 def build(name: str, form: str, constraint: str, params: list[Tensor], **options: Any) -> polyak.PolyakOptimizer:
     """Return a method whose step size always follows the loss."""
     method = next(method for method in METHODS if method.name == name)
@@ -406,9 +366,9 @@ def main(rank: int, folder: Path) -> None:
         found[f"join {context}"] = joined(context)
     found["groups of one"] = two_groups_of_one()
     found["overlap"] = what_overlaps()
-    found["messages"] = {f"{name} {form}": messages(name, form, mesh) for name, form in MESSAGES}
+    found["messages"] = {f"{name} {form}": sent(name, form, mesh) for name, form in MESSAGES}
     ball = polyak.L2Ball(1.0)
-    found["with a ball"] = {f"{name} {form}": messages(name, form, mesh, ball) for name, form in MESSAGES}
+    found["with a ball"] = {f"{name} {form}": sent(name, form, mesh, ball) for name, form in MESSAGES}
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 import polyak
 import processes
+from messages import MESSAGES
 from observe import SMALL_BALLS
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -117,12 +118,12 @@ def test_the_loss_is_on_its_way_while_the_norm_is_measured(seen):
 
 
 def test_a_step_of_sharded_groups_sends_few_messages(seen):
-    expected = {" ".join(cell): count for cell, count in processes.MESSAGES.items()}
+    expected = {" ".join(cell): count for cell, count in MESSAGES.items()}
     assert seen[0]["messages"] == seen[1]["messages"] == expected
 
 
 def test_a_ball_over_sharded_groups_takes_one_message_more(seen):
-    expected = {" ".join(cell): count + 1 for cell, count in processes.MESSAGES.items()}
+    expected = {" ".join(cell): count + 1 for cell, count in MESSAGES.items()}
     assert seen[0]["with a ball"] == seen[1]["with a ball"] == expected
 
 

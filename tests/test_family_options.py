@@ -263,3 +263,12 @@ def test_groups_with_a_cap_and_a_decay_of_their_own_follow_one_model(method, sta
     options["lr"] = np.repeat(lrs, [6, x.size - 6])
     expected = method.paper(problem.start, problem.oracle, 15, **{method.symbols[k]: v for k, v in options.items()})
     np.testing.assert_allclose(x, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "said"),
+    [("MoMoAdam", "momentum", "betas"), ("MoMo", "betas", "momentum"), ("SPS", "betas", "momentum")],
+)
+def test_the_average_of_gradients_is_named_as_the_method_names_it(cls, given, said):
+    with refused(TypeError, f"{cls} has no option {given!r}: did you mean {said}?"):
+        getattr(polyak, cls)([nn.Parameter(torch.ones(2))], **{given: 0.9})

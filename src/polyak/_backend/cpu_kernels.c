@@ -34,7 +34,7 @@
 #define SHORT (16 * LANES) /* in the type of x for so many numbers, and in double beyond */
 #define ALONE (1L << 15)  /* below so many numbers, waking a second thread takes longer than the work */
 #define SUMS 4
-#define AHEAD 512 /* bytes by which memory is asked for before it is used: processors follow three vectors alone, not five */
+#define AHEAD 512 /* bytes by which memory is asked for before it is used, where averages are read beside x and g */
 
 #if defined(__GNUC__)
 #define FETCH(a) __builtin_prefetch((const char *)(a) + AHEAD)

@@ -255,7 +255,9 @@ def sums_of_parts(
     rows = [(i, row) for i, vectors in enumerate(columns) for row in zip(*vectors, strict=True)]
 
     def all_here(some: list[Any]) -> list[Scalar]:
-        mine = [[row for j, row in some if i == j] for i in range(len(parts))]
+        mine: list[list[Any]] = [[] for _ in parts]
+        for i, row in some:
+            mine[i].append(row)
         vectors = [[[*column] for column in zip(*own, strict=True)] for own in mine]
         return [scalar for part, own in zip(parts, vectors, strict=True) for scalar in here(part, own)]
 

@@ -18,7 +18,7 @@ from .._backend.chunks import INTERPRETED
 from .._backend.distributed import Leaves, arrived
 from .._backend.moves import Form
 from .._backend.scalars import LARGEST, Scalar, as_tensor
-from .._backend.vector import add_, add_up, assign_, cast
+from .._backend.vector import add_, add_up, assign_, cast, dots
 from .parts import Part, gather
 from .state import check_indices, read_indices
 from .torch_hooks import Replay
@@ -161,7 +161,7 @@ def read_again(self: Any, parts: list[Part], lengths: Sequence[Scalar]) -> tuple
         for part, point in zip(parts, points, strict=True):
             add_(part.x, point, -1.0, foreach=part.group["foreach"])
         moved = [gather({**part.group, "params": part.params}, self.state, (), Form.PLAIN) for part in parts]
-        climb = add_up([part.dot(part.g, part.x) for part in moved], like)
+        climb = add_up(dots(moved, [part.g for part in moved], [part.x for part in moved]), like)
     finally:
         for part, point in zip(parts, points, strict=True):
             assign_(part.x, point)
