@@ -5,7 +5,7 @@
 The plain loop is the usual one: a Dataset that crops, flips and normalises one image at a time, a DataLoader with
 worker processes (8 on a GPU, one per thread on a CPU), images moved to the device batch by batch, and `loss.item()`
 after every step. Both train the same model with the same optimizer on the same random images; the ratio is the median
-over rounds.
+over rounds. The runner trains as its command line does, with deterministic algorithms.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from polyak_lab.data import Split
 from polyak_lab.progress import Progress
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import build
+from polyak_lab.training.determinism import deterministic
 from polyak_lab.training.loop import choose_step, train_epoch
 from timing import positive
 
@@ -79,7 +80,12 @@ def runner(data: Tensors, model: str, device: str, options: dict[str, Any]) -> C
     run = resolve(config.Run(config.Data("cifar10", augment=True), config.Model(model), optimizer, training))
     session, quiet = build.build_session(run, data), Progress(Console(quiet=True), epochs=False)
     step = choose_step(run)
-    return lambda: float(train_epoch(session, step, 0, quiet).loss())
+
+    def epoch() -> None:
+        with deterministic(device, None):
+            train_epoch(session, step, 0, quiet).loss()
+
+    return epoch
 
 
 def seconds(epoch: Callable[[], object]) -> float:
@@ -101,14 +107,13 @@ def main() -> None:
     on_gpu = flags.device != "cpu"
     split = Split(torch.randint(256, (flags.images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (flags.images,)))
     data = Tensors("random", split, split, 10, "cross_entropy", MEAN, STD)
-    fast = {"precision": "bfloat16", "compile": on_gpu}
-    epochs = {
-        "plain": plain(split, flags.model, flags.device, 8 if on_gpu else flags.threads),
-        "runner": runner(data, flags.model, flags.device, {}),
-        "runner, " + ", ".join(name for name, value in fast.items() if value): runner(
-            data, flags.model, flags.device, fast
-        ),
-    }
+    bfloat16, graph = {"precision": "bfloat16"}, {"cuda_graph": True}
+    ways = {"float32": {}, "bfloat16": bfloat16}
+    if on_gpu:
+        ways["bfloat16, CUDA graph"] = bfloat16 | graph
+        ways["bfloat16, compiled, CUDA graph"] = bfloat16 | graph | {"compile": True}
+    epochs = {f"runner, {way}": runner(data, flags.model, flags.device, options) for way, options in ways.items()}
+    epochs = {"plain": plain(split, flags.model, flags.device, 8 if on_gpu else flags.threads), **epochs}
     report(epochs, flags)
 
 

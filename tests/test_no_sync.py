@@ -1,5 +1,8 @@
 """A step never waits for the device: it runs on `meta` tensors, which hold no numbers that could be read."""
 
+import warnings
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -182,11 +185,25 @@ def test_a_step_on_cuda_does_not_synchronise(method, form, backend, constraint):
     optimizer.zero_grad()
     loss = problem.loss(params)
     loss.backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are_errors():
         optimizer.step(loss=loss)
+
+
+@contextmanager
+def waits_are_errors():
+    with warnings.catch_warnings(action="ignore"):  # torch says that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_the_mode_that_finds_waits_finds_one():
+    one = torch.ones((), device="cuda")
+    with waits_are_errors(), pytest.raises(RuntimeError, match="synchronizing"):
+        one.item()
 
 
 @pytest.mark.gpu

@@ -254,8 +254,9 @@ def _ball(choice: config.Optimizer) -> polyak.L2Ball | None:
 
 def keep_lr_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Let a schedule write lr where a replayed step reads it."""
+    dtype = torch.float64 if isinstance(optimizer, polyak.PolyakOptimizer) else torch.float32  # as torch's kernels
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
+        group["lr"] = torch.tensor(group["lr"], dtype=dtype, device=device)
 
 
 def set_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
@@ -290,7 +291,7 @@ def info_of(optimizer: polyak.PolyakOptimizer) -> StepInfo:
 def current_lr(optimizer: torch.optim.Optimizer) -> float | Tensor:
     """Return the learning rate of the first group, NaN if it has none."""
     lr: float | Tensor = optimizer.param_groups[0].get("lr", math.nan)
-    return lr
+    return lr.clone() if isinstance(lr, Tensor) else lr  # a schedule will write into it
 
 
 def measured_radius(optimizer: torch.optim.Optimizer) -> float | None:

@@ -127,6 +127,7 @@ def accelerate(precision: str, accumulate: int, device: str = "cpu", by_hand: bo
     AcceleratorState._reset_state(reset_partial_state=True)
     names = {"32": "no", "bf16": "bf16", "16": "fp16"}
     driver = Accelerator(cpu=device == "cpu", mixed_precision=names[precision], gradient_accumulation_steps=accumulate)
+    without_overflow(driver)
     bare = network()
     optimizer = optimizer_for(bare)
     model, wrapped, loader = driver.prepare(bare, optimizer, DataLoader(samples(accumulate), ROWS))
@@ -141,6 +142,12 @@ def accelerate(precision: str, accumulate: int, device: str = "cpu", by_hand: bo
             wrapped.step()
             wrapped.zero_grad()
     return witness.worst(gradient=GRADIENT[precision])
+
+
+def without_overflow(driver: Any) -> None:
+    """Let float16 begin with a scale that holds every gradient: with a driver's own, the first steps overflow."""
+    if driver.scaler is not None:
+        driver.scaler = torch.amp.GradScaler(driver.device.type, init_scale=512.0)
 
 
 def hf_trainer(precision: str, accumulate: int, device: str = "cpu", **arguments: Any) -> float:
@@ -217,4 +224,6 @@ def sequential_trainer(
         "disable_tqdm": True,
     }
     made = TrainingArguments(output_dir=tempfile.gettempdir(), **(settings | arguments))
-    return PolyakTrainer(model=model, args=made, train_dataset=data, optimizers=(optimizer, None))
+    trainer = PolyakTrainer(model=model, args=made, train_dataset=data, optimizers=(optimizer, None))
+    without_overflow(trainer.accelerator)
+    return trainer

@@ -23,6 +23,7 @@ from .distributed import PLAIN
 
 Vector = list[Tensor]
 Row = tuple[Tensor, ...]
+DTYPE, DEVICE = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
 
 MULTI_TENSOR_DEVICES = frozenset({"cuda", "xpu"})
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the CPU then stands for a device
@@ -43,13 +44,13 @@ def chunks(*vectors: Vector, foreach: bool | None, whole: bool = False) -> Itera
     if foreach is None and device == "cpu" and not torch.compiler.is_compiling():
         return pieces(vectors, whole)
     if foreach or (foreach is None and device in MULTI_TENSOR_DEVICES):
-        return by_type(zip(*vectors, strict=True))
+        return by_type(vectors)
     return [tuple([[tensor] for tensor in row]) for row in zip(*vectors, strict=True)]
 
 
 def pieces(vectors: tuple[Vector, ...], whole: bool = False) -> Iterable[tuple[Vector, ...]]:
     """Cut vectors into pieces that fit a cache; large tensors stay `whole` if that is asked for."""
-    groups = by_type(zip(*vectors, strict=True))
+    groups = by_type(vectors)
     sizes = [[tensor.numel() for tensor in group[0]] for group in groups]
     return chain.from_iterable(map(pieces_of_one_type, groups, sizes, repeat(whole)))
 
@@ -66,20 +67,23 @@ def pieces_of_one_type(
                 yield tuple([[tensor] for tensor in part])
             continue
         if total + size > SHARED:
-            yield _columns(together)
+            yield columns(together)
             together, total = [], 0
         together.append(row)
         total += size
     if together:
-        yield _columns(together)
+        yield columns(together)
 
 
-def by_type(rows: Iterable[Row]) -> list[tuple[Vector, ...]]:
+def by_type(vectors: Sequence[Vector]) -> list[tuple[Vector, ...]]:
     """Collect the rows whose tensors have the same devices and types."""
+    tensors = [*chain(*vectors)]
+    if len({*map(DTYPE, tensors)}) == len({*map(DEVICE, tensors)}) == 1:
+        return [tuple(vectors)]
     found: dict[object, list[Row]] = {}
-    for row in rows:
+    for row in zip(*vectors, strict=True):
         found.setdefault(tuple([(tensor.device, tensor.dtype) for tensor in row]), []).append(row)
-    return [_columns(same) for same in found.values()]
+    return [*map(columns, found.values())]
 
 
 def flat_views(row: Row) -> Row | None:
@@ -110,7 +114,8 @@ def _slices(row: Row, most: int) -> Iterable[Row]:
     return zip(*[torch.split(view, length) for view in views], strict=True)
 
 
-def _columns(rows: list[Row]) -> tuple[Vector, ...]:
+def columns(rows: list[Row]) -> tuple[Vector, ...]:
+    """Return the vectors of some rows."""
     return tuple([[*column] for column in zip(*rows, strict=True)])
 
 
@@ -127,7 +132,6 @@ def _order(tensor: Tensor) -> list[int]:
 
 # Vectors as the compiled kernels take them: where each tensor lies in memory is looked up once per step.
 
-DTYPE, DEVICE = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
 FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 # Classes, layouts and types of tensors that are vectors as they stand: neither sharded nor sparse nor complex.
 COMMON = frozenset(product(PLAIN, [torch.strided], FLOATING))

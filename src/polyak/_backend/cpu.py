@@ -42,6 +42,7 @@ class CpuKernels(Vectors):
 
     TYPES = ({torch.float32}, {torch.float64})
     numbers, sharded, has_float16, measures_norm = True, False, False, True
+    can_be_kept = True
 
     x: Packed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -26,7 +27,8 @@ TYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
-KEPT = 64  # tables of addresses, and pieces of pinned memory
+KEPT = 256  # rows of addresses
+RESERVED = 16  # such rows that a capture may upload
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the roundings of the other backends, which multiply, then add
 
 
@@ -35,7 +37,9 @@ class CudaKernels(Vectors):
     """A group's vectors in a table of addresses, each of one type; `General` documents the interface."""
 
     TYPES = tuple({*chosen} for n in (1, 2, 3, 4) for chosen in combinations(TYPES, n))
-    numbers, sharded = False, False
+    numbers, sharded, can_be_kept = False, False, True
+
+    x: Packed
 
     def __init__(
         self, group: dict[str, Any], params: Sequence[Tensor], x: Packed, g: Packed, buffers: Mapping[str, Packed]
@@ -44,6 +48,16 @@ class CudaKernels(Vectors):
         self.table = x.table
         self.has_float16 = x.dtype == torch.float16
         self.largest, self.rounding = largest_but_float16({x.dtype}, group), relative_rounding(x)
+
+    def take_gradients(self, g: Vector) -> None:
+        """Take the gradients of another step; of the table, only their addresses are looked up and sent again."""
+        count, packed, table = len(g), Packed(g), self.table
+        packed.table, packed.column, packed.dtype = table, 2, self.x.dtype
+        own, addresses = slice(2 * count, 3 * count), array("q", map(Tensor.data_ptr, g))
+        if table.numbers[own] != addresses:
+            table.numbers[own] = addresses
+            table.on_device = _with_row(table.on_device, 2, tuple(addresses)) if table.on_device else None
+        self.g = self.u = packed
 
     def sum_squares(self, x: Vector) -> Scalar:
         """Return ‖x‖²."""
@@ -129,7 +143,7 @@ def _accumulator(vectors: Sequence[Packed]) -> torch.dtype:
 
 
 class _OnDevice(NamedTuple):
-    """A table on its device, and for every span its tensor and its first number in it."""
+    """A table on its device: the sizes, the addresses of each vector, and of each span its tensor and first number."""
 
     rows: Sequence[Tensor]
     owner: Tensor
@@ -138,22 +152,32 @@ class _OnDevice(NamedTuple):
 
 
 _uploaded: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
-_spare: list[Tensor] = []
-_captured: list[tuple[Tensor, ...]] = []
+_captured: list[tuple[Tensor, ...]] = []  # what a graph reads again at every replay
 
 
 def _on_device(x: Packed) -> _OnDevice:
     """Return the table of a vector on the vector's device."""
-    table, device = x.table, x[0].device
+    table, device, length = x.table, x[0].device, len(x.table.sizes)
     if table.on_device is None:
-        rows = _upload(tuple(table.numbers), device).view(-1, len(table.sizes)).unbind()
-        owner, begin = spans = _spans(tuple(table.sizes), device)
-        if _is_capturing(device):
-            _captured.append(spans)  # a graph must find them there at every replay
-        aligned = all(address % 16 == 0 for address in table.numbers[len(table.sizes) :])
-        table.on_device = _OnDevice(rows, owner, begin, aligned)
+        numbers = table.numbers.tolist()
+        rows = [tuple(numbers[i : i + length]) for i in range(0, len(numbers), length)]
+        sent = [_upload(row, device) for row in rows]
+        table.on_device = _OnDevice(sent, *_spans(tuple(table.sizes), device), all(map(_is_aligned, rows[1:])))
     on_device: _OnDevice = table.on_device
+    if _is_capturing(device):
+        _captured.append((*on_device.rows, on_device.owner, on_device.begin))
     return on_device
+
+
+def _with_row(on_device: _OnDevice, column: int, row: tuple[int, ...]) -> _OnDevice:
+    """Return a table with other addresses in a column."""
+    rows = [*on_device.rows]
+    rows[column] = _upload(row, rows[column].device)
+    return on_device._replace(rows=rows, aligned=on_device.aligned and _is_aligned(row))
+
+
+def _is_aligned(row: tuple[int, ...]) -> bool:
+    return not any([address % 16 for address in row])
 
 
 @lru_cache(maxsize=64)
@@ -166,32 +190,53 @@ def _spans(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor
     return _send(owner, device), _send(begin, device)
 
 
-def _upload(table: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return a table on the device; tensors that are allocated anew mostly come back to the same addresses."""
-    key = (table, device)
-    if key not in _uploaded or _is_capturing(device):  # what a graph uploads is there only once it is replayed
-        there = _send(torch.tensor(table), device)
-        if _is_capturing(device):
-            return there
-        _uploaded[key] = there
-        if len(_uploaded) > KEPT:
-            del _uploaded[next(iter(_uploaded))]
-    return _uploaded[key]
+def _upload(row: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a row of a table on the device; tensors that are allocated anew mostly come back to the same addresses."""
+    there = _uploaded.get((row, device))
+    if there is None:
+        there = _send(torch.tensor(row), device)
+        if not _is_capturing(device):  # what a graph uploads is there only once it is replayed
+            _uploaded[row, device] = there
+            if len(_uploaded) > KEPT:
+                del _uploaded[next(iter(_uploaded))]
+    return there
 
 
 def _send(numbers: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting, from pinned memory; a graph reads that memory again at every replay, so it is kept."""
+    """Copy without waiting for the device; a graph reads the host's numbers at every replay, from pinned memory."""
     if device.type == "cpu":
         return numbers
     if not _is_capturing(device):
-        _spare.append(torch.empty_like(numbers, pin_memory=True))  # a capture may not allocate any
-        del _spare[:-KEPT]
-        return numbers.pin_memory().to(device, non_blocking=True)
-    index = next(i for i, spare in enumerate(_spare) if len(spare) >= len(numbers))
-    host = _spare.pop(index)[: len(numbers)].copy_(numbers)
+        _pinned.provide(len(numbers))
+        return numbers.to(device, non_blocking=True)  # the driver takes numbers that are not pinned before it returns
+    host = _pinned.take(len(numbers)).copy_(numbers)
     there = host.to(device, non_blocking=True)
     _captured.append((host, there))
     return there
+
+
+class _Pinned:
+    """Pinned memory in reserve for graphs, since a capture may not allocate any."""
+
+    def __init__(self) -> None:
+        self._reserve = torch.empty(0, dtype=torch.int64)
+
+    def provide(self, length: int) -> None:
+        """Have enough for some more rows of a length."""
+        if len(self._reserve) < RESERVED * length:
+            self._reserve = torch.empty(2 * RESERVED * max(length, 1 << 12), dtype=torch.int64, pin_memory=True)
+
+    def take(self, length: int) -> Tensor:
+        """Return memory that nothing else will be given."""
+        if len(self._reserve) < length:
+            raise RuntimeError(
+                "fused=True: a CUDA graph can capture a step once some have been made outside of it, to warm up."
+            )
+        taken, self._reserve = self._reserve[:length], self._reserve[length:]
+        return taken
+
+
+_pinned = _Pinned()
 
 
 def _is_capturing(device: torch.device) -> bool:

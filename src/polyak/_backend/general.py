@@ -23,7 +23,6 @@ from .vector import (
     dot,
     dots,
     is_narrow,
-    over_processes,
     relative_rounding,
     rescale_,
     scalar_dtype,
@@ -183,27 +182,6 @@ def as_general(part: Any) -> General:
     general = General(part.group, part.owners, part.x, part.u, part.buffers)
     general.same_move(part)
     return general
-
-
-def sum_after(part: Any, gamma: Any) -> Scalar:
-    """Return Σ|x| + Σ|v| over what is float16, as a move would leave it: inf or NaN if float16 cannot hold that."""
-    general, gamma = as_general(part), part.scaled(gamma)
-    general.same_move(part)
-    rows = [*zip(part.owners, *general.columns(), strict=True)]
-    narrow = [row for row in rows if torch.float16 in (row[1].dtype, row[3].dtype)]
-
-    def here(some: list[tuple[Tensor, ...]]) -> Scalar:
-        found: list[Scalar] = []
-        _, *columns = [[*column] for column in zip(*some, strict=True)]
-        for x, u, v, *others in chunks(*columns, foreach=part.group["foreach"]):
-            trial, buffer = [tensor.clone() for tensor in x], [tensor.clone() for tensor in v]
-            general.move_chunk([trial, u, buffer, *others], gamma)
-            moved = trial if part.form is Form.PLAIN else [*trial, *buffer]
-            found += [torch.linalg.vector_norm(tensor, 1, dtype=torch.float32) for tensor in moved]
-        return add_up(found, part.group["step_size"])
-
-    scalar = over_processes(here, [row[0] for row in narrow], narrow)
-    return number(scalar) if part.numbers else scalar
 
 
 @final

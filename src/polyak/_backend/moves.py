@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from .chunks import Vector, flat_views
+from .chunks import DTYPE, Vector, columns, flat_views, same_layout
 from .distributed import send
 
 MOMENTUM = "momentum_buffer"
@@ -102,6 +103,8 @@ class Vectors:
     state: Any = None
     """The buffers of all parameters, those without a gradient, too."""
 
+    can_be_kept = False
+    """Whether the next step may take the part again, with other gradients."""
     measures_norm = False
     """Whether averages that are deferred are measured together with ‖g‖², before anything is stored."""
     gradient_squares: Any = 0.0
@@ -198,6 +201,26 @@ MOVES: dict[Form, Callable[..., None]] = {
     Form.HEAVY_BALL: heavy_ball,
     Form.SCHEDULE_FREE: schedule_free,
 }
+
+
+def add_by_sgd_(x: Vector, y: Vector, a: Any, skip: Tensor) -> bool:
+    """x ← x + a·y unless `skip`, in one pass over many tensors on a GPU; False if torch's SGD cannot do it."""
+    if len(x) == 1 or not x[0].is_cuda or x[0].dtype.itemsize > 4 or torch.compiler.is_compiling():
+        return False
+    if len({*map(DTYPE, chain(x, y))}) > 1:
+        return False
+    dense = all(map(Tensor.is_contiguous, chain(x, y))) or all(map(same_layout, zip(x, y, strict=True)))
+    if not dense or [*map(Tensor.stride, x)] != [*map(Tensor.stride, y)]:
+        rows = [row for row in map(flat_views, zip(x, y, strict=True)) if row is not None]
+        if len(rows) < len(x):
+            return False
+        x, y = columns(rows)
+    lr = send(a, x[0]).float() if isinstance(a, Tensor) else a
+    torch._fused_sgd_(
+        x, y, [], lr=lr, maximize=True, weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False,
+        is_first_step=False, found_inf=send(skip, x[0]).float(),
+    )  # fmt: skip
+    return True
 
 
 # What is measured beside a move, for one chunk on the CPU.

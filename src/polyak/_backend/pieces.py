@@ -37,7 +37,7 @@ TINY = 2.0**-20  # 1 − b keeps 32 digits of a larger b
 class Pieces(Vectors):
     """A group's plain tensors of one type, float32 or float64; `General` documents the interface."""
 
-    numbers, sharded, has_float16 = True, False, False
+    numbers, sharded, has_float16, can_be_kept = True, False, False, True
 
     def __init__(
         self, group: dict[str, Any], params: Sequence[Tensor], x: Vector, g: Vector, buffers: Mapping[str, Vector]

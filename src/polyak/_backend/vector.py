@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .chunks import Vector, chunks, must_not_sync, types
-from .distributed import PLAIN, any_sharded, by_layout, full, local, piece_of, send, total
-from .moves import absolutes_of_piece, dot_of_piece, squares_of_piece
+from .distributed import PLAIN, any_sharded, by_layout, local, send, total
+from .moves import absolutes_of_piece, add_by_sgd_, dot_of_piece, squares_of_piece
 from .scalars import Scalar, as_tensor, number, where
 
 EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
@@ -87,7 +87,8 @@ def cast(scalar: Tensor, like: Tensor) -> Tensor:
 def axpy_(x: Vector, y: Vector, a: Scalar, skip: Tensor | None = None) -> None:
     """x ← x + a·y, for one chunk; where the mask `skip` is true, x stays as it is, whatever y holds."""
     if skip is not None:
-        _add_(x, _scaled(y, a, skip))
+        if not add_by_sgd_(x, y, a, skip):
+            _add_(x, _scaled(y, a, skip))
     elif is_narrow(x):
         _add_(x, _scaled(y, a))
     elif not isinstance(a, Tensor):
@@ -153,18 +154,6 @@ def assign_(x: Vector, values: Vector) -> None:
 def relative_rounding(x: Vector) -> float:
     """Return the relative error that rounding may leave in the norm of a rescaled vector."""
     return max([4 * EPS[scalar_dtype(x)], *(EPS[dtype] for dtype in types(x))])
-
-
-def flatten(owners: Sequence[Tensor]) -> Tensor:
-    """Return a copy of whole tensors in one long float64 tensor, in which sums stay exact."""
-    parts = [full(p).reshape(-1).to(device=owners[0].device, dtype=torch.float64) for p in owners]
-    return torch.cat(parts) if parts else torch.zeros(0)
-
-
-def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:
-    """Cut one long tensor into the shapes, devices and local pieces of its owners."""
-    parts = torch.split(flat, [p.numel() for p in owners])
-    return [piece_of(part.view(p.shape), p) for part, p in zip(parts, owners, strict=True)]
 
 
 def over_processes(here: Callable[[list[Any]], Scalar], owners: Sequence[Tensor], rows: Iterable[Any]) -> Scalar:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._backend.chunks import chunks
 from .._backend.distributed import send
-from .._backend.general import sum_after
+from .._backend.general import as_general
 from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part, said, store_
+from .._backend.vector import add_up, over_processes
 from .parts import Group, Part
 
 if TYPE_CHECKING:
@@ -120,9 +122,10 @@ def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     found, cap = method.step_size(line, seen)
     ratio = cast(Tensor, found)
     cap = positive_part(send(cap, ratio).to(ratio.dtype) if isinstance(cap, Tensor) else cap)
-    gamma = torch.where(line.slope > 0, minimum(ratio, cap), 0.0)
+    zero = torch.zeros_like(ratio)  # a number would be sent to the device once for each `where`
+    gamma = torch.where(line.slope > 0, minimum(ratio, cap), zero)
     skip, keep = _refuse_tensors(gamma, line, part)
-    gamma = torch.where(skip, 0.0, gamma)
+    gamma = torch.where(skip, zero, gamma)
     group["skipped_steps"].add_(skip)
     for name in memory:
         moves = ~skip if part.form.holds_y else gamma >= TINY[gamma.dtype]
@@ -156,6 +159,8 @@ def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tens
         fits &= _buffer_fits(gamma, line.slope, part)
     if part.has_float16:
         fits &= cast(Tensor, sum_after(part, gamma)) < math.inf
+    if part.form is Form.PLAIN:
+        return ~fits, gamma  # there is no momentum to keep
     return ~fits, torch.where(length == length, as_tensor(part.mu, length), 1.0)
 
 
@@ -223,3 +228,24 @@ def last_step_of(groups: Sequence[Group], last: Sequence[Any], index: int) -> La
             return LastStep.of(groups[index], last[0], decided)
     when = "of a group that was not in the last step" if last else "before the first step(loss=loss)"
     raise RuntimeError(f"last_step({index or ''}) has nothing to tell {when}.")
+
+
+def sum_after(part: Any, gamma: Any) -> Scalar:
+    """Return Σ|x| + Σ|v| over what is float16, as a move would leave it: inf or NaN if float16 cannot hold that."""
+    general, gamma = as_general(part), part.scaled(gamma)
+    general.same_move(part)
+    rows = [*zip(part.owners, *general.columns(), strict=True)]
+    narrow = [row for row in rows if torch.float16 in (row[1].dtype, row[3].dtype)]
+
+    def here(some: list[tuple[Tensor, ...]]) -> Scalar:
+        found: list[Scalar] = []
+        _, *columns = [[*column] for column in zip(*some, strict=True)]
+        for x, u, v, *others in chunks(*columns, foreach=part.group["foreach"]):
+            trial, buffer = [tensor.clone() for tensor in x], [tensor.clone() for tensor in v]
+            general.move_chunk([trial, u, buffer, *others], gamma)
+            moved = trial if part.form is Form.PLAIN else [*trial, *buffer]
+            found += [torch.linalg.vector_norm(tensor, 1, dtype=torch.float32) for tensor in moved]
+        return add_up(found, part.group["step_size"])
+
+    scalar = over_processes(here, [row[0] for row in narrow], narrow)
+    return number(scalar) if part.numbers else scalar

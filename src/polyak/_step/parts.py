@@ -6,7 +6,7 @@ Here, once per group and step, it is decided which backend that is; nobody asks 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import is_
 from typing import Any, Protocol, cast, final
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._backend import chunks
-from .._backend.chunks import COMMON, DEVICE, DTYPE, Vector, by_type, pack, same_layout
+from .._backend.chunks import COMMON, DTYPE, Vector, by_type, columns, pack, same_layout
 from .._backend.cpu import CpuKernels
 from .._backend.distributed import PLAIN, aligned, any_sharded
 from .._backend.general import General, Several, squares_of_gradients
@@ -26,7 +26,8 @@ from .._backend.vector import Products, add_up, real
 from .options import check_dense
 
 Group = dict[str, Any]
-IS_CPU, GRAD = Tensor.is_cpu.__get__, Tensor.grad.__get__  # type: ignore[attr-defined, union-attr]
+IS_CPU, IS_CUDA = Tensor.is_cpu.__get__, Tensor.is_cuda.__get__  # type: ignore[attr-defined]
+GRAD = Tensor.grad.__get__  # type: ignore[union-attr]
 WIDE = ({torch.float32}, {torch.float64})
 State = Mapping[Tensor, Mapping[str, Tensor]]
 
@@ -60,6 +61,7 @@ class Part(Protocol):
     floor: Any
     numbers: bool
     sharded: bool
+    can_be_kept: bool
 
     @property
     def owners(self) -> Sequence[Tensor]: ...
@@ -122,6 +124,7 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
     vectors = {"x": x, "g": grads, **buffers}
     part = _by_kernel(kernels, group, params, vectors) if kernels else General(group, params, x, grads, buffers)
     part.sharded = not common and any_sharded(params)
+    part.can_be_kept = part.can_be_kept or (common and not kernels and bool(params) and params[0].is_cuda)
     return part
 
 
@@ -137,16 +140,21 @@ class Kept:
         self.params, self.tensors = part.params, [*part.params, *chain(*part.buffers.values())]
         self.addresses, self.sizes = [*map(Tensor.data_ptr, self.tensors)], [*map(Tensor.numel, part.params)]
         self.dtypes, self.kind = {*map(DTYPE, part.params)}, type(part)
+        self.is_there = IS_CPU if part.params[0].is_cpu else IS_CUDA
+        contiguous = all(map(Tensor.is_contiguous, part.params))
+        self.layout: Callable[[Tensor], Any] = Tensor.is_contiguous if contiguous else Tensor.stride
+        self.layouts = [*map(self.layout, part.params)]
         self.fields = {name: value for name, value in vars(part).items() if name not in ("g", "u")}
 
     @classmethod
     def of(cls, part: Part, names: Sequence[str]) -> Kept | None:
         """Keep a part; None if it may be another one in the next step although no tensor is."""
-        is_whole = not part.sharded and len(part.params) == len(part.group["params"])
+        is_whole = not part.sharded and len(part.params) == len(part.group["params"]) > 0
         is_real = not any(map(Tensor.is_complex, part.params))  # a gradient may be a conjugate that is not yet computed
-        if not (is_whole and is_real) or not isinstance(part, Pieces | CpuKernels):
+        if not (part.can_be_kept and is_whole and is_real):
             return None
-        return cls(part, names) if all(map(Tensor.is_contiguous, (*part.params, *part.g))) else None
+        kept = cls(part, names)
+        return kept if kept._fit(part.params, part.g) else None
 
     def again(self, group: Group, state: State, names: Sequence[str]) -> Part | None:
         """Return the part with the gradients of today, or None if anything else is not as it was."""
@@ -168,13 +176,14 @@ class Kept:
         part.take_gradients(grads)
         return part
 
-    def _fit(self, params: Vector, grads: Vector) -> bool:
+    def _fit(self, params: Sequence[Tensor], grads: Vector) -> bool:
         """Return whether gradients lie in memory as parameters do that may have been given other data."""
         if not {*map(type, grads)} <= PLAIN or {*map(DTYPE, chain(params, grads))} != self.dtypes:
             return False
-        if [*map(Tensor.numel, grads)] != self.sizes or not all(map(Tensor.is_contiguous, chain(params, grads))):
+        layouts = [[*map(self.layout, tensors)] for tensors in (params, grads)]
+        if [*map(Tensor.numel, grads)] != self.sizes or layouts != [self.layouts] * 2:
             return False
-        return all(map(IS_CPU, grads)) and not any(map(Tensor.is_neg, grads))
+        return all(map(self.is_there, grads)) and not any(map(Tensor.is_neg, grads))
 
 
 def _options_of(group: Group, names: Sequence[str]) -> tuple[Any, ...]:
@@ -264,36 +273,20 @@ def _by_kernel(kernels: Any, group: Group, params: list[Tensor], vectors: Mappin
     """Return a part for the tensors of every type that has a kernel, and a general part for those that have none."""
     parts: list[Part] = []
     others: list[tuple[Tensor, ...]] = []
-    for columns in _by_type([params, *vectors.values()]):
-        packed, rows = pack(columns[1:], kernels.TYPES), []
+    for owned in by_type([params, *vectors.values()]):
+        packed, rows = pack(owned[1:], kernels.TYPES), []
         if not packed:
-            rows = [*zip(*columns, strict=True)]
+            rows = [*zip(*owned, strict=True)]
             alike = [same_layout(row[1:]) for row in rows]
-            columns = _columns(row for row, fits in zip(rows, alike, strict=True) if fits)
-            packed = pack(columns[1:], kernels.TYPES) if columns else []
+            owned = columns([row for row, fits in zip(rows, alike, strict=True) if fits])
+            packed = pack(owned[1:], kernels.TYPES) if owned else []
             rows = [row for row, fits in zip(rows, alike, strict=True) if not (packed and fits)]
         if packed:
             buffers = dict(zip(vectors, packed, strict=True))
-            parts.append(kernels(group, columns[0], buffers.pop("x"), buffers.pop("g"), buffers))
+            parts.append(kernels(group, owned[0], buffers.pop("x"), buffers.pop("g"), buffers))
         others += rows
     if others:
-        owners, *rest = _columns(others)
+        owners, *rest = columns(others)
         left = dict(zip(vectors, rest, strict=True))
         parts.append(General(group, owners, left.pop("x"), left.pop("g"), left))
     return parts[0] if len(parts) == 1 else cast(Part, Several(group, params, parts))
-
-
-def _by_type(vectors: Sequence[Vector]) -> list[Any]:
-    """Collect the rows of the same types; twice as fast as `by_type` on one device."""
-    if len({*map(DEVICE, vectors[0])}) > 1:
-        return by_type(zip(*vectors, strict=True))
-    found: dict[object, list[tuple[Tensor, ...]]] = {}
-    for key, row in zip(
-        zip(*[map(DTYPE, vector) for vector in vectors], strict=True), zip(*vectors, strict=True), strict=True
-    ):
-        found.setdefault(key, []).append(row)
-    return [*map(_columns, found.values())]
-
-
-def _columns(rows: Iterable[tuple[Tensor, ...]]) -> list[Vector]:
-    return [[*column] for column in zip(*rows, strict=True)]

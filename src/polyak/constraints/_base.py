@@ -7,9 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from .._backend.chunks import Vector
+from .._backend.distributed import full, piece_of
 from .._backend.scalars import is_number, said
 from .._backend.vector import real
 
@@ -40,3 +42,15 @@ def real_only(owner: str, params: Sequence[Tensor]) -> Vector:
     if any(p.is_complex() for p in params):
         raise TypeError(f"{owner} constrains real parameters, but one is complex: use L2Ball, or torch.view_as_real.")
     return [real(p) for p in params]
+
+
+def flatten(owners: Sequence[Tensor]) -> Tensor:
+    """Return a copy of whole tensors in one long float64 tensor, in which sums stay exact."""
+    parts = [full(p).reshape(-1).to(device=owners[0].device, dtype=torch.float64) for p in owners]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:
+    """Cut one long tensor into the shapes, devices and local pieces of its owners."""
+    parts = torch.split(flat, [p.numel() for p in owners])
+    return [piece_of(part.view(p.shape), p) for part, p in zip(parts, owners, strict=True)]

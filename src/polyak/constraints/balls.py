@@ -14,7 +14,7 @@ from .._backend import vector
 from .._backend.chunks import must_not_sync
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import Scalar, number
-from ._base import Constraint, check_size, real_only
+from ._base import Constraint, check_size, flatten, real_only, split_like
 
 
 @final
@@ -178,11 +178,11 @@ class L1Ball(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← sign(x)·max{abs(x) − θ, 0} with the θ ≥ 0 that brings the norm down to the radius."""
-        x, flat = real_only("L1Ball", params), vector.flatten(params)
+        x, flat = real_only("L1Ball", params), flatten(params)
         inside = flat.abs().sum() <= self.radius
         if flat.numel() and (must_not_sync(flat.device) or not inside):
             nearest = flat.sign() * _onto_simplex(flat.abs(), self.radius)
-            vector.assign_(x, vector.split_like(torch.where(inside, flat, nearest), params))
+            vector.assign_(x, split_like(torch.where(inside, flat, nearest), params))
 
 
 @final
@@ -212,9 +212,9 @@ class Simplex(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← (x − θ)₊ with the θ that makes the sum right."""
-        x, flat = real_only("Simplex", params), vector.flatten(params)
+        x, flat = real_only("Simplex", params), flatten(params)
         if flat.numel():
-            vector.assign_(x, vector.split_like(_onto_simplex(flat, self.total), params))
+            vector.assign_(x, split_like(_onto_simplex(flat, self.total), params))
 
 
 def _onto_simplex(values: Tensor, total: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._backend import vector
 from .._backend.distributed import send
 from .._backend.scalars import is_number, positive_part, said
-from ._base import Constraint, real_only
+from ._base import Constraint, flatten, real_only, split_like
 
 
 @final
@@ -51,7 +51,7 @@ class Halfspace(Constraint):
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x − (⟨a, x⟩ − b)₊ a/‖a‖²."""
         x = real_only("Halfspace", params)
-        a = vector.split_like(_matching("Halfspace", self.normal, params), params)
+        a = split_like(_matching("Halfspace", self.normal, params), params)
         excess = positive_part(vector.dot(a, x, params) - self.offset)
         vector.add_(x, a, -excess / vector.sum_squares(a, params))
 
@@ -99,9 +99,9 @@ class Affine(Constraint):
         x = real_only("Affine", params)
         if not x:
             return
-        matrix, flat = _matching("Affine", self.matrix, params), vector.flatten(params)
+        matrix, flat = _matching("Affine", self.matrix, params), flatten(params)
         residual = send(matrix, flat) @ flat - send(self.offset, flat)
-        vector.add_(x, vector.split_like(send(self._inverse, flat) @ residual, params), -1.0)
+        vector.add_(x, split_like(send(self._inverse, flat) @ residual, params), -1.0)
 
 
 def _matching(owner: str, constant: Tensor, params: Sequence[Tensor]) -> Tensor:

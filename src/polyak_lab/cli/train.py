@@ -19,7 +19,7 @@ from polyak_lab.imports import uses_own_code
 from polyak_lab.processes import group
 from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.recipe import Recipe, Row
-from polyak_lab.recipes.resolve import resolve
+from polyak_lab.recipes.resolve import resolve, where_possible
 from polyak_lab.report import table
 from polyak_lab.runs import stored
 from polyak_lab.runs.folder import RunFolder
@@ -187,16 +187,19 @@ def _of_recipe(
 def _resolved_on_cpu(row: Row) -> Run | None:
     """Resolve a row that is not trained now; None if that takes data, packages or a device that are not here."""
     try:
-        return resolve(recipes.with_seed(row.run, 0))
+        now = resolve(where_possible(recipes.with_seed(row.run, 0)))
     except LabError:
         return None
+    asked = row.run.training
+    return replace(now, training=replace(now.training, cuda_graph=asked.cuda_graph, compile=asked.compile))
 
 
 def _is_current(stored_run: StoredRun, now: Run | None) -> bool:
     """Return whether a stored run, on whichever device, is what its row asks for, as far as that is known."""
     if now is None:
         return True
-    asked = as_json(recipes.on_device(now, stored_run.config["training"].get("device", "")))
+    device = stored_run.config["training"].get("device", "")
+    asked = as_json(where_possible(recipes.on_device(now, device)))
     return stored.group_key(stored_run.label.row, asked) == stored_run.group
 
 
@@ -258,7 +261,7 @@ def _jobs(
     label = Label(row.name, recipe.name, position, row.paper)
     for seed in seeds:
         with _name_row_in_errors(path, row):
-            run = resolve(recipes.with_seed(row.run, seed))
+            run = resolve(where_possible(recipes.with_seed(row.run, seed)))
         folder = RunFolder(out / row.slug / f"seed-{seed}", run, label)
         folder.check()
         if not folder.finished:

@@ -14,6 +14,8 @@ from polyak_lab.errors import LabError, RowError
 from polyak_lab.imports import is_path
 from polyak_lab.processes import group
 
+FUSED = " (or that of sgd with fused = true)"
+
 
 def resolve(run: Run) -> Run:
     """Spell a run out, or say what is wrong with it."""
@@ -27,6 +29,15 @@ def resolve(run: Run) -> Run:
     _check_sharding(resolved.training)
     _check_clipping(resolved)
     return resolved
+
+
+def where_possible(run: Run) -> Run:
+    """Leave out the CUDA graph of a recipe, and the compilation for it, where there can be none."""
+    training, device = run.training, run.training.device
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if not training.cuda_graph or (on_gpu and group.world_size() == 1):
+        return run
+    return replace(run, training=replace(training, cuda_graph=False, compile=False))
 
 
 def _check_schedule(run: Run, lr: Any) -> None:
@@ -70,9 +81,9 @@ def _check_graph(run: Run) -> None:
     refusals = {
         f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
         "torchrun starts several processes": group.world_size() > 1,
-        "compile makes graphs of its own": run.training.compile,
-        f"{method} reads its lr in Python, so its schedule must be constant": not reads_loss
-        and not run.schedule.is_constant,
+        f"{method} reads its lr in Python, so its schedule must be constant{FUSED}": not (
+            run.schedule.is_constant or reads_loss or (method == "sgd" and run.optimizer.options.get("fused"))
+        ),
         f"{method} may read from the device": is_path(method) and not reads_loss,
         f"{method} evaluates every batch twice": optimizers.reads_loss(method, polyak.SAMSPS),
         f"{method} needs capturable = true": run.optimizer.options.get("capturable") is False,

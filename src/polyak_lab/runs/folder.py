@@ -12,16 +12,19 @@ Only rank 0 reads and writes these files, and broadcasts what it read; the tenso
 are read and written by all ranks.
 
 The lines of an epoch are appended; all other files are replaced atomically. The checkpoint is
-written after the lines, so that a killed run has at most one line more than its checkpoint has
-epochs, which resuming removes. The checkpoint and the summary store the SHA-256 of metrics.jsonl,
-so that a changed line is detected.
+written after the lines, so that a killed run may have more lines than its checkpoint has epochs,
+which resuming removes and trains again: one line, or some if the checkpoint is large and epochs are
+short, since large ones take at most a twentieth of the time. The checkpoint and the summary store
+the SHA-256 of metrics.jsonl, so that a changed line is detected.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from polyak_lab import imports
@@ -38,6 +41,8 @@ from polyak_lab.runs.lock import locked
 from polyak_lab.runs.sharded import ShardedState, Trained
 from polyak_lab.runs.stored import Label
 
+LARGE = 1 << 26  # bytes of a checkpoint that is not written after every epoch
+SHARE = 0.05  # of a run's time that large checkpoints may take
 FILES = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json")
 
 
@@ -53,6 +58,7 @@ class RunFolder:
         self._own_paths = imports.own_paths(run)
         self.records: list[dict[str, Any]] = []
         self.timings: list[dict[str, Any]] = []
+        self._next_checkpoint = -math.inf
 
     @cached_property
     def hash(self) -> str:
@@ -168,9 +174,17 @@ class RunFolder:
         self._digest.update(line.encode())
         append_line(self.path / "metrics.jsonl", line)
         append_line(self.path / "timings.jsonl", dump_lines(self.timings[-1:]))
-        checkpoint.save(self.path / "checkpoint.pt", state, len(self.records), self.hash, self._digest.hexdigest())
+        if perf_counter() >= self._next_checkpoint or len(self.records) == self.training.epochs:
+            self._write_checkpoint(state)
         if isinstance(state, ShardedState):
             state.remove_others()
+
+    def _write_checkpoint(self, state: Stateful) -> None:
+        start, path = perf_counter(), self.path / "checkpoint.pt"
+        checkpoint.save(path, state, len(self.records), self.hash, self._digest.hexdigest())
+        end = perf_counter()
+        is_large = exists(path) and path.stat().st_size >= LARGE
+        self._next_checkpoint = end + (end - start) / SHARE if is_large else end
 
     def finish(self) -> None:
         """Mark the run as finished."""

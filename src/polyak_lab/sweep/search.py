@@ -29,7 +29,7 @@ from polyak_lab.data import NAMES
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.recipes import recipe as recipes
-from polyak_lab.recipes.resolve import resolve
+from polyak_lab.recipes.resolve import resolve, where_possible
 from polyak_lab.runs import documents, stored
 from polyak_lab.runs.lock import locked
 from polyak_lab.sweep.axes import Axis, Interval, check_values, read_axes, with_values
@@ -176,7 +176,9 @@ def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
         raise LabError(f"{path}, sweep: row = {declared.row!r} names {1 + len(others)} rows of the grid: name one.")
     if row.run.data.holdout is None and row.run.data.name in NAMES:
         raise LabError(f"{path}, sweep: trials are compared on held-out samples; set data.holdout, such as 5000.")
-    return replace(declared, row=row.name), replace(row, run=recipes.with_seed(row.run, recipe.seeds[0]))
+    return replace(declared, row=row.name), replace(
+        row, run=where_possible(recipes.with_seed(row.run, recipe.seeds[0]))
+    )
 
 
 def _store_or_check(path: Path, declared: Sweep, run: Run) -> None:

@@ -29,9 +29,10 @@ def build_session(run: Run, dataset: Dataset | Streamed | None = None) -> Sessio
     if training.cuda_graph and not run.schedule.is_constant:
         optimizers.keep_lr_on_device(optimizer, device)
     schedule = schedules.build_schedule(run.schedule, optimizer, training.epochs, len(sizes))
-    network: Any = torch.compile(model) if training.compile else model
+    trained: Any = torch.compile(model) if training.compile else model
+    network = model if training.cuda_graph else trained  # a graph holds batches of one size: compile for that alone
     objective = objectives.build(run.objective, dataset.loss, run.data.name)
-    replica = network if training.distributed == "fsdp2" else group.data_parallel(network)
+    replica = trained if training.distributed == "fsdp2" else group.data_parallel(trained)
     form = optimizers.step_form(run.optimizer)
     return Session(run, dataset, model, optimizer, schedule, objective, sizes, network, replica, form)
 

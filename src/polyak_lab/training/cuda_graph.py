@@ -6,6 +6,7 @@ is trained without the graph: the steps of a run are the same with and without i
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ class GraphedStep:
     def __call__(self, session: Session, batch: Batch, weight: float) -> StepResult:
         """Train on a batch."""
         if len(batch[1]) < session.run.training.batch_size:
-            return train_step(session, batch, weight)
+            return train_step(replace(session, replica=session.network), batch, weight)
         if self._warm_ups < WARM_UP:
             self._warm_ups += 1
             return _on_side_stream(batch[1].device, lambda: train_step(session, batch, weight))

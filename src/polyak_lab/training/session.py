@@ -30,9 +30,9 @@ class Session:
     batch_sizes: Sequence[int]
     """Samples in each batch of an epoch, over all ranks."""
     network: Callable[[Tensor], Tensor]
-    """The model, compiled if the run requests it."""
+    """The model as it is evaluated, compiled if the run requests it without a CUDA graph."""
     replica: Callable[[Tensor], Tensor]
-    """The network used in training, wrapped in DDP with several processes."""
+    """The network used in training: compiled if the run requests it, wrapped in DDP with several processes."""
     step_form: StepForm = "plain"
     """How the optimizer steps."""
 

@@ -27,9 +27,11 @@ KINDS = {
     "ada-sps": (config.Optimizer("ada-sps"), "constant"),
     "iam": (config.Optimizer("iam"), "constant"),
     "sgd": (SGD, "constant"),
+    "fused sgd, cosine": (config.Optimizer("sgd", options={**SGD.options, "fused": True}), "cosine"),
     "adamw": (config.Optimizer("adamw", options={"capturable": True}), "constant"),
 }
-ON_CPU = [kind for kind in KINDS if kind != "adamw"]  # which torch wants to be captured, or on a GPU
+ONLY_ON_GPU = ("adamw", "fused sgd, cosine")
+ON_CPU = [kind for kind in KINDS if kind not in ONLY_ON_GPU]
 QUIET = Progress(Console(quiet=True), epochs=False)
 
 
@@ -83,7 +85,6 @@ def test_a_schedule_writes_into_the_lr_that_a_replayed_step_reads():
 
 WRONG = {
     "a CPU": (run(cuda_graph=True), "the device 'cpu' has no CUDA graphs"),
-    "compile": (run(cuda_graph=True, compile=True, device="cuda"), "compile makes graphs of its own"),
     "a schedule": (run(SGD, "cosine", cuda_graph=True, device="cuda"), "its schedule must be constant"),
     "Adam": (run(config.Optimizer("adam"), cuda_graph=True, device="cuda"), "adam needs capturable = true"),
 }
@@ -113,7 +114,9 @@ def test_a_run_without_a_graph_is_stored_as_before_there_were_any():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"model": "resnet8", "channels_last": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bfloat16"}, {"model": "resnet8", "channels_last": True}], ids=str
+)
 def test_a_replayed_run_equals_one_that_is_not(kind, options, tmp_path):
     optimizer, schedule = KINDS[kind]
     wanted = {"epochs": 3, "batch_size": 200, "device": "cuda", **options}
@@ -124,3 +127,15 @@ def test_a_replayed_run_equals_one_that_is_not(kind, options, tmp_path):
     known = [{key: value for key, value in record.items() if value is not None} for record in plain]
     for record, expected in zip(replayed, known, strict=True):
         assert {key: record[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_compiled_network_is_recorded(tmp_path):
+    """The steps of full batches are those of the compiled network, up to its roundings."""
+    wanted = {"epochs": 2, "batch_size": 200, "device": "cuda", "model": "resnet8", "channels_last": True}
+    plain, compiled = (
+        execute(tmp_path / str(fast), run(ALIG, "cosine", cuda_graph=fast, compile=fast, **wanted)).records
+        for fast in (False, True)
+    )
+    for one, other in zip(plain, compiled, strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.05)
