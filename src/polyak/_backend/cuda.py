@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import cuda_kernels as kernels
-from .chunks import Packed, Vector
+from .chunks import Packed, Vector, pack
 from .general import as_general
 from .moves import MOMENTUM, NO_DECAY, Form, Vectors
 from .scalars import Scalar, as_tensor, largest_but_float16
@@ -110,6 +110,23 @@ class CudaKernels(Vectors):
         """x ← a·x."""
         _run(kernels.scale, [cast(Packed, x)], a.to(x[0].device))
         increment_version(x)
+
+
+_usable: dict[torch.device, bool] = {}
+
+
+def is_usable(device: torch.device) -> bool:
+    """Return whether Triton compiles kernels here, for which it needs a C compiler and the headers of Python."""
+    if device not in _usable:
+        if _is_capturing(device):
+            return False
+        (x,) = pack([[torch.ones(1, device=device)]], CudaKernels.TYPES)
+        try:
+            _run(kernels.scale, [x], torch.ones((), device=device))
+            _usable[device] = True
+        except Exception:  # each step of the compilation has errors of its own
+            _usable[device] = False
+    return _usable[device]
 
 
 def _on(vectors: Sequence[Packed], *scalars: Any) -> Tensor:

@@ -205,7 +205,9 @@ MOVES: dict[Form, Callable[..., None]] = {
 
 def add_by_sgd_(x: Vector, y: Vector, a: Any, skip: Tensor) -> bool:
     """x ← x + a·y unless `skip`, in one pass over many tensors on a GPU; False if torch's SGD cannot do it."""
-    if len(x) == 1 or not x[0].is_cuda or x[0].dtype.itemsize > 4 or torch.compiler.is_compiling():
+    if x[0].dtype.itemsize != 4 and (len(x) == 1 or x[0].dtype.itemsize > 4):  # narrow types move as in the loop
+        return False
+    if not x[0].is_cuda or torch.compiler.is_compiling():
         return False
     if len({*map(DTYPE, chain(x, y))}) > 1:
         return False

@@ -104,9 +104,10 @@ class Common(TypedDict, total=False):
         lower_bound: a bound on the loss from below, any finite number. Default 0.
         constraint: a convex set such as `polyak.L2Ball(relative=1.5)`; the parameters are projected on it at
             construction and after every step. Default None. A group's own `constraint` holds for that group alone.
-        foreach: use multi-tensor kernels; None picks them on CUDA devices, and pieces that fit the cache on the CPU.
+        foreach: use torch's multi-tensor kernels; None picks them on CUDA, where `fused` has no kernels, and pieces
+            that fit the cache on the CPU.
         fused: move and measure in one pass over the memory, on CUDA by Triton kernels, on the CPU by kernels that the
-            machine's C compiler builds at the first use. Default None, which is False.
+            machine's C compiler builds at the first use. None: on CUDA if they compile and `foreach` is not given.
         sync_loss: average the loss over processes when torch.distributed is initialised, as DDP and FSDP2 average the
             gradients. Default True; with False every process steps on its own loss.
         process_group: the processes that share the loss; None for all.

@@ -106,7 +106,7 @@ def gather(group: Group, state: State, names: Iterable[str], form: Form) -> Part
 def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[str, Vector]) -> Part:
     """Return parameters, their gradients and buffers as the group's backend takes them."""
     fused, x = group.get("fused"), params
-    kernels = _kernels_for(group, params) if fused and params else None
+    kernels = _kernels_for(group, params) if params else None
     if kernels and (packed := pack([params, grads, *buffers.values()], kernels.TYPES)):
         return cast(Part, kernels(group, params, *packed[:2], dict(zip(buffers, packed[2:], strict=True))))
     kinds = set()
@@ -119,12 +119,15 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
         x = [real(p) for p in params]
         grads = x if grads is params else [real(aligned(grad, p)) for grad, p in zip(grads, params, strict=True)]
         buffers = {name: [real(tensor) for tensor in buffer] for name, buffer in buffers.items()}
-    elif not fused and _are_pieces([*x, *grads, *chain(*buffers.values())]):
+    elif not kernels and _are_pieces([*x, *grads, *chain(*buffers.values())]):
         return Pieces(group, params, x, grads, buffers)
     vectors = {"x": x, "g": grads, **buffers}
-    part = _by_kernel(kernels, group, params, vectors) if kernels else General(group, params, x, grads, buffers)
+    if kernels and (fused or common):
+        part = _by_kernel(kernels, group, params, vectors)
+    else:
+        part = General(group, params, x, grads, buffers)
+        part.can_be_kept = common and bool(params) and params[0].is_cuda
     part.sharded = not common and any_sharded(params)
-    part.can_be_kept = part.can_be_kept or (common and not kernels and bool(params) and params[0].is_cuda)
     return part
 
 
@@ -252,21 +255,24 @@ def _are_pieces(tensors: Vector) -> bool:
 
 
 def _kernels_for(group: Group, params: list[Tensor]) -> Any:
-    """Return the class of the kernels of fused=True on the parameters' device, or None if there are none."""
-    device = params[0].device
-    if torch.compiler.is_compiling() or device != group["step_size"].device:  # a kernel reads the step size there
+    """Return the class of the kernels on the parameters' device; None if there are none or the group wants none."""
+    device, fused = params[0].device, group.get("fused")
+    asks = fused or (fused is None and device.type == "cuda" and group["foreach"] is None)
+    if not asks or torch.compiler.is_compiling() or device != group["step_size"].device:  # which a kernel reads there
         return None
     if device.type == "cpu" and not chunks.INTERPRETED:
         return CpuKernels
-    return _cuda_kernels() if device.type in ("cpu", "cuda") else None
+    return _cuda_kernels(device, bool(fused)) if device.type in ("cpu", "cuda") else None
 
 
-def _cuda_kernels() -> Any:
+def _cuda_kernels(device: torch.device, needed: bool) -> Any:
     try:
-        from .._backend.cuda import CudaKernels
+        from .._backend import cuda
     except ImportError as error:
+        if not needed:
+            return None
         raise RuntimeError("fused=True needs Triton on CUDA: pip install triton, or leave fused out.") from error
-    return CudaKernels
+    return cuda.CudaKernels if needed or cuda.is_usable(device) else None
 
 
 def _by_kernel(kernels: Any, group: Group, params: list[Tensor], vectors: Mapping[str, Vector]) -> Part:

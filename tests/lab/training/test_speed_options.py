@@ -41,6 +41,7 @@ def test_an_unknown_precision():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32")
 @pytest.mark.parametrize("option", [{"compile": True}, {"precision": "bfloat16"}, {"channels_last": True}])
 def test_on_a_gpu(option, tmp_path):
     plain = losses(tmp_path / "plain", device="cuda")
