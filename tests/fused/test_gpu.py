@@ -1,5 +1,7 @@
 """fused=True on a CUDA device: the compiled kernels against the loop, and what only a device shows."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 import polyak
 from catalogue import each_form, each_method
 from observe import SMALL_BALLS, changed, give, random_like, snapshot
+
+cuda = importlib.import_module("polyak._backend.cuda") if torch.cuda.is_available() else None
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +56,41 @@ def test_the_kernels_move_as_the_loop_does(method, form, dtype, rtol, ball):
     elif rtol == 0.0 and not (method.has_kernel and "Adam" not in method.name):  # torch rounds some numbers otherwise
         rtol = torch.finfo(dtype).eps / 100
     assert (ends[0] - ends[1]).norm() <= rtol * ends[0].norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("bad", [1.0, float("nan")], ids=["finite", "skipped"])
+@each_form
+def test_multi_tensor_kernels_move_as_the_loop_does(method, form, bad, dtype):
+    """Also parameters and gradients whose numbers lie in another order, or whose strides differ where a size is 1."""
+    ends = []
+    for backend in ({"foreach": False}, {"foreach": True}):
+        own = [
+            nn.Parameter(p.detach().to(memory_format=torch.channels_last) if p.dim() == 4 else p) for p in params(dtype)
+        ]
+        own += [nn.Parameter(p) for p in (own[2].detach().t(), own[6].detach()[:, :, :1, :1].clone())]
+        optimizer = method.build(own, form, lr=1e-3, **backend)
+        run(optimizer, 3)
+        gradients(own, 3)
+        own[2].grad.mul_(bad)
+        before = [p.detach().clone() for p in own]
+        optimizer.step(loss=torch.ones((), device="cuda"))
+        assert bool(optimizer.last_step().skipped) == (bad != bad)
+        assert (bad == bad) or all(map(torch.equal, before, own))
+        ends.append(torch.cat([p.detach().double().reshape(-1) for p in own]))
+    rtol = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: torch.finfo(dtype).eps / 100}[dtype]
+    assert (ends[0] - ends[1]).norm() <= rtol * ends[0].norm()
+
+
+def test_the_kernels_are_the_default(monkeypatch):
+    def kinds(**options):
+        optimizer = polyak.ALIG(params(), lr=0.1, momentum=0.9, **options)
+        run(optimizer, 1)
+        return {kept.kind for kept in optimizer._kept}
+
+    assert kinds() == kinds(fused=True) != kinds(foreach=True) == kinds(fused=False)
+    monkeypatch.setattr(cuda, "_usable", {torch.device("cuda", 0): False})
+    assert kinds() == kinds(foreach=True)
 
 
 @each_form

@@ -172,6 +172,23 @@ def test_the_compiled_kernels_load_16_bytes_at_a_time_and_add_in_a_fixed_order()
         assert counts["atomics"] == 0, (name, dtype, architecture)
 
 
+@without_gpu
+def test_kernels_that_do_not_compile_are_not_usable(interpreted, monkeypatch):
+    device = torch.device("cpu")  # which stands for a GPU
+    monkeypatch.setattr(cuda, "_usable", {})
+    assert cuda.is_usable(device)
+    monkeypatch.setattr(cuda, "_usable", {})
+    monkeypatch.setattr(cuda.kernels, "scale", None)
+    assert not cuda.is_usable(device)
+    assert not cuda.is_usable(device)  # which is not tried again
+
+
+def test_a_graph_without_a_step_before_it_is_refused_in_a_sentence():
+    pinned = cuda._Pinned()
+    with pytest.raises(RuntimeError, match="to warm up"):
+        pinned.take(3)
+
+
 def test_without_triton_a_sentence_says_what_to_do():
     script = "import sys; sys.modules['triton'] = None\n" + (HERE / "one_step.py").read_text()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -319,10 +319,10 @@ def test_the_papers_numbers():
 def test_table_1_is_run_as_the_note_says():
     rows = {row.paper: row.run for recipe, row in ROWS if recipe == "note-table1"}
     assert {paper: (dict(run.optimizer.options), run.optimizer.l2_ball) for paper, run in rows.items() if paper} == {
-        87.5: ({"lr": 0.1, "momentum": 0.0}, None),
-        93.5: ({"lr": 0.1, "momentum": 0.9}, 100.0),
-        68: ({"lr": 0.1, "momentum": 0.0}, None),
-        76: ({"lr": 0.1, "momentum": 0.9}, 100.0),
+        87.5: ({"lr": 0.1, "momentum": 0.0, "fused": True}, None),
+        93.5: ({"lr": 0.1, "momentum": 0.9, "fused": True}, 100.0),
+        68: ({"lr": 0.1, "momentum": 0.0, "fused": True}, None),
+        76: ({"lr": 0.1, "momentum": 0.9, "fused": True}, 100.0),
     }
     for run in rows.values():
         assert (run.model.name, run.data.augment, run.data.holdout) == ("resnet34", True, None)
@@ -360,3 +360,11 @@ def test_the_options_of_a_method_reach_its_group(name, tmp_path):
     (group,) = build.build_session(resolve(wanted)).optimizer.param_groups
     for option, value in (dict(wanted.optimizer.options) | other).items():
         assert group[option] == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_a_cuda_graph_of_a_recipe_is_left_out_where_there_is_none():
+    wanted = next(row.run for stem, row in ROWS if stem == "note-table1")
+    on = {device: replace(wanted, training=replace(wanted.training, device=device)) for device in ("cpu", "cuda")}
+    assert where_possible(on["cuda"]) == on["cuda"]
+    left = where_possible(on["cpu"]).training
+    assert (left.compile, left.cuda_graph, left.precision) == (False, False, "bfloat16")

@@ -115,6 +115,33 @@ def test_stopped_between_metrics_and_checkpoint(tmp_path, monkeypatch):
     assert_same_end(tmp_path / "cut", expected.path)
 
 
+def test_large_checkpoints_are_written_less_often(tmp_path, monkeypatch):
+    """The epochs after the last of them are trained again, to the same bits."""
+    expected, epochs = execute(tmp_path / "whole", run(epochs=6)), []
+    save, commit = checkpoint.save, RunFolder.commit
+
+    def noted(path, session, epoch, *hashes):
+        epochs.append(epoch)
+        save(path, session, epoch, *hashes)
+
+    def stopped(folder, *arguments):
+        commit(folder, *arguments)
+        if len(folder.records) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    monkeypatch.setattr(record, "LARGE", 0)
+    monkeypatch.setattr(record, "SHARE", 1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "commit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            execute(tmp_path / "cut", run(epochs=6))
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 4
+    execute(tmp_path / "cut", run(epochs=6))
+    assert epochs == [1, 2, 6]  # the first of each start, and the last
+    assert_same_end(tmp_path / "cut", expected.path)
+
+
 @pytest.mark.parametrize("file", ["metrics.jsonl", "timings.jsonl", "checkpoint.pt", "summary.json", "config.json"])
 def test_full_disk(file, tmp_path, monkeypatch):
     expected = execute(tmp_path / "whole", run())
