@@ -108,10 +108,10 @@ def main() -> None:
     split = Split(torch.randint(256, (flags.images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (flags.images,)))
     data = Tensors("random", split, split, 10, "cross_entropy", MEAN, STD)
     bfloat16, graph = {"precision": "bfloat16"}, {"cuda_graph": True}
-    ways = {"float32": {}, "bfloat16": bfloat16}
+    ways: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": bfloat16}
     if on_gpu:
-        ways["bfloat16, CUDA graph"] = bfloat16 | graph
-        ways["bfloat16, compiled, CUDA graph"] = bfloat16 | graph | {"compile": True}
+        ways["bfloat16, CUDA graph"] = {**bfloat16, **graph}
+        ways["bfloat16, compiled, CUDA graph"] = {**bfloat16, **graph, "compile": True}
     epochs = {f"runner, {way}": runner(data, flags.model, flags.device, options) for way, options in ways.items()}
     epochs = {"plain": plain(split, flags.model, flags.device, 8 if on_gpu else flags.threads), **epochs}
     report(epochs, flags)
