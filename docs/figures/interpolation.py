@@ -19,6 +19,7 @@ LINES = {
     "ALI-G, cap 0.1": ("blue", "-"),
     "ALI-G, cap 0.1, momentum 0.9, ball 100": ("green", "-"),
     "ALI-G, cap 0.1, momentum 0.9, ball 30": ("green", "--"),
+    "ALI-G, cap 1, 80 epochs": ("purple", "-"),
     "ALI-G, cap 1, momentum 0.9, ball 30": ("purple", "--"),
     "SGD, lr 0.1, momentum 0.9, cosine": ("orange", "--"),
     "SGD, lr 1, momentum 0.9": ("orange", "-"),
