@@ -73,10 +73,11 @@ def test_multi_tensor_kernels_move_as_the_loop_does(method, form, bad, dtype):
         run(optimizer, 3)
         gradients(own, 3)
         own[2].grad.mul_(bad)
-        before = [p.detach().clone() for p in own]
+        before, versions = [p.detach().clone() for p in own], [p._version for p in own]
         optimizer.step(loss=torch.ones((), device="cuda"))
         assert bool(optimizer.last_step().skipped) == (bad != bad)
         assert (bad == bad) or all(map(torch.equal, before, own))
+        assert all(p._version > version for p, version in zip(own, versions, strict=True))  # a stale graph is found
         ends.append(torch.cat([p.detach().double().reshape(-1) for p in own]))
     rtol = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: torch.finfo(dtype).eps / 100}[dtype]
     assert (ends[0] - ends[1]).norm() <= rtol * ends[0].norm()

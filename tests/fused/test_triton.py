@@ -183,6 +183,37 @@ def test_kernels_that_do_not_compile_are_not_usable(interpreted, monkeypatch):
     assert not cuda.is_usable(device)  # which is not tried again
 
 
+@without_gpu
+def test_what_a_capture_has_sent_is_sent_again_by_the_next_step(interpreted, monkeypatch):
+    """It is on the device only once the graph is replayed."""
+    optimizer = polyak.ALIG(large(), lr=0.1, momentum=0.9, fused=True)
+    run(optimizer, 2)
+    table = optimizer._kept[0].fields["table"]
+    assert not table.on_device.captured
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "_is_capturing", lambda device: True)
+        run(optimizer, 1)
+        assert table.on_device.captured
+    run(optimizer, 1)
+    assert not table.on_device.captured
+
+
+class Constant(polyak.PolyakOptimizer):
+    """A method whose ratio is a plain number."""
+
+    def step_size(self, line, group):
+        return 0.5, group["lr"]
+
+
+@without_gpu
+@pytest.mark.parametrize("backend", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_a_ratio_that_is_a_plain_number(backend, interpreted):
+    w = nn.Parameter(torch.ones(3))
+    give([w], torch.ones(3))
+    Constant([w], lr=1.0, **backend).step(loss=1.0)
+    assert torch.equal(w.detach(), torch.full((3,), 0.5))
+
+
 def test_a_graph_without_a_step_before_it_is_refused_in_a_sentence():
     pinned = cuda._Pinned()
     with pytest.raises(RuntimeError, match="to warm up"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple, cast, final
 
@@ -54,6 +53,8 @@ class CudaKernels(Vectors):
         count, packed, table = len(g), Packed(g), self.table
         packed.table, packed.column, packed.dtype = table, 2, self.x.dtype
         own, addresses = slice(2 * count, 3 * count), array("q", map(Tensor.data_ptr, g))
+        if table.on_device is not None and table.on_device.captured:  # and perhaps never replayed
+            table.on_device = None
         if table.numbers[own] != addresses:
             table.numbers[own] = addresses
             table.on_device = _with_row(table.on_device, 2, tuple(addresses)) if table.on_device else None
@@ -150,7 +151,7 @@ def _run(kernel: Any, vectors: Sequence[Packed], *arguments: Any, **constants: A
     with _current(place.owner.device):
         kernel[(len(place.owner),)](
             place.rows[0], place.owner, place.begin, *[place.rows[vector.column] for vector in vectors], *arguments,
-            **dtypes, ACC=TYPES[_accumulator(vectors)], ALIGNED=place.aligned, **constants, **OPTIONS,
+            **dtypes, ACC=TYPES[_accumulator(vectors)], ALIGNED=all(place.alignments), **constants, **OPTIONS,
         )  # fmt: skip
 
 
@@ -165,67 +166,79 @@ class _OnDevice(NamedTuple):
     rows: Sequence[Tensor]
     owner: Tensor
     begin: Tensor
-    aligned: bool
+    alignments: Sequence[bool]
+    captured: bool
+    """Whether a graph may hold a part of it, which is there only once the graph is replayed."""
 
 
 _uploaded: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+_known_spans: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, Tensor]] = {}
 _captured: list[tuple[Tensor, ...]] = []  # what a graph reads again at every replay
 
 
 def _on_device(x: Packed) -> _OnDevice:
     """Return the table of a vector on the vector's device."""
     table, device, length = x.table, x[0].device, len(x.table.sizes)
+    capturing = _is_capturing(device)
     if table.on_device is None:
         numbers = table.numbers.tolist()
         rows = [tuple(numbers[i : i + length]) for i in range(0, len(numbers), length)]
-        sent = [_upload(row, device) for row in rows]
-        table.on_device = _OnDevice(sent, *_spans(tuple(table.sizes), device), all(map(_is_aligned, rows[1:])))
+        alignments, sent = [*map(_is_aligned, rows[1:])], [_upload(row, device) for row in rows]
+        table.on_device = _OnDevice(sent, *_spans(rows[0], device), alignments, capturing)
     on_device: _OnDevice = table.on_device
-    if _is_capturing(device):
+    if capturing:
         _captured.append((*on_device.rows, on_device.owner, on_device.begin))
     return on_device
 
 
 def _with_row(on_device: _OnDevice, column: int, row: tuple[int, ...]) -> _OnDevice:
     """Return a table with other addresses in a column."""
-    rows = [*on_device.rows]
-    rows[column] = _upload(row, rows[column].device)
-    return on_device._replace(rows=rows, aligned=on_device.aligned and _is_aligned(row))
+    rows, alignments, device = [*on_device.rows], [*on_device.alignments], on_device.owner.device
+    rows[column], alignments[column - 1] = _upload(row, device), _is_aligned(row)
+    return on_device._replace(rows=rows, alignments=alignments, captured=_is_capturing(device))
 
 
 def _is_aligned(row: tuple[int, ...]) -> bool:
     return not any([address % 16 for address in row])
 
 
-@lru_cache(maxsize=64)
 def _spans(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return, for every span, its tensor and its first number in it."""
+    if (sizes, device) in _known_spans:
+        return _known_spans[sizes, device]
     numbers = torch.tensor(sizes)
     counts = (numbers + kernels.SPAN.value - 1) // kernels.SPAN.value
     owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)
     begin = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    return _send(owner, device), _send(begin, device)
+    spans = _send(owner, device, reserved=2), _send(begin, device, reserved=2)
+    _keep(_known_spans, (sizes, device), spans)
+    return spans
 
 
 def _upload(row: tuple[int, ...], device: torch.device) -> Tensor:
     """Return a row of a table on the device; tensors that are allocated anew mostly come back to the same addresses."""
     there = _uploaded.get((row, device))
     if there is None:
-        there = _send(torch.tensor(row), device)
-        if not _is_capturing(device):  # what a graph uploads is there only once it is replayed
-            _uploaded[row, device] = there
-            if len(_uploaded) > KEPT:
-                del _uploaded[next(iter(_uploaded))]
+        there = _send(torch.tensor(row), device, RESERVED)
+        _keep(_uploaded, (row, device), there)
     return there
 
 
-def _send(numbers: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for the device; a graph reads the host's numbers at every replay, from pinned memory."""
+def _keep(known: dict[tuple[tuple[int, ...], torch.device], Any], key: tuple[Any, torch.device], value: Any) -> None:
+    """Keep what is on a device for later steps, unless a graph has yet to send it there."""
+    if not _is_capturing(key[1]):
+        known[key] = value
+        if len(known) > KEPT:
+            del known[next(iter(known))]
+
+
+def _send(numbers: Tensor, device: torch.device, reserved: int) -> Tensor:
+    """Copy from pinned memory, without waiting; a graph reads it at every replay, from a reserve for some copies."""
     if device.type == "cpu":
         return numbers
     if not _is_capturing(device):
-        _pinned.provide(len(numbers))
-        return numbers.to(device, non_blocking=True)  # the driver takes numbers that are not pinned before it returns
+        _pinned.provide(reserved * len(numbers))
+        return numbers.pin_memory().to(device, non_blocking=True)
     host = _pinned.take(len(numbers)).copy_(numbers)
     there = host.to(device, non_blocking=True)
     _captured.append((host, there))
@@ -239,9 +252,9 @@ class _Pinned:
         self._reserve = torch.empty(0, dtype=torch.int64)
 
     def provide(self, length: int) -> None:
-        """Have enough for some more rows of a length."""
-        if len(self._reserve) < RESERVED * length:
-            self._reserve = torch.empty(2 * RESERVED * max(length, 1 << 12), dtype=torch.int64, pin_memory=True)
+        """Have enough for so many numbers."""
+        if len(self._reserve) < length:
+            self._reserve = torch.empty(max(2 * length, 1 << 16), dtype=torch.int64, pin_memory=True)
 
     def take(self, length: int) -> Tensor:
         """Return memory that nothing else will be given."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
+from torch.autograd.graph import increment_version
 
 from .chunks import DTYPE, Vector, columns, flat_views, same_layout
 from .distributed import send
@@ -222,6 +223,7 @@ def add_by_sgd_(x: Vector, y: Vector, a: Any, skip: Tensor) -> bool:
         x, y, [], lr=lr, maximize=True, weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False,
         is_first_step=False, found_inf=send(skip, x[0]).float(),
     )  # fmt: skip
+    increment_version(x)  # which this kernel leaves out
     return True
 
 

@@ -122,7 +122,7 @@ def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     found, cap = method.step_size(line, seen)
     ratio = cast(Tensor, found)
     cap = positive_part(send(cap, ratio).to(ratio.dtype) if isinstance(cap, Tensor) else cap)
-    zero = torch.zeros_like(ratio)  # a number would be sent to the device once for each `where`
+    zero = torch.zeros_like(group["step_size"])  # a number would be sent to the device once for each `where`
     gamma = torch.where(line.slope > 0, minimum(ratio, cap), zero)
     skip, keep = _refuse_tensors(gamma, line, part)
     gamma = torch.where(skip, zero, gamma)

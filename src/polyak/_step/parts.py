@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast, final
 import torch
 from torch import Tensor
 
-from .._backend import chunks
+from .._backend import chunks, cuda_backend
 from .._backend.chunks import COMMON, DTYPE, Vector, by_type, columns, pack, same_layout
 from .._backend.cpu import CpuKernels
 from .._backend.distributed import PLAIN, aligned, any_sharded
@@ -257,7 +257,7 @@ def _are_pieces(tensors: Vector) -> bool:
 def _kernels_for(group: Group, params: list[Tensor]) -> Any:
     """Return the class of the kernels on the parameters' device; None if there are none or the group wants none."""
     device, fused = params[0].device, group.get("fused")
-    asks = fused or (fused is None and device.type == "cuda" and group["foreach"] is None)
+    asks = fused or (fused is None and device.type == "cuda" and group["foreach"] is None and all(map(IS_CUDA, params)))
     if not asks or torch.compiler.is_compiling() or device != group["step_size"].device:  # which a kernel reads there
         return None
     if device.type == "cpu" and not chunks.INTERPRETED:
@@ -266,13 +266,10 @@ def _kernels_for(group: Group, params: list[Tensor]) -> Any:
 
 
 def _cuda_kernels(device: torch.device, needed: bool) -> Any:
-    try:
-        from .._backend import cuda
-    except ImportError as error:
-        if not needed:
-            return None
-        raise RuntimeError("fused=True needs Triton on CUDA: pip install triton, or leave fused out.") from error
-    return cuda.CudaKernels if needed or cuda.is_usable(device) else None
+    cuda = cuda_backend()
+    if needed and cuda is None:
+        raise RuntimeError("fused=True needs Triton on CUDA: pip install triton, or leave fused out.")
+    return cuda.CudaKernels if cuda and (needed or cuda.is_usable(device)) else None
 
 
 def _by_kernel(kernels: Any, group: Group, params: list[Tensor], vectors: Mapping[str, Vector]) -> Part:
@@ -280,10 +277,11 @@ def _by_kernel(kernels: Any, group: Group, params: list[Tensor], vectors: Mappin
     parts: list[Part] = []
     others: list[tuple[Tensor, ...]] = []
     for owned in by_type([params, *vectors.values()]):
-        packed, rows = pack(owned[1:], kernels.TYPES), []
+        here = owned[0][0].device.type == params[0].device.type  # whose kernels these are
+        packed, rows = pack(owned[1:], kernels.TYPES) if here else [], []
         if not packed:
             rows = [*zip(*owned, strict=True)]
-            alike = [same_layout(row[1:]) for row in rows]
+            alike = [here and same_layout(row[1:]) for row in rows]
             owned = columns([row for row, fits in zip(rows, alike, strict=True) if fits])
             packed = pack(owned[1:], kernels.TYPES) if owned else []
             rows = [row for row, fits in zip(rows, alike, strict=True) if not (packed and fits)]

@@ -4,7 +4,7 @@ A recipe holds `title`, `note` and `seeds`, a table `[defaults]`, and one `[[row
 row's sections are laid over those of `[defaults]`, key by key (an optimizer is taken whole).
 `[smoke]` holds sections that `--smoke` lays over those of every row, to make it small; without it,
 a smoke run takes two steps. `[grid]` (see `grid`) repeats every row with the values it lists.
-`cuda_graph = true` holds on a GPU in one process, and elsewhere is left out.
+`cuda_graph = true` holds on a GPU, and on a CPU is left out.
 Unknown keys are refused.
 """
 

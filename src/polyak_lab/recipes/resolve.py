@@ -32,10 +32,10 @@ def resolve(run: Run) -> Run:
 
 
 def where_possible(run: Run) -> Run:
-    """Leave out the CUDA graph of a recipe, and the compilation for it, where there can be none."""
+    """Leave out the CUDA graph of a recipe, and the compilation for it, where no device has one."""
     training, device = run.training, run.training.device
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if not training.cuda_graph or (on_gpu and group.world_size() == 1):
+    if on_gpu or not training.cuda_graph:
         return run
     return replace(run, training=replace(training, cuda_graph=False, compile=False))
 
@@ -80,7 +80,6 @@ def _check_graph(run: Run) -> None:
     reads_loss = optimizers.reads_loss(method)
     refusals = {
         f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
-        "torchrun starts several processes": group.world_size() > 1,
         f"{method} reads its lr in Python, so its schedule must be constant{FUSED}": not (
             run.schedule.is_constant or reads_loss or (method == "sgd" and run.optimizer.options.get("fused"))
         ),

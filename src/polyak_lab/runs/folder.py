@@ -174,7 +174,8 @@ class RunFolder:
         self._digest.update(line.encode())
         append_line(self.path / "metrics.jsonl", line)
         append_line(self.path / "timings.jsonl", dump_lines(self.timings[-1:]))
-        if perf_counter() >= self._next_checkpoint or len(self.records) == self.training.epochs:
+        is_sharded = isinstance(state, ShardedState)  # whose tensors are written after every epoch
+        if is_sharded or perf_counter() >= self._next_checkpoint or len(self.records) == self.training.epochs:
             self._write_checkpoint(state)
         if isinstance(state, ShardedState):
             state.remove_others()

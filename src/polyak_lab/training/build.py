@@ -14,6 +14,7 @@ from polyak_lab.errors import LabError
 from polyak_lab.processes import group
 from polyak_lab.processes.sharding import shard
 from polyak_lab.training import batches, streams
+from polyak_lab.training.cuda_graph import is_replayed
 from polyak_lab.training.session import Session
 
 
@@ -26,11 +27,12 @@ def build_session(run: Run, dataset: Dataset | Streamed | None = None) -> Sessio
     model = _build_model(run, dataset)
     sizes = sizes_of_batches(dataset, training)
     optimizer = optimizers.build(run.optimizer, model.parameters(), len(sizes))
-    if training.cuda_graph and not run.schedule.is_constant:
+    replayed = is_replayed(training)
+    if replayed and not run.schedule.is_constant:
         optimizers.keep_lr_on_device(optimizer, device)
     schedule = schedules.build_schedule(run.schedule, optimizer, training.epochs, len(sizes))
     trained: Any = torch.compile(model) if training.compile else model
-    network = model if training.cuda_graph else trained  # a graph holds batches of one size: compile for that alone
+    network = model if replayed else trained  # a graph holds batches of one size: compile for that alone
     objective = objectives.build(run.objective, dataset.loss, run.data.name)
     replica = trained if training.distributed == "fsdp2" else group.data_parallel(trained)
     form = optimizers.step_form(run.optimizer)

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from polyak_lab.config.run import Training
 from polyak_lab.optimizers import StepInfo
+from polyak_lab.processes import group
 from polyak_lab.training.batches import Batch
 from polyak_lab.training.session import Session
 from polyak_lab.training.step import StepResult, train_step
@@ -21,6 +23,11 @@ T = TypeVar("T")
 
 WARM_UP = 3  # steps, in which libraries choose kernels and the optimizer allocates its state
 COLUMNS = 2 + len(StepInfo._fields)
+
+
+def is_replayed(training: Training) -> bool:
+    """Return whether a graph makes the steps of a run, for which there must be one process."""
+    return training.cuda_graph and group.world_size() == 1
 
 
 class GraphedStep:

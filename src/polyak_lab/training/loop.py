@@ -15,7 +15,7 @@ from polyak_lab.progress import Progress
 from polyak_lab.runs.folder import RunFolder
 from polyak_lab.training.batches import Batch, derive_seed
 from polyak_lab.training.build import build_session
-from polyak_lab.training.cuda_graph import GraphedStep
+from polyak_lab.training.cuda_graph import GraphedStep, is_replayed
 from polyak_lab.training.determinism import deterministic
 from polyak_lab.training.failures import explain_oom, own_errors
 from polyak_lab.training.metrics import Meter, Scores
@@ -53,7 +53,7 @@ def _train_epochs(session: Session, folder: RunFolder, progress: Progress) -> No
 
 def choose_step(run: Run) -> StepFunction:
     """Return the function that takes the steps of a run: directly, or by replaying a CUDA graph."""
-    return GraphedStep() if run.training.cuda_graph else train_step
+    return GraphedStep() if is_replayed(run.training) else train_step
 
 
 def _run_epoch(
