@@ -18,6 +18,8 @@ import polyak
 from catalogue import each_kind_of_kernel, each_kind_of_move, each_method_of_a_kind
 from observe import SMALL_BALLS, changed, give, moved, random_like, snapshot
 from polyak._backend import chunks
+from polyak._backend.general import General
+from polyak._step import parts
 from problem import Problem
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
@@ -196,6 +198,17 @@ def test_what_a_capture_has_sent_is_sent_again_by_the_next_step(interpreted, mon
         assert table.on_device.captured
     run(optimizer, 1)
     assert not table.on_device.captured
+
+
+def test_tensors_of_another_device_have_no_kernel():
+    params = [nn.Parameter(torch.ones(3, device=device)) for device in ("meta", "cpu")]  # meta stands for a GPU
+    vectors = {name: [torch.ones_like(p) for p in params] for name in "xg"}
+    optimizer = polyak.ALIG([torch.nn.Parameter(torch.ones(3))])
+    part = parts._by_kernel(cuda.CudaKernels, optimizer.param_groups[0], params, vectors)
+    assert [(type(own), [p.device.type for p in own.params]) for own in part.parts] == [
+        (cuda.CudaKernels, ["meta"]),
+        (General, ["cpu"]),
+    ]
 
 
 class Constant(polyak.PolyakOptimizer):

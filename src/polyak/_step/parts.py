@@ -143,7 +143,7 @@ class Kept:
         self.params, self.tensors = part.params, [*part.params, *chain(*part.buffers.values())]
         self.addresses, self.sizes = [*map(Tensor.data_ptr, self.tensors)], [*map(Tensor.numel, part.params)]
         self.dtypes, self.kind = {*map(DTYPE, part.params)}, type(part)
-        self.is_there = IS_CPU if part.params[0].is_cpu else IS_CUDA
+        self.is_same_device = IS_CPU if part.params[0].is_cpu else IS_CUDA
         contiguous = all(map(Tensor.is_contiguous, part.params))
         self.layout: Callable[[Tensor], Any] = Tensor.is_contiguous if contiguous else Tensor.stride
         self.layouts = [*map(self.layout, part.params)]
@@ -186,7 +186,7 @@ class Kept:
         layouts = [[*map(self.layout, tensors)] for tensors in (params, grads)]
         if [*map(Tensor.numel, grads)] != self.sizes or layouts != [self.layouts] * 2:
             return False
-        return all(map(self.is_there, grads)) and not any(map(Tensor.is_neg, grads))
+        return all(map(self.is_same_device, grads)) and not any(map(Tensor.is_neg, grads))
 
 
 def _options_of(group: Group, names: Sequence[str]) -> tuple[Any, ...]:

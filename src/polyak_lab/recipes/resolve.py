@@ -14,8 +14,6 @@ from polyak_lab.errors import LabError, RowError
 from polyak_lab.imports import is_path
 from polyak_lab.processes import group
 
-FUSED = " (or that of sgd with fused = true)"
-
 
 def resolve(run: Run) -> Run:
     """Spell a run out, or say what is wrong with it."""
@@ -80,7 +78,7 @@ def _check_graph(run: Run) -> None:
     reads_loss = optimizers.reads_loss(method)
     refusals = {
         f"the device {run.training.device!r} has no CUDA graphs": not run.training.device.startswith("cuda"),
-        f"{method} reads its lr in Python, so its schedule must be constant{FUSED}": not (
+        f"{method} reads its lr in Python, so its schedule must be constant, but for sgd with fused = true": not (
             run.schedule.is_constant or reads_loss or (method == "sgd" and run.optimizer.options.get("fused"))
         ),
         f"{method} may read from the device": is_path(method) and not reads_loss,

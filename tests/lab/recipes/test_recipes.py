@@ -9,9 +9,11 @@ from lab import archives
 from lab.runs import execute
 from observe import SMALL_BALLS
 from polyak_lab.errors import LabError
+from polyak_lab.processes import group
 from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.resolve import resolve, where_possible
 from polyak_lab.training import batches, build
+from polyak_lab.training.cuda_graph import is_replayed
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
@@ -362,9 +364,13 @@ def test_the_options_of_a_method_reach_its_group(name, tmp_path):
         assert group[option] == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_a_cuda_graph_of_a_recipe_is_left_out_where_there_is_none():
+def test_a_cuda_graph_of_a_recipe_is_left_out_where_there_is_none(monkeypatch):
     wanted = next(row.run for stem, row in ROWS if stem == "note-table1")
     on = {device: replace(wanted, training=replace(wanted.training, device=device)) for device in ("cpu", "cuda")}
     assert where_possible(on["cuda"]) == on["cuda"]
+    assert is_replayed(on["cuda"].training)
+    monkeypatch.setattr(group, "world_size", lambda: 2)
+    assert where_possible(on["cuda"]) == on["cuda"]  # a run may go on with any number of processes
+    assert not is_replayed(on["cuda"].training)
     left = where_possible(on["cpu"]).training
     assert (left.compile, left.cuda_graph, left.precision) == (False, False, "bfloat16")

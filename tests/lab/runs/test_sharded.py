@@ -13,6 +13,8 @@ from polyak_lab.errors import LabError
 from polyak_lab.processes import sharding
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.runs import checkpoint
+from polyak_lab.runs import folder as record
+from polyak_lab.runs.folder import RunFolder
 
 DATA = ".metadata", "__0_0.distcp"
 MOMENTUM = config.Optimizer("alig", options={"lr": 0.5, "momentum": 0.9})
@@ -50,6 +52,25 @@ def test_a_crash_loses_nothing_and_one_process_has_the_bits_of_ddp(stopped, tmp_
     assert [path.name for path in stopped.glob("checkpoint-*")] == ["checkpoint-2"]
     execute(tmp_path / "ddp", sharded(distributed="ddp"))
     assert metrics(stopped) == metrics(tmp_path / "ddp")
+
+
+def test_large_checkpoints_keep_their_tensors(tmp_path, monkeypatch):
+    commit = RunFolder.commit
+
+    def interrupted(folder, *arguments):
+        commit(folder, *arguments)
+        if len(folder.records) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(record, "LARGE", 0)
+    monkeypatch.setattr(record, "SHARE", 1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(tmp_path / "run", sharded(epochs=4))
+    execute(tmp_path / "run", sharded(epochs=4))
+    execute(tmp_path / "ddp", sharded(epochs=4, distributed="ddp"))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "ddp")
 
 
 def rename(path):
