@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import polyak
 from catalogue import each_backend, each_method
 from observe import SMALL_BALLS, random_like, snapshot
+from polyak._step import parts
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
@@ -151,3 +152,18 @@ def test_no_gradient_is_held_after_a_step(method, backend):
         gradient = weakref.ref(members(optimizer)[0].grad)
         optimizer.zero_grad()
         assert gradient() is None
+
+
+@each_method
+@each_backend
+def test_steps_are_the_same_where_torch_has_no_guards(method, backend, monkeypatch):
+    ends = []
+    for guards in (parts.TensorGuards, None):
+        monkeypatch.setattr(parts, "TensorGuards", guards)
+        params = [nn.Parameter(x) for x in random_like([torch.empty(s) for s in SHAPES], 1)]
+        optimizer: Any = method.build(params, **backend)
+        for seed in range(3):
+            train(optimizer, seed)
+        assert guards or not optimizer._kept
+        ends.append(snapshot(optimizer))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -190,7 +190,7 @@ def test_what_a_capture_has_sent_is_sent_again_by_the_next_step(interpreted, mon
     """It is on the device only once the graph is replayed."""
     optimizer = polyak.ALIG(large(), lr=0.1, momentum=0.9, fused=True)
     run(optimizer, 2)
-    table = optimizer._kept[0].fields["table"]
+    table = optimizer._kept[0].fields[0]["table"]
     assert not table.on_device.captured
     with monkeypatch.context() as patch:
         patch.setattr(cuda, "_is_capturing", lambda device: True)

@@ -23,8 +23,10 @@ from .distributed import PLAIN
 
 Vector = list[Tensor]
 Row = tuple[Tensor, ...]
+IS_CPU = Tensor.is_cpu.__get__  # type: ignore[attr-defined]
 DTYPE, DEVICE = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
 
+WIDE = ({torch.float32}, {torch.float64})
 MULTI_TENSOR_DEVICES = frozenset({"cuda", "xpu"})
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the CPU then stands for a device
 PIECE = 3 << 18  # numbers of a piece at most: three float32 vectors of this length are 9 MiB
@@ -36,6 +38,12 @@ SHARED = 1 << 17  # numbers of a piece that is shared
 def must_not_sync(device: torch.device) -> bool:
     """Return whether the host may not read numbers from a device: it would wait, or bind a compiled graph to them."""
     return device.type != "cpu" or INTERPRETED or torch.compiler.is_compiling()
+
+
+def are_on_host(tensors: Vector) -> bool:
+    """Return whether tensors of one type, float32 or float64, lie on the CPU, where the host may read them."""
+    on_host = not (INTERPRETED or torch.compiler.is_compiling())
+    return on_host and {*map(DTYPE, tensors)} in WIDE and all(map(IS_CPU, tensors))
 
 
 def chunks(*vectors: Vector, foreach: bool | None, whole: bool = False) -> Iterable[tuple[Vector, ...]]:

@@ -59,7 +59,7 @@ class CpuKernels(Vectors):
         """Take the gradients of another step, which lie in memory as those did that the part was made with."""
         count, packed = len(g), Packed(g)
         packed.table, packed.column, packed.dtype = self.table, 2, self.x.dtype
-        self.table.numbers[2 * count : 3 * count] = array("q", map(Tensor.data_ptr, g))
+        self.table.numbers[2 * count : 3 * count] = array("q", [*map(Tensor.data_ptr, g)])
         self.g = self.u = packed
 
     def sum_squares(self, x: Vector) -> Scalar:

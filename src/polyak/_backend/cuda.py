@@ -52,7 +52,7 @@ class CudaKernels(Vectors):
         """Take the gradients of another step; of the table, only their addresses are looked up and sent again."""
         count, packed, table = len(g), Packed(g), self.table
         packed.table, packed.column, packed.dtype = table, 2, self.x.dtype
-        own, addresses = slice(2 * count, 3 * count), array("q", map(Tensor.data_ptr, g))
+        own, addresses = slice(2 * count, 3 * count), array("q", [*map(Tensor.data_ptr, g)])
         if table.on_device is not None and table.on_device.captured:  # and perhaps never replayed
             table.on_device = None
         if table.numbers[own] != addresses:

@@ -6,18 +6,19 @@ Here, once per group and step, it is decided which backend that is; nobody asks 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
-from operator import is_
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, islice, starmap
+from operator import is_, itemgetter
 from typing import Any, Protocol, cast, final
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import guards
 
 from .._backend import chunks, cuda_backend
-from .._backend.chunks import COMMON, DTYPE, Vector, by_type, columns, pack, same_layout
+from .._backend.chunks import COMMON, Vector, are_on_host, by_type, columns, pack, same_layout
 from .._backend.cpu import CpuKernels
-from .._backend.distributed import PLAIN, aligned, any_sharded
+from .._backend.distributed import aligned, any_sharded
 from .._backend.general import General, Several, squares_of_gradients
 from .._backend.moves import MOMENTUM, Form, Preconditioner
 from .._backend.pieces import Pieces
@@ -26,9 +27,9 @@ from .._backend.vector import Products, add_up, real
 from .options import check_dense
 
 Group = dict[str, Any]
-IS_CPU, IS_CUDA = Tensor.is_cpu.__get__, Tensor.is_cuda.__get__  # type: ignore[attr-defined]
+IS_CUDA = Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 GRAD = Tensor.grad.__get__  # type: ignore[union-attr]
-WIDE = ({torch.float32}, {torch.float64})
+TensorGuards: Any = getattr(guards, "TensorGuards", None)  # not public in torch; without it, no step keeps anything
 State = Mapping[Tensor, Mapping[str, Tensor]]
 
 
@@ -119,7 +120,7 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
         x = [real(p) for p in params]
         grads = x if grads is params else [real(aligned(grad, p)) for grad, p in zip(grads, params, strict=True)]
         buffers = {name: [real(tensor) for tensor in buffer] for name, buffer in buffers.items()}
-    elif not kernels and _are_pieces([*x, *grads, *chain(*buffers.values())]):
+    elif not kernels and are_on_host([*x, *grads, *chain(*buffers.values())]):
         return Pieces(group, params, x, grads, buffers)
     vectors = {"x": x, "g": grads, **buffers}
     if kernels and (fused or common):
@@ -133,65 +134,70 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
 
 @final
 class Kept:
-    """What the last step found of a group, which the next one takes again unless more than the gradients has changed.
+    """What the last step found, which the next one takes again unless more than the gradients has changed.
 
     It holds no gradient. To look up what every tensor is takes as long as to move a small network.
     """
 
-    def __init__(self, part: Part, names: Sequence[str]) -> None:
-        self.group, self.options = part.group, _options_of(part.group, names)
-        self.params, self.tensors = part.params, [*part.params, *chain(*part.buffers.values())]
-        self.addresses, self.sizes = [*map(Tensor.data_ptr, self.tensors)], [*map(Tensor.numel, part.params)]
-        self.dtypes, self.kind = {*map(DTYPE, part.params)}, type(part)
-        self.is_same_device = IS_CPU if part.params[0].is_cpu else IS_CUDA
-        contiguous = all(map(Tensor.is_contiguous, part.params))
-        self.layout: Callable[[Tensor], Any] = Tensor.is_contiguous if contiguous else Tensor.stride
-        self.layouts = [*map(self.layout, part.params)]
-        self.fields = {name: value for name, value in vars(part).items() if name not in ("g", "u")}
+    def __init__(self, method: Any, parts: Sequence[Part]) -> None:
+        self.groups, self.options = [*method.param_groups], _options_of(method)
+        self.params = [*chain.from_iterable([part.params for part in parts])]
+        self.owners, self.states = [*method.state], [*method.state.values()]
+        self.rows = [
+            (itemgetter(name), [method.state[p] for p in part.params]) for part in parts for name in part.buffers
+        ]
+        self.buffers = [*chain.from_iterable(starmap(map, self.rows))]
+        self.addresses = [*map(Tensor.data_ptr, chain(self.params, self.buffers))]
+        tensors = [*self.params, *map(GRAD, self.params)]
+        sizes, strides = ([[*look(tensor)] for tensor in tensors] for look in (Tensor.size, Tensor.stride))
+        self.guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        self.fields = [{name: value for name, value in vars(part).items() if name not in ("g", "u")} for part in parts]
+        self.kinds = [type(part) for part in parts]
 
     @classmethod
-    def of(cls, part: Part, names: Sequence[str]) -> Kept | None:
-        """Keep a part; None if it may be another one in the next step although no tensor is."""
-        is_whole = not part.sharded and len(part.params) == len(part.group["params"]) > 0
-        is_real = not any(map(Tensor.is_complex, part.params))  # a gradient may be a conjugate that is not yet computed
-        if not (part.can_be_kept and is_whole and is_real):
-            return None
-        kept = cls(part, names)
-        return kept if kept._fit(part.params, part.g) else None
+    def of(cls, method: Any, parts: Sequence[Part]) -> list[Kept]:
+        """Keep the parts of all groups; nothing if one may be another in the next step although no tensor is."""
+        can = [p.can_be_kept and not p.sharded and len(p.params) == len(p.group["params"]) for p in parts]
+        is_complex = any([any(map(Tensor.is_complex, part.params)) for part in parts])  # it is moved as a real view
+        return [cls(method, parts)] if TensorGuards and parts and all(can) and not is_complex else []
 
-    def again(self, group: Group, state: State, names: Sequence[str]) -> Part | None:
-        """Return the part with the gradients of today, or None if anything else is not as it was."""
-        params, tensors = group["params"], group["params"]
-        if group is not self.group or _options_of(group, names) != self.options:
-            return None
+    def again(self, method: Any) -> list[Part]:
+        """Return the parts with the gradients of today; nothing if anything else is not as it was."""
+        groups, state = method.param_groups, method.state
+        params = [*chain.from_iterable(map(itemgetter("params"), groups))]
         try:
-            if names:
-                tensors = [*params, *[state[p][name] for name in names for p in params]]
-            if len(tensors) != len(self.tensors) or not all(map(is_, tensors, self.tensors)):
-                return None
-            grads = [*map(GRAD, params)]
-            if [*map(Tensor.data_ptr, tensors)] != self.addresses or not self._fit(params, grads):
-                return None
-        except (KeyError, RuntimeError):  # a buffer is missing; a gradient has no addresses
-            return None
-        part: Part = object.__new__(self.kind)
-        vars(part).update(self.fields)
-        part.take_gradients(grads)
-        return part
-
-    def _fit(self, params: Sequence[Tensor], grads: Vector) -> bool:
-        """Return whether gradients lie in memory as parameters do that may have been given other data."""
-        if not {*map(type, grads)} <= PLAIN or {*map(DTYPE, chain(params, grads))} != self.dtypes:
-            return False
-        layouts = [[*map(self.layout, tensors)] for tensors in (params, grads)]
-        if [*map(Tensor.numel, grads)] != self.sizes or layouts != [self.layouts] * 2:
-            return False
-        return all(map(self.is_same_device, grads)) and not any(map(Tensor.is_neg, grads))
+            same = _are(groups, self.groups) and _are(params, self.params) and _options_of(method) == self.options
+            if not (same and _are(state, self.owners) and _are(state.values(), self.states)):
+                return []
+            buffers, grads = [*chain.from_iterable(starmap(map, self.rows))], [*map(GRAD, params)]
+            if not (_are(buffers, self.buffers) and self.guards.check(*params, *grads)):
+                return []
+            if [*map(Tensor.data_ptr, chain(params, buffers))] != self.addresses:
+                return []
+        except (KeyError, RuntimeError):  # a buffer is missing; a tensor has no address
+            return []
+        parts: list[Part] = []
+        left = iter(grads)
+        for group, kind, fields in zip(groups, self.kinds, self.fields, strict=True):
+            part = object.__new__(kind)
+            vars(part).update(fields)
+            part.take_gradients([*islice(left, len(group["params"]))])
+            parts.append(part)
+        return parts
 
 
-def _options_of(group: Group, names: Sequence[str]) -> tuple[Any, ...]:
+def _are(found: Collection[Any], kept: Sequence[Any]) -> bool:
+    """Return whether these are the very objects that were kept."""
+    return len(found) == len(kept) and all(map(is_, found, kept))
+
+
+def _options_of(method: Any) -> list[tuple[Any, ...]]:
     """Return the options that decide which part a group is."""
-    return group.get("fused"), group["foreach"], group.get("float32_momentum"), *names
+    options: list[tuple[Any, ...]] = []
+    for group in method.param_groups:
+        kinds = group.get("fused"), group["foreach"], group.get("float32_momentum")
+        options.append((*kinds, *method.buffers(group)))
+    return options
 
 
 def parts_of(method: Any) -> list[Part]:
@@ -202,27 +208,23 @@ def parts_of(method: Any) -> list[Part]:
         for group in method.param_groups:
             parts.append(gather(group, method.state, method.buffers(group), method.form(group)))
         if not torch.compiler.is_compiling():
-            kept = [Kept.of(part, method.buffers(part.group)) for part in parts]
-            method._kept[:] = [] if None in kept else kept
+            method._kept[:] = Kept.of(method, parts)
     return parts
 
 
 def _again(method: Any) -> list[Part]:
     """Return the parts of the last step with the gradients of today; nothing if one of them is not as it was."""
-    parts: list[Part] = []
-    groups, kept = method.param_groups, method._kept
+    groups = method.param_groups
     options = [group.get(name) for group in groups for name in method._later]
-    if len(options) != len(method._options) or not all(map(is_, options, method._options)):
+    if not _are(options, method._options):
         method._check_options()
-    if len(kept) != len(groups):
-        return parts
-    for group, old in zip(groups, kept, strict=True):
-        lr, part = group["lr"], old.again(group, method.state, method.buffers(group))
-        decays = group.get("weight_decay") and getattr(lr, "is_cpu", True) and lr == math.inf  # to be looked at
-        if part is None or decays or not (isinstance(lr, Tensor) or (isinstance(lr, float) and lr >= 0)):
+    parts: list[Part] = method._kept[0].again(method) if method._kept else []
+    for part in parts:
+        lr = part.group["lr"]
+        decays = part.group.get("weight_decay") and getattr(lr, "is_cpu", True) and lr == math.inf  # to be looked at
+        if decays or not (isinstance(lr, Tensor) or (isinstance(lr, float) and lr >= 0)):
             return []
-        part.form, part.mu = method.form(group), group.get("momentum") or 0.0
-        parts.append(part)
+        part.form, part.mu = method.form(part.group), part.group.get("momentum") or 0.0
     return parts
 
 
@@ -246,12 +248,6 @@ def decay_momentum(part: Part, keep: Scalar) -> None:
     part.store_averages()
     if keep != 1.0 and MOMENTUM in part.buffers:
         part.scale_(part.buffers[MOMENTUM], keep)
-
-
-def _are_pieces(tensors: Vector) -> bool:
-    """Return whether all tensors have one type and lie on the CPU, where the host may read them."""
-    on_host = not (chunks.INTERPRETED or torch.compiler.is_compiling())
-    return on_host and {*map(DTYPE, tensors)} in WIDE and all(map(IS_CPU, tensors))
 
 
 def _kernels_for(group: Group, params: list[Tensor]) -> Any:
