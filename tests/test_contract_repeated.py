@@ -52,6 +52,12 @@ def other_buffers(optimizer: Optimizer) -> None:
             buffers[name] = buffers[name] + 0.5
 
 
+def transposed_buffers(optimizer: Optimizer) -> None:
+    for buffers in optimizer.state.values():
+        for name, buffer in buffers.items():
+            buffers[name] = buffer.t() if buffer.dim() == 2 else buffer  # at the same address
+
+
 def no_buffers(optimizer: Optimizer) -> None:
     optimizer.state.clear()
 
@@ -88,8 +94,8 @@ def other_options(optimizer: Optimizer) -> None:
 
 
 CHANGES = (
-    other_data, other_order, wider, one_without_a_gradient, other_buffers, no_buffers, other_state, another_parameter,
-    one_parameter_less, another_in_its_place, another_group, other_options,
+    other_data, other_order, wider, one_without_a_gradient, other_buffers, transposed_buffers, no_buffers, other_state,
+    another_parameter, one_parameter_less, another_in_its_place, another_group, other_options,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Here, once per group and step, it is decided which backend that is; nobody asks 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice, starmap
 from operator import is_, itemgetter
@@ -13,7 +14,6 @@ from typing import Any, Protocol, cast, final
 
 import torch
 from torch import Tensor
-from torch._C._dynamo import guards
 
 from .._backend import chunks, cuda_backend
 from .._backend.chunks import COMMON, Vector, are_on_host, by_type, columns, pack, same_layout
@@ -29,7 +29,8 @@ from .options import check_dense
 Group = dict[str, Any]
 IS_CUDA = Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 GRAD = Tensor.grad.__get__  # type: ignore[union-attr]
-TensorGuards: Any = getattr(guards, "TensorGuards", None)  # not public in torch; without it, no step keeps anything
+GUARDS = sys.modules.get("torch._C._dynamo.guards")  # not public in torch; without it, no step keeps anything
+TensorGuards: Any = getattr(GUARDS, "TensorGuards", None)
 State = Mapping[Tensor, Mapping[str, Tensor]]
 
 
@@ -158,8 +159,10 @@ class Kept:
     def of(cls, method: Any, parts: Sequence[Part]) -> list[Kept]:
         """Keep the parts of all groups; nothing if one may be another in the next step although no tensor is."""
         can = [p.can_be_kept and not p.sharded and len(p.params) == len(p.group["params"]) for p in parts]
+        if not (TensorGuards and parts and all(can)):
+            return []
         is_complex = any([any(map(Tensor.is_complex, part.params)) for part in parts])  # it is moved as a real view
-        return [cls(method, parts)] if TensorGuards and parts and all(can) and not is_complex else []
+        return [] if is_complex else [cls(method, parts)]
 
     def again(self, method: Any) -> list[Part]:
         """Return the parts with the gradients of today; nothing if anything else is not as it was."""
