@@ -1,6 +1,7 @@
 """What is probably a mistake, said once: a step that can never move, a loss that grows, an option without effect.
 
-Nothing is read from a device, and nothing happens in compiled code.
+Nothing is read from a device, and nothing happens in compiled code. Where the loss is missing, the last part names the
+line to write for the loop that is on the call stack.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -160,3 +162,40 @@ def _callers_level() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("polyak", "torch"):
         level, frame = level + 1, frame.f_back
     return level
+
+
+# Which loop called step() without a loss, and the line to write there.
+
+THREE_WAYS = (
+    "write optimizer.step(loss=loss), pass a closure that returns the loss, "
+    "or watch it before backward with loss = optimizer.watch(loss)"
+)
+
+_TRAINER = (
+    "the Lightning Trainer hands none over, so write Trainer(callbacks=[PolyakCallback()]) "
+    "with the callback of polyak.integrations.lightning"
+)
+_FABRIC = "Fabric hands none over, so write loss = optimizer.watch(loss) before fabric.backward(loss)"
+
+# By the module that is on the call stack, the outermost loop first: the HF Trainer drives Accelerate, and so on.
+LINES = {
+    "transformers.trainer": "the HF Trainer hands none over, so write class PolyakTrainer(PolyakTrainerMixin, Trainer) "
+    "with the mixin of polyak.integrations.transformers",
+    "lightning.pytorch": _TRAINER,
+    "pytorch_lightning": _TRAINER,
+    "lightning.fabric": _FABRIC,
+    "lightning_fabric": _FABRIC,
+    "accelerate.optimizer": "Accelerate hands none over, so write backward(accelerator, optimizer, loss) "
+    "from polyak.integrations.accelerate instead of accelerator.backward(loss)",
+    "torch.amp.grad_scaler": "the GradScaler hands over what it is given, so write scaler.step(optimizer, loss=loss) "
+    "with the unscaled loss, or watch it before backward with loss = optimizer.watch(loss, scaler)",
+}
+
+
+def line_to_write() -> str:
+    """Return what to write where the loss is missing, for the loop that is on the call stack."""
+    modules = {str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_stack(None)}
+    for loop, line in LINES.items():
+        if any(module == loop or module.startswith(f"{loop}.") for module in modules):
+            return line
+    return THREE_WAYS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Rational, Real
 from typing import Any, NoReturn
@@ -15,13 +14,14 @@ from torch.autograd.graph import get_gradient_edge
 from torch.compiler import is_compiling
 
 from .._backend.chunks import INTERPRETED
-from .._backend.distributed import Leaves, arrived
+from .._backend.distributed import arrived
 from .._backend.moves import Form
 from .._backend.scalars import LARGEST, Scalar, as_tensor
 from .._backend.vector import add_, add_up, assign_, cast, dots
+from .advice import line_to_write
 from .parts import Part, gather
 from .state import check_indices, read_indices
-from .torch_hooks import Replay
+from .torch_hooks import Leaves, Replay
 
 Groups = Sequence[Mapping[str, Any]]
 Indices = Tensor | Sequence[int] | int
@@ -246,19 +246,6 @@ def check_single(number: Tensor, name: str = "loss") -> None:
         raise TypeError(f"The {name} must be dense, but it is sparse: pass its .to_dense().")
 
 
-# Which loop called step() without a loss, and the line to write there.
-
-THREE_WAYS = (
-    "write optimizer.step(loss=loss), pass a closure that returns the loss, "
-    "or watch it before backward with loss = optimizer.watch(loss)"
-)
-
-_TRAINER = (
-    "the Lightning Trainer hands none over, so write Trainer(callbacks=[PolyakCallback()]) "
-    "with the callback of polyak.integrations.lightning"
-)
-_FABRIC = "Fabric hands none over, so write loss = optimizer.watch(loss) before fabric.backward(loss)"
-
 CLOSURE = (
     "write optimizer.step(closure) with a closure that calls zero_grad(), computes the loss, calls backward() on it "
     "and returns it"
@@ -269,31 +256,8 @@ SAMPLES = (
     "cross_entropy(..., reduction='none'), and call backward() on their mean"
 )
 
-# By the module that is on the call stack, the outermost loop first: the HF Trainer drives Accelerate, and so on.
-LINES = {
-    "transformers.trainer": "the HF Trainer hands none over, so write class PolyakTrainer(PolyakTrainerMixin, Trainer) "
-    "with the mixin of polyak.integrations.transformers",
-    "lightning.pytorch": _TRAINER,
-    "pytorch_lightning": _TRAINER,
-    "lightning.fabric": _FABRIC,
-    "lightning_fabric": _FABRIC,
-    "accelerate.optimizer": "Accelerate hands none over, so write backward(accelerator, optimizer, loss) "
-    "from polyak.integrations.accelerate instead of accelerator.backward(loss)",
-    "torch.amp.grad_scaler": "the GradScaler hands over what it is given, so write scaler.step(optimizer, loss=loss) "
-    "with the unscaled loss, or watch it before backward with loss = optimizer.watch(loss, scaler)",
-}
-
 
 def refuse_without_loss(owner: str, groups: Groups, instead: str | None = None) -> None:
     """Raise RuntimeError if there is a gradient to follow; distributed checkpointing calls so with every lr at 0."""
     if _any_gradient(groups) and any(group["lr"] != 0 for group in groups):
         raise RuntimeError(f"{owner}.step() needs the loss: {instead or line_to_write()}.")
-
-
-def line_to_write() -> str:
-    """Return what to write where the loss is missing, for the loop that is on the call stack."""
-    modules = {str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_stack(None)}
-    for loop, line in LINES.items():
-        if any(module == loop or module.startswith(f"{loop}.") for module in modules):
-            return line
-    return THREE_WAYS

@@ -1,4 +1,4 @@
-"""What torch has around a step: hooks, a mark for its profiler, random states, and the buffers of modules.
+"""What torch has around a step: hooks, a mark for its profiler, random states, buffers of modules, and what FSDP2 gathers.
 
 Hooks and the mark are skipped while nothing uses them.
 """
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
+
+from .._backend.distributed import is_sharded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,3 +112,31 @@ def _modules_of(ids: frozenset[int]) -> list[torch.nn.Module]:
     found = [each for each in living if type(each) in kinds and "_parameters" in vars(each)]
     holders = [each for each in found if not ids.isdisjoint(map(id, each.parameters()))]
     return [*{id(module): module for holder in holders for module in holder.modules()}.values()]
+
+
+class Leaves:
+    """The tensors of the autograd graph that stand for parameters: FSDP2 gathers its shards into others."""
+
+    def __init__(self) -> None:
+        self._sharded: frozenset[int] = frozenset()
+        self._managed: list[weakref.ref[Any]] = []
+
+    def of(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Return what a backward pass accumulates into for the sake of these parameters."""
+        sharded = [p for p in params if is_sharded(p)]
+        if not sharded:
+            return [*params]
+        ids = frozenset(map(id, sharded))
+        if ids != self._sharded:
+            self._sharded, self._managed = ids, [*map(weakref.ref, _managed_by_fsdp(ids))]
+        gathered = [getattr(managed(), "_unsharded_param", None) for managed in self._managed]
+        plain = [p for p in params if not is_sharded(p)]
+        # other sharded parameters are in the graph themselves, all or none; each takes a while to ask
+        return [*plain, *(p for p in gathered if p is not None), *(sharded[:1] if not gathered else ())]
+
+
+def _managed_by_fsdp(ids: frozenset[int]) -> list[Any]:
+    """Return what FSDP2 keeps for each sharded parameter; nothing leads from the parameter to it."""
+    living = gc.get_objects()
+    kinds = {kind for kind in {*map(type, living)} if kind.__name__ == "FSDPParam"}
+    return [each for each in living if type(each) in kinds and id(getattr(each, "sharded_param", None)) in ids]
