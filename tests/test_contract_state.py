@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import polyak
-from catalogue import CLASSIC, METHODS, each_form, each_method
+from catalogue import CLASSIC, METHODS, each_buffered, each_form, each_method
 from observe import changed, give, plain, random_like, refused, snapshot
 
 
@@ -87,9 +87,12 @@ def test_a_wrong_value_in_a_state_is_refused(method):
             optimizer.load_state_dict(saved)
 
 
-@each_method
+@each_buffered
 def test_a_buffer_that_is_no_tensor_is_refused(method):
-    for name in (optimizer := method.build(fresh(), "nesterov")).buffers(optimizer.param_groups[0]):
+    optimizer = method.build(fresh(), "nesterov")
+    names = optimizer.buffers(optimizer.param_groups[0])
+    assert names
+    for name in names:
         saved = run(method.build(fresh(), "nesterov"), loss=1.0).state_dict()
         saved["state"][0][name] = None
         with refused(ValueError, method.name, "of shape NoneType"):
@@ -274,14 +277,20 @@ def test_a_damaged_state_is_refused_and_nothing_loaded(method, damage):
     assert changed(before, snapshot(optimizer)) == set()
 
 
-@each_method
+@each_buffered
 def test_a_buffer_that_a_state_lacks_starts_at_zero(method):
     optimizer = run(method.build(fresh(), method.momenta[-1]), loss=1.0)
-    for name in optimizer.buffers(optimizer.param_groups[0]):
-        saved = copy.deepcopy(optimizer.state_dict())
-        for buffers in saved["state"].values():
-            del buffers[name]
-        other = method.build(fresh(), method.momenta[-1])
-        other.load_state_dict(saved)
-        run(other, loss=1.0)
-        assert all(name in other.state[p] for p in other.param_groups[0]["params"])
+    names = optimizer.buffers(optimizer.param_groups[0])
+    assert names
+    for name in names:
+        ends = []
+        for zero in (True, False):
+            saved = copy.deepcopy(optimizer.state_dict())
+            for buffers in saved["state"].values():
+                buffers[name].zero_()
+                if not zero:
+                    del buffers[name]
+            other = method.build(fresh(), method.momenta[-1])
+            other.load_state_dict(saved)
+            ends.append(snapshot(run(other, loss=1.0)))
+        assert changed(*ends) == set()

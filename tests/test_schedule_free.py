@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import papers
 import polyak
 from catalogue import METHODS, each_backend
 from observe import SMALL_BALLS, changed, refused, snapshot
@@ -123,15 +122,6 @@ def test_a_parameter_without_a_gradient_is_the_same_in_both_modes_and_a_new_grou
     assert unused.tolist() == new.tolist() == [1.0, 1.0]
     optimizer.train()
     assert [group["train_mode"] for group in optimizer.param_groups] == [True, True]
-
-
-def test_nearly_without_z_the_gradient_is_taken_at_the_average_as_in_iam():
-    """With β = 1 schedule-free SPS is IAM with λ = t."""
-    problem = Problem.make()
-    params = problem.params()
-    x = problem.steps(polyak.ScheduleFreeSPS(params, momentum=1 - 1e-13, lr=0.5), params, 50)
-    iam = papers.iam(problem.start, problem.oracle, 50, η_max=0.5, β=None)
-    np.testing.assert_allclose(x, iam, rtol=1e-9)
 
 
 def test_other_methods_have_no_modes():

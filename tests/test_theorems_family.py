@@ -1,4 +1,4 @@
-"""The theorems of the methods beyond ALI-G and SPS, what SPS must not be trusted with, and losses that are not smooth.
+"""The theorems of the methods beyond ALI-G and SPS, and losses that are not smooth.
 
 All inequalities are path-wise, as in `test_theorems.py`, from which the problems come.
 """
@@ -249,53 +249,3 @@ def test_dec_sps_and_ada_sps_converge_without_interpolation_where_sps_stalls():
     assert late_ada < early / math.sqrt(800 / 100)
     (stalled,) = gaps(polyak.SPS, (800,), lr=0.5, c=1.0)
     assert max(late, late_ada) < stalled / 4
-
-
-# What must not converge
-
-
-def test_sps_with_the_batches_own_minima_bounces_between_them():
-    """x² + 2x + 5 and 2x² − 4x + 10 with c = ½ and exact f_i*: it bounces between −1 and 1, at 9 on average."""
-    losses = [lambda x: (x * x + 2 * x + 5).sum(), lambda x: (2 * x * x - 4 * x + 10).sum()]
-    x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-    optimizer, values = polyak.SPS([x], c=0.5, eps=0.0), []
-    for t in range(20):
-        descend(optimizer, x, losses[t % 2], lower_bound=(4.0, 8.0)[t % 2])
-        values.append(mean(losses, x.detach()).item())
-    assert np.mean(values) == pytest.approx(9.0)
-
-
-@pytest.mark.parametrize(("cap", "converges"), [(1.9, True), (2.1, False), (math.inf, False)])
-def test_a_bound_that_is_too_low_needs_a_cap_below_two_over_the_curvature(cap, converges):
-    """f = ½x² with the bound −c: the ratio grows without limit near 0, so that a cap alone lets it converge."""
-    x = torch.nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
-    optimizer = polyak.SPS([x], lr=cap, c=1.0, eps=0.0, lower_bound=-1.0)
-    for _ in range(200):
-        descend(optimizer, x, lambda x: x.square().sum() / 2)
-    assert (abs(x.item()) < 1e-3) is converges
-    root = math.sqrt(2 / 3)
-    x = torch.nn.Parameter(torch.tensor([root], dtype=torch.float64))
-    optimizer = polyak.SPS([x], c=1.0, eps=0.0, lower_bound=-1.0)
-    for _ in range(4):
-        descend(optimizer, x, lambda x: x.square().sum() / 2)
-    assert x.item() == pytest.approx(root)  # ±√(2c/3) is a cycle of two
-
-
-def test_alig_at_a_floor_of_the_loss_is_sgd():
-    """Random labels leave the loss near log 2 and the gradient small: with f* = 0 every step is capped."""
-    generator = torch.Generator().manual_seed(0)
-    A = torch.randn(64, 3, generator=generator, dtype=torch.float64)
-    labels = torch.randint(2, (64,), generator=generator).double()
-    points = []
-    for cls, options in ((polyak.ALIG, {}), (torch.optim.SGD, {})):
-        x = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
-        optimizer = cls([x], lr=0.5, **options)
-        for t in range(40):
-            batch = slice(16 * (t % 4), 16 * (t % 4) + 16)
-            optimizer.zero_grad()
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(A[batch] @ x, labels[batch])
-            loss.backward()
-            optimizer.step(**({"loss": loss} if cls is polyak.ALIG else {}))
-        points.append(x.detach())
-    torch.testing.assert_close(*points, rtol=1e-12, atol=1e-12)
-    assert loss > 0.5
