@@ -9,7 +9,7 @@ import pytest
 from lab.report.test_tables import store
 from lab.runs import call
 from polyak_lab.errors import LabError
-from polyak_lab.report import figures, table
+from polyak_lab.report import curves, figures, table
 from polyak_lab.report import page as report
 from polyak_lab.runs import stored
 
@@ -138,14 +138,23 @@ def test_tables_of_any_loss(kind, tmp_path):
     assert ("not finite" in loss) == (kind == "never finite")
 
 
-@pytest.mark.parametrize("lr", [0.0, "inf", "nan", 1e308, 5e-324, None, "fast"])
-def test_pictures_over_any_lr(lr, tmp_path):
+DRAWN_AT = {0.0: [], "inf": [], "nan": [], 1e308: [curves.LARGEST], 5e-324: [curves.SMALLEST], None: [], "fast": []}
+
+
+@pytest.mark.parametrize("lr", DRAWN_AT)
+def test_pictures_over_any_lr(lr, tmp_path, monkeypatch):
+    drawn, rendered = [], figures._rendered
+    monkeypatch.setattr(figures, "_rendered", lambda figure, suffix: drawn.append(figure) or rendered(figure, suffix))
     for number, value in enumerate((lr, 0.1, 1.0)):
         folder = tmp_path / "runs" / str(number)
         store(folder, f"SGD, lr {value}", "sgd", None, 0, 0.9, None, options={"lr": value})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures.write_sensitivity(tmp_path / "lr.png", table.groups(stored.find_runs([tmp_path / "runs"])))
+    (line,) = drawn[0].axes[0].lines
+    assert [*line.get_xdata()] == sorted([*DRAWN_AT[lr], 0.1, 1.0])
+    assert [*line.get_ydata()] == [90.0] * len(line.get_xdata())
+    assert (tmp_path / "lr.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_run_without_an_epoch_is_not_counted(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from lab.runs import execute, run
 from observe import SMALL_BALLS
 from polyak_lab.config import run as config
+from polyak_lab.data.augment import normalise
 from polyak_lab.errors import LabError
 from polyak_lab.recipes.resolve import resolve
 from polyak_lab.training import build
@@ -54,5 +55,16 @@ def test_held_out_samples_are_scored_every_epoch(tmp_path):
         config.Data("digits", holdout=300), *(vars(wanted)[k] for k in ("model", "optimizer", "training"))
     )
     records = execute(tmp_path, held).records
-    assert all(0 <= record["validation_accuracy"] <= 1 for record in records)
-    assert records[-1]["validation_accuracy"] > records[0]["validation_accuracy"] - 0.2
+    session = build.build_session(resolve(held))
+    model, data = session.model.eval(), session.dataset
+    model.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["model"])
+    scores = {}
+    for name in ("validation", "test"):
+        part = getattr(data, name)
+        with torch.no_grad():
+            outputs = model(normalise(part.inputs, data.mean, data.std))
+        scores[f"{name}_loss"] = torch.nn.functional.cross_entropy(outputs, part.targets).item()
+        scores[f"{name}_accuracy"] = (outputs.argmax(1) == part.targets).double().mean().item()
+    assert scores["validation_loss"] != pytest.approx(scores["test_loss"], rel=1e-2)
+    assert {name: records[-1][name] for name in scores} == pytest.approx(scores, rel=1e-5)
+    assert records[0]["validation_loss"] != records[1]["validation_loss"]
