@@ -10,11 +10,11 @@ import torch
 
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
-from .._backend.scalars import Scalar, bias_correction, maximum, minimum, number, where
-from .._backend.vector import AVERAGE, add_up, dots, sums_abs
+from .._backend.scalars import Scalar, bias_correction, maximum, number, where
+from .._backend.vector import AVERAGE, add_up, dots
 from .decision import NONE, Line, store
 from .parts import Group, Part, part_of
-from .state import check_training, is_better, latest, revised
+from .state import check_training
 
 if TYPE_CHECKING:
     from .optimizer import PolyakOptimizer
@@ -123,69 +123,6 @@ def any_time_distance(group: Group) -> Scalar:
     t = group["steps"].to(group["step_size"].dtype)
     distance: Scalar = (1.0 - group["momentum"]) * t / (t + 1)
     return distance
-
-
-def annealed_line(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
-    """Return the line of ScheduleFree+ along D⁻¹m from z, whose slope is an average of ‖g‖₁."""
-    k, like = averages["steps"], parts[0].group["step_size"]
-    (beta1, beta2), beta_p = parts[0].group["betas"], parts[0].group["norm_beta"]
-    averages["steps"] = k + 1
-    for part in parts:
-        group = part.group
-        check_training(group)
-        share = number(group["share"]) if part.numbers else group["share"]
-        part.beta, part.next_beta, part.mu = annealed(group, k - 1), annealed(group, k), 1.0 - share
-        part.preconditioner = Preconditioner(bias_correction(beta2, k + 1), group["eps"], k + 1)
-    ahead = along_momentum(parts, [part.next_beta * part.mu for part in parts])
-    average_all_(parts, beta1, beta2)
-    for part in parts:
-        part.u, part.divisor = part.buffers[AVERAGE], bias_correction(beta1, k + 1)
-        part.squared_decay = part.group["weight_decay"]
-    norm = math.sqrt(math.pi / 2) * add_up(sums_abs(parts, [part.g for part in parts]), like)
-    norm = averages["norm_average"] = beta_p * averages["norm_average"] + (1.0 - beta_p) * norm
-    return line._replace(value=line.value + ahead, slope=norm / bias_correction(beta_p, k + 1))
-
-
-def annealed(group: Group, k: Scalar) -> Any:
-    """Return the β of step k, counted from 0."""
-    first, last, steps = group["momentum"], group["final_momentum"], group["anneal_steps"]
-    progress = minimum(k / steps, 1.0) if steps else 0.0
-    return 1.0 - (1.0 - first) ** (1.0 - progress) * (1.0 - last) ** progress if steps else first
-
-
-def annealed_distance(group: Group) -> Scalar:
-    """Return the a of y = x + av after a step of ScheduleFree+."""
-    k = group["steps"].to(group["step_size"].dtype)
-    distance: Scalar = (1.0 - annealed(group, k - 1)) * (1.0 - group["share"])
-    return distance
-
-
-def weigh(group: Group, gamma: Scalar) -> None:
-    """Write the share c = w / Σw of this step, where w = kʳ(max γ)ᵖ; Σw is kept divided by the newest (max γ)ᵖ."""
-    k = group["steps"].to(group["step_size"].dtype)
-    largest = maximum(group["largest_step"], gamma)
-    fallen = where(largest > 0, group["largest_step"] / where(largest > 0, largest, 1.0), 1.0)
-    weight = where(k > group["averaging_warmup"], k ** group["r"], 0.0)
-    total = group["total_weight"] * fallen ** group["weight_lr_power"] + weight
-    group["share"] = where(total > 0, weight / where(total > 0, total, 1.0), 1.0)
-    group["largest_step"], group["total_weight"] = largest, total
-
-
-def above_targets(self: PolyakOptimizer, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
-    """Return the line above the mean target of the batch's samples; targets follow when a stage ends."""
-    group, (losses, indices) = parts[0].group, self._watched.samples
-    bound, targets = line.above(parts[0]).lower_bound, averages["targets"]
-    t = averages["steps"] = averages["steps"] + 1
-    losses, indices = losses.to(targets), indices.to(targets.device)  # the model may have been moved since
-    last, best = latest(averages["last_losses"], indices, losses - bound), averages["best_losses"]
-    steps = math.ceil(group["steps_per_epoch"])
-    epoch = t % steps == 0
-    if epoch is not False:
-        best = torch.where(is_better(last, best) & epoch, last, best)
-        stage = t % (steps * max(group["epochs"] // group["stages"], 1)) == 0
-        averages |= revised(targets, averages["target_steps"], best, stage)
-    averages["last_losses"], averages["best_losses"] = last, best
-    return line._replace(lower_bound=bound + targets[indices].mean())
 
 
 def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line:

@@ -20,7 +20,6 @@ from .._backend.scalars import LARGEST, Scalar, as_tensor
 from .._backend.vector import add_, add_up, assign_, cast, dots
 from .advice import line_to_write
 from .parts import Part, gather
-from .state import check_indices, read_indices
 from .torch_hooks import Leaves, Replay
 
 Groups = Sequence[Mapping[str, Any]]
@@ -172,34 +171,6 @@ def read_again(self: Any, parts: list[Part], lengths: Sequence[Scalar]) -> tuple
     return value, climb
 
 
-def read_losses(
-    self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
-) -> Tensor | float | None:
-    """Return the mean loss of samples; their losses and indices, those of all processes, are kept for the step."""
-    owner, groups, given = type(self).__name__, self.param_groups, read_loss(self, closure, loss)
-    if given is None:
-        refuse_without_loss(owner, groups, SAMPLES)
-        return None
-    like = groups[0]["step_size"] if groups else torch.zeros(())
-    losses = (given.detach().to_dense() if isinstance(given, Tensor) else as_scalar(given, like)).reshape(-1)
-    if losses.is_meta and not like.is_meta:
-        refuse_meta("loss")
-    found = read_indices(owner, indices, like.device)
-    if losses.is_complex():
-        check_single(losses)
-    if len(losses) != len(found) or not len(losses):
-        shape = tuple(given.shape) if isinstance(given, Tensor) else ()
-        raise ValueError(
-            f"{owner}: the loss needs one value for each of {len(found)} indices, but its shape is {shape}: {SAMPLES}."
-        )
-    check_indices(owner, found, len(groups[0]["targets"]) if groups else 1)
-    losses, found = cast(losses, like), found.long()
-    if self._sync_loss and dist.is_available() and dist.is_initialized():
-        losses, found = self._processes.gather(losses), self._processes.gather(found)
-    self._watched.samples = losses, found
-    return losses.mean()
-
-
 def _version(p: Tensor) -> int:
     """Return a number that grows when the gradient of a parameter is written."""
     return -1 if p.grad is None else p.grad._version
@@ -249,11 +220,6 @@ def check_single(number: Tensor, name: str = "loss") -> None:
 CLOSURE = (
     "write optimizer.step(closure) with a closure that calls zero_grad(), computes the loss, calls backward() on it "
     "and returns it"
-)
-
-SAMPLES = (
-    "write optimizer.step(loss=losses, indices=indices) with one loss for each sample, such as "
-    "cross_entropy(..., reduction='none'), and call backward() on their mean"
 )
 
 

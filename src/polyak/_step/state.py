@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .._backend.chunks import must_not_sync
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import TYPES, away_from_zero, is_number, said
 from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
@@ -251,49 +249,4 @@ def check_training(group: Group) -> None:
         raise RuntimeError(
             f"{group[METHOD]}.step() after eval(): the parameters hold the averaged iterate, so call optimizer.train() "
             "before the forward pass, and optimizer.eval() only to evaluate or to export the model."
-        )
-
-
-UNSEEN = math.inf  # the loss of a sample that was in no batch yet
-
-
-def latest(last: Tensor, indices: Tensor, losses: Tensor) -> Tensor:
-    """Return the last losses of all samples, given some new ones; of one sample, the mean."""
-    new = torch.stack([losses, torch.ones_like(losses)])
-    sums, counts = last.new_zeros(2, len(last)).index_add(1, indices, new)  # expanded zeros: Inductor adds both rows up
-    return torch.where(counts > 0, sums / counts, last)
-
-
-def is_better(last: Tensor, best: Tensor) -> Tensor:
-    """Return whether the losses are of more samples than the best ones, or of as many and smaller in the mean."""
-    seen, before = last < UNSEEN, best < UNSEEN
-    mean, lowest = (torch.where(losses < UNSEEN, losses / len(losses), 0.0).sum() for losses in (last, best))
-    return (seen.sum() > before.sum()) | ((seen.sum() == before.sum()) & (mean < lowest))
-
-
-def revised(targets: Tensor, steps: Tensor, best: Tensor, stage: Any) -> dict[str, Tensor]:
-    """Lower the targets that were reached by half of their last increase, and raise the others half way."""
-    reached = best <= targets
-    revise = torch.as_tensor(stage, device=best.device) & (best < UNSEEN)
-    found = torch.where(reached, steps, (best - targets).clamp(min=0.0) / 2)
-    moved = torch.where(reached, (targets - found / 2).clamp(min=0.0), (targets + best) / 2)
-    return {"targets": torch.where(revise, moved, targets), "target_steps": torch.where(revise, found, steps)}
-
-
-def read_indices(owner: str, indices: Any, device: torch.device) -> Tensor:
-    """Return indices as a vector, empty without any."""
-    try:
-        return torch.as_tensor([] if indices is None else indices, device=device).reshape(-1)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{owner}: indices are a tensor or a list of integers, but not {said(indices)}.") from error
-
-
-def check_indices(owner: str, indices: Tensor, samples: int) -> None:
-    """Raise unless the indices are those of samples; on a device they are not read."""
-    if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-        raise TypeError(f"{owner}: indices are integers, but {indices.dtype} was given.")
-    if not must_not_sync(indices.device) and not 0 <= int(indices.min()) <= int(indices.max()) < samples:
-        raise IndexError(
-            f"{owner}: the indices are from {int(indices.min())} to {int(indices.max())}, but samples={samples}: count "
-            "the samples of the data set from 0."
         )

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Unpack, final
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .._backend.scalars import Scalar
+from .._backend.chunks import must_not_sync
+from .._backend.scalars import Scalar, said
+from .._backend.vector import cast
 from .._step.decision import Line
-from .._step.lines import above_targets
-from .._step.loss import read_losses
+from .._step.loss import Indices, as_scalar, check_single, read_loss, refuse_meta, refuse_without_loss
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Fraction, Iterations, NonNegative, Steps
 from .._step.parts import Group, Part
-from .._step.state import UNSEEN
+
+UNSEEN = math.inf  # the loss of a sample that was in no batch yet
+SAMPLES = (
+    "write optimizer.step(loss=losses, indices=indices) with one loss for each sample, such as "
+    "cross_entropy(..., reduction='none'), and call backward() on their mean"
+)
 
 
 @final
@@ -86,7 +96,34 @@ class ALIGPlus(PolyakOptimizer):
 
     takes_numbers = True
     shared = ("samples", "steps_per_epoch", "epochs", "stages")
-    _read = read_losses
+
+    def _read(
+        self, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
+    ) -> Tensor | float | None:
+        """Return the mean loss of samples; their losses and indices, those of all processes, are kept for the step."""
+        owner, groups, given = type(self).__name__, self.param_groups, read_loss(self, closure, loss)
+        if given is None:
+            refuse_without_loss(owner, groups, SAMPLES)
+            return None
+        like = groups[0]["step_size"] if groups else torch.zeros(())
+        losses = (given.detach().to_dense() if isinstance(given, Tensor) else as_scalar(given, like)).reshape(-1)
+        if losses.is_meta and not like.is_meta:
+            refuse_meta("loss")
+        found = read_indices(owner, indices, like.device)
+        if losses.is_complex():
+            check_single(losses)
+        if len(losses) != len(found) or not len(losses):
+            shape = tuple(given.shape) if isinstance(given, Tensor) else ()
+            raise ValueError(
+                f"{owner}: the loss needs one value for each of {len(found)} indices, but its shape is {shape}: "
+                f"{SAMPLES}."
+            )
+        check_indices(owner, found, len(groups[0]["targets"]) if groups else 1)
+        losses, found = cast(losses, like), found.long()
+        if self._sync_loss and dist.is_available() and dist.is_initialized():
+            losses, found = self._processes.gather(losses), self._processes.gather(found)
+        self._watched.samples = losses, found
+        return losses.mean()
 
     def averages(self) -> dict[str, Any]:
         """The number of steps and, for every sample, A, Δ, its last loss and its loss in the best epoch."""
@@ -98,8 +135,62 @@ class ALIGPlus(PolyakOptimizer):
         """Return the line along the gradient, above the samples' mean target."""
         for part in parts:
             part.coupled_decay = part.group["weight_decay"]
-        return above_targets(self, line, parts, averages)
+        group, (losses, indices) = parts[0].group, self._watched.samples
+        bound, targets = line.above(parts[0]).lower_bound, averages["targets"]
+        t = averages["steps"] = averages["steps"] + 1
+        losses, indices = losses.to(targets), indices.to(targets.device)  # the model may have been moved since
+        last, best = latest(averages["last_losses"], indices, losses - bound), averages["best_losses"]
+        steps = math.ceil(group["steps_per_epoch"])
+        epoch = t % steps == 0
+        if epoch is not False:
+            best = torch.where(is_better(last, best) & epoch, last, best)
+            stage = t % (steps * max(group["epochs"] // group["stages"], 1)) == 0
+            averages |= revised(targets, averages["target_steps"], best, stage)
+        averages["last_losses"], averages["best_losses"] = last, best
+        return line._replace(lower_bound=bound + targets[indices].mean())
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = min{ (mean(ℓᵢ − Aᵢ))₊ / (‖∇f‖² + δ), η }."""
         return line.gap / (line.slope + group["eps"]), group["lr"]
+
+
+def latest(last: Tensor, indices: Tensor, losses: Tensor) -> Tensor:
+    """Return the last losses of all samples, given some new ones; of one sample, the mean."""
+    new = torch.stack([losses, torch.ones_like(losses)])
+    sums, counts = last.new_zeros(2, len(last)).index_add(1, indices, new)  # expanded zeros: Inductor adds both rows up
+    return torch.where(counts > 0, sums / counts, last)
+
+
+def is_better(last: Tensor, best: Tensor) -> Tensor:
+    """Return whether the losses are of more samples than the best ones, or of as many and smaller in the mean."""
+    seen, before = last < UNSEEN, best < UNSEEN
+    mean, lowest = (torch.where(losses < UNSEEN, losses / len(losses), 0.0).sum() for losses in (last, best))
+    return (seen.sum() > before.sum()) | ((seen.sum() == before.sum()) & (mean < lowest))
+
+
+def revised(targets: Tensor, steps: Tensor, best: Tensor, stage: Any) -> dict[str, Tensor]:
+    """Lower the targets that were reached by half of their last increase, and raise the others half way."""
+    reached = best <= targets
+    revise = torch.as_tensor(stage, device=best.device) & (best < UNSEEN)
+    found = torch.where(reached, steps, (best - targets).clamp(min=0.0) / 2)
+    moved = torch.where(reached, (targets - found / 2).clamp(min=0.0), (targets + best) / 2)
+    return {"targets": torch.where(revise, moved, targets), "target_steps": torch.where(revise, found, steps)}
+
+
+def read_indices(owner: str, indices: Any, device: torch.device) -> Tensor:
+    """Return indices as a vector, empty without any."""
+    try:
+        return torch.as_tensor([] if indices is None else indices, device=device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{owner}: indices are a tensor or a list of integers, but not {said(indices)}.") from error
+
+
+def check_indices(owner: str, indices: Tensor, samples: int) -> None:
+    """Raise unless the indices are those of samples; on a device they are not read."""
+    if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+        raise TypeError(f"{owner}: indices are integers, but {indices.dtype} was given.")
+    if not must_not_sync(indices.device) and not 0 <= int(indices.min()) <= int(indices.max()) < samples:
+        raise IndexError(
+            f"{owner}: the indices are from {int(indices.min())} to {int(indices.max())}, but samples={samples}: count "
+            "the samples of the data set from 0."
+        )

@@ -8,15 +8,16 @@ from typing import Any, Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
-from .._backend.moves import MOMENTUM, Form
-from .._backend.scalars import Scalar, where
-from .._backend.vector import AVERAGE, SQUARES
+from .._backend.general import average_all_
+from .._backend.moves import MOMENTUM, Form, Preconditioner
+from .._backend.scalars import Scalar, bias_correction, maximum, minimum, number, where
+from .._backend.vector import AVERAGE, SQUARES, add_up, sums_abs
 from .._step.decision import Line
-from .._step.lines import annealed_distance, annealed_line, weigh
+from .._step.lines import along_momentum
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Betas, Cap, CommonAndBuffers, Count, Finite, Fraction, NonNegative
 from .._step.parts import Group, Part
-from .._step.state import evaluate, train
+from .._step.state import check_training, evaluate, train
 
 
 @final
@@ -97,7 +98,7 @@ class ScheduleFreePlus(PolyakOptimizer):
     takes_numbers = True
     shared = ("betas", "norm_beta")
     momentum_form = Form.SCHEDULE_FREE
-    train, eval, distance = train, evaluate, staticmethod(annealed_distance)
+    train, eval = train, evaluate
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the buffer that gives x and z, of m and of v."""
@@ -111,9 +112,32 @@ class ScheduleFreePlus(PolyakOptimizer):
         """The largest γ, Σw divided by its power p, and c."""
         return {"largest_step": group["eps"], "total_weight": 0.0, "share": 1.0}
 
+    @staticmethod
+    def distance(group: Group) -> Scalar:
+        """Return the a of y = x + av after a step."""
+        k = group["steps"].to(group["step_size"].dtype)
+        distance: Scalar = (1.0 - annealed(group, k - 1)) * (1.0 - group["share"])
+        return distance
+
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along D⁻¹m, with the loss as it would be at z, and n as its slope."""
-        return annealed_line(line, parts, averages)
+        k, like = averages["steps"], parts[0].group["step_size"]
+        (beta1, beta2), beta_p = parts[0].group["betas"], parts[0].group["norm_beta"]
+        averages["steps"] = k + 1
+        for part in parts:
+            group = part.group
+            check_training(group)
+            share = number(group["share"]) if part.numbers else group["share"]
+            part.beta, part.next_beta, part.mu = annealed(group, k - 1), annealed(group, k), 1.0 - share
+            part.preconditioner = Preconditioner(bias_correction(beta2, k + 1), group["eps"], k + 1)
+        ahead = along_momentum(parts, [part.next_beta * part.mu for part in parts])
+        average_all_(parts, beta1, beta2)
+        for part in parts:
+            part.u, part.divisor = part.buffers[AVERAGE], bias_correction(beta1, k + 1)
+            part.squared_decay = part.group["weight_decay"]
+        norm = math.sqrt(math.pi / 2) * add_up(sums_abs(parts, [part.g for part in parts]), like)
+        norm = averages["norm_average"] = beta_p * averages["norm_average"] + (1.0 - beta_p) * norm
+        return line._replace(value=line.value + ahead, slope=norm / bias_correction(beta_p, k + 1))
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
         """γ = lr (f − f* + β⟨∇f, z − x⟩)₊ / n."""
@@ -121,3 +145,21 @@ class ScheduleFreePlus(PolyakOptimizer):
         gamma = where(positive, group["lr"] * (line.gap / where(positive, line.slope, 1.0)), 0.0)
         weigh(group, gamma)
         return gamma, where(group["lr"] > 0, math.inf, 0.0)  # no cap, but 0 is meant
+
+
+def annealed(group: Group, k: Scalar) -> Any:
+    """Return the β of step k, counted from 0."""
+    first, last, steps = group["momentum"], group["final_momentum"], group["anneal_steps"]
+    progress = minimum(k / steps, 1.0) if steps else 0.0
+    return 1.0 - (1.0 - first) ** (1.0 - progress) * (1.0 - last) ** progress if steps else first
+
+
+def weigh(group: Group, gamma: Scalar) -> None:
+    """Write the share c = w / Σw of this step, where w = kʳ(max γ)ᵖ; Σw is kept divided by the newest (max γ)ᵖ."""
+    k = group["steps"].to(group["step_size"].dtype)
+    largest = maximum(group["largest_step"], gamma)
+    fallen = where(largest > 0, group["largest_step"] / where(largest > 0, largest, 1.0), 1.0)
+    weight = where(k > group["averaging_warmup"], k ** group["r"], 0.0)
+    total = group["total_weight"] * fallen ** group["weight_lr_power"] + weight
+    group["share"] = where(total > 0, weight / where(total > 0, total, 1.0), 1.0)
+    group["largest_step"], group["total_weight"] = largest, total
