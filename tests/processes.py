@@ -23,6 +23,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import polyak
 import polyak._step.optimizer as optimizer_module
+import sharing
 from catalogue import METHODS
 from messages import MESSAGES, SHAPES, sent
 from problem import Problem, flat
@@ -366,6 +367,7 @@ def main(rank: int, folder: Path) -> None:
         found[f"join {context}"] = joined(context)
     found["groups of one"] = two_groups_of_one()
     found["overlap"] = what_overlaps()
+    found["shared"] = sharing.checks(rank, mesh)
     found["messages"] = {f"{name} {form}": sent(name, form, mesh) for name, form in MESSAGES}
     ball = polyak.L2Ball(1.0)
     found["with a ball"] = {f"{name} {form}": sent(name, form, mesh, ball) for name, form in MESSAGES}

@@ -15,6 +15,8 @@ from filelock import FileLock
 
 import polyak
 import processes
+import sharing
+from catalogue import METHODS
 from messages import MESSAGES
 from observe import SMALL_BALLS
 
@@ -153,3 +155,43 @@ def test_constraints_on_coordinates_and_replicas_are_allowed_where_the_norm_is_g
 def test_each_of_several_optimizers_sees_what_reaches_its_parameters(seen, kind, order, accumulate):
     for found in seen:
         assert found[f"several {(kind, order, accumulate)}"] <= 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_the_mean_is_taken_of_a_bound_as_of_the_loss(seen, kind, method):
+    first, second = (found["shared"][f"{kind} {method.name}"] for found in seen)
+    assert first == second
+    np.testing.assert_allclose(first, sharing.alone(method), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_bound_on_some_processes_alone_is_refused_on_all(seen, step):
+    for found in seen:
+        sentence, moved = found["shared"][f"bound on one, step {step}"]
+        assert sentence.startswith("ALIG: some processes give lower_bound to step() and others do not")
+        assert sentence.endswith("give it on all of them or on none.")
+        assert moved == step
+
+
+@pytest.mark.parametrize("kind", sharing.RADII)
+def test_a_relative_ball_has_one_radius_on_all_processes(seen, kind):
+    """DDP sends the weights of rank 0 to all, so the radius is a multiple of their norm."""
+    for found in seen:
+        radius, norm, kept = found["shared"][f"ball {kind}"]
+        assert kept == pytest.approx(1.5 * norm, rel=1e-12)
+        assert radius == (3.0 if kind == "replaced" else kept)
+
+
+def test_batches_of_unequal_size_are_refused_on_all_processes(seen):
+    for found in seen:
+        first, second, third, steps = found["shared"]["unequal batches"]
+        assert (first, third, steps) == ("no error", "no error", 2)
+        assert second.startswith("ALIGPlus: the processes have batches of [2, 3] samples")
+        assert second.endswith("DataLoader(..., drop_last=True), or pad it.")
+
+
+def test_a_process_without_parameters_shares_a_loss_in_float64(seen):
+    first, second = (found["shared"]["without parameters"] for found in seen)
+    assert first[0] == pytest.approx(second[0], rel=1e-6) == pytest.approx(0.2, rel=1e-6)
+    assert first[1:] == pytest.approx([0.9, 0.9], rel=1e-5)

@@ -193,7 +193,7 @@ def test_what_a_capture_has_sent_is_sent_again_by_the_next_step(interpreted, mon
     table = optimizer._kept[0].fields[0]["table"]
     assert not table.on_device.captured
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "_is_capturing", lambda device: True)
+        patch.setattr(cuda, "is_capturing", lambda device: True)
         run(optimizer, 1)
         assert table.on_device.captured
     run(optimizer, 1)

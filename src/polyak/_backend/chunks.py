@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distributed import PLAIN
+from .distributed import PLAIN, Layout, is_sharded
 
 Vector = list[Tensor]
 Row = tuple[Tensor, ...]
@@ -92,6 +92,21 @@ def by_type(vectors: Sequence[Vector]) -> list[tuple[Vector, ...]]:
     for row in zip(*vectors, strict=True):
         found.setdefault(tuple([(tensor.device, tensor.dtype) for tensor in row]), []).append(row)
     return [*map(columns, found.values())]
+
+
+def by_layout(owners: Sequence[Tensor], rows: Iterable[Any]) -> dict[Layout, list[Any]]:
+    """Sort rows by how their owners are spread."""
+    kinds: dict[Layout, list[Any]] = {}
+    for owner, row in zip(owners, rows, strict=True):
+        kinds.setdefault(_layout(owner), []).append(row)
+    return kinds
+
+
+def _layout(tensor: Tensor) -> Layout:
+    if not is_sharded(tensor):
+        return None
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    return mesh, tuple(dim for dim, placement in enumerate(placements) if not placement.is_replicate())
 
 
 def flat_views(row: Row) -> Row | None:

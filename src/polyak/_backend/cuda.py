@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 
 from . import cuda_kernels as kernels
 from .chunks import Packed, Vector, pack
+from .distributed import is_capturing
 from .general import as_general
 from .moves import MOMENTUM, NO_DECAY, Form, Vectors
 from .scalars import Scalar, as_tensor, largest_but_float16
@@ -119,7 +120,7 @@ _usable: dict[torch.device, bool] = {}
 def is_usable(device: torch.device) -> bool:
     """Return whether Triton compiles kernels here, for which it needs a C compiler and the headers of Python."""
     if device not in _usable:
-        if _is_capturing(device):
+        if is_capturing(device):
             return False
         (x,) = pack([[torch.ones(1, device=device)]], CudaKernels.TYPES)
         try:
@@ -179,7 +180,7 @@ _captured: list[tuple[Tensor, ...]] = []  # what a graph reads again at every re
 def _on_device(x: Packed) -> _OnDevice:
     """Return the table of a vector on the vector's device."""
     table, device, length = x.table, x[0].device, len(x.table.sizes)
-    capturing = _is_capturing(device)
+    capturing = is_capturing(device)
     if table.on_device is None:
         numbers = table.numbers.tolist()
         rows = [tuple(numbers[i : i + length]) for i in range(0, len(numbers), length)]
@@ -195,7 +196,7 @@ def _with_row(on_device: _OnDevice, column: int, row: tuple[int, ...]) -> _OnDev
     """Return a table with other addresses in a column."""
     rows, alignments, device = [*on_device.rows], [*on_device.alignments], on_device.owner.device
     rows[column], alignments[column - 1] = _upload(row, device), _is_aligned(row)
-    return on_device._replace(rows=rows, alignments=alignments, captured=_is_capturing(device))
+    return on_device._replace(rows=rows, alignments=alignments, captured=is_capturing(device))
 
 
 def _is_aligned(row: tuple[int, ...]) -> bool:
@@ -226,7 +227,7 @@ def _upload(row: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _keep(known: dict[tuple[tuple[int, ...], torch.device], Any], key: tuple[Any, torch.device], value: Any) -> None:
     """Keep what is on a device for later steps, unless a graph has yet to send it there."""
-    if not _is_capturing(key[1]):
+    if not is_capturing(key[1]):
         known[key] = value
         if len(known) > KEPT:
             del known[next(iter(known))]
@@ -236,7 +237,7 @@ def _send(numbers: Tensor, device: torch.device, reserved: int) -> Tensor:
     """Copy from pinned memory, without waiting; a graph reads it at every replay, from a reserve for some copies."""
     if device.type == "cpu":
         return numbers
-    if not _is_capturing(device):
+    if not is_capturing(device):
         _pinned.provide(reserved * len(numbers))
         return numbers.pin_memory().to(device, non_blocking=True)
     host = _pinned.take(len(numbers)).copy_(numbers)
@@ -267,10 +268,6 @@ class _Pinned:
 
 
 _pinned = _Pinned()
-
-
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:

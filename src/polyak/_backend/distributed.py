@@ -7,9 +7,10 @@ model have to cross processes, and they do so here. Replicated data is counted o
 from __future__ import annotations
 
 import gc
+import math
 import traceback
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +23,19 @@ Layout = tuple[Any, tuple[int, ...]] | None  # a device mesh and the mesh dimens
 Groups = Sequence[dict[str, Any]]
 DRIFT = 1e-4  # how much the parameters of replicas may differ, relatively
 PLAIN = frozenset({Tensor, Parameter})
+RADIUS = "l2_ball_radius"  # the key of a group whose ball was relative: a state_dict holds the radius
+is_initialized: Callable[[], bool] = getattr(dist, "is_initialized", bool)  # which a torch without processes lacks
 
 
 def send(tensor: Tensor, like: Tensor) -> Tensor:
     """Return the tensor on another's device; the host waits only if the data comes to the host."""
     device = like.device
     return tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Return whether a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -78,14 +86,6 @@ def piece_of(whole: Tensor, owner: Tensor) -> Tensor:
     return distribute_tensor(send(whole, owner), mesh, placements, src_data_rank=None).to_local()
 
 
-def by_layout(owners: Sequence[Tensor], rows: Iterable[Any]) -> dict[Layout, list[Any]]:
-    """Sort rows by how their owners are spread."""
-    kinds: dict[Layout, list[Any]] = {}
-    for owner, row in zip(owners, rows, strict=True):
-        kinds.setdefault(_layout(owner), []).append(row)
-    return kinds
-
-
 def total(part: Tensor, layout: Layout) -> Tensor:
     """Add up the parts of a sum that the processes of a layout hold."""
     if layout is None:
@@ -114,6 +114,18 @@ def arrived(mean: Tensor) -> Tensor:
     return plain
 
 
+def _message(loss: Tensor, bound: Any) -> Tensor:
+    """Return a loss and the bound of a call, if it has one, as a message that is alike on all processes.
+
+    Its third number becomes NaN in the sum if some of them give a bound and others do not. The type is not that of the
+    loss, which follows the parameters of one process.
+    """
+    given = isinstance(bound, Tensor)
+    dtype = torch.float64 if loss.device.type in ("cpu", "cuda") else loss.dtype  # others may not have it
+    mark = torch.full((), math.inf if given else -math.inf, dtype=dtype, device=loss.device)
+    return torch.stack([loss, bound if given else loss, mark])
+
+
 class Processes:
     """The data-parallel processes of an optimizer: the mean of their losses, while their parameters are replicas."""
 
@@ -123,35 +135,57 @@ class Processes:
         self._owner, self.group = owner, group
         self._steps = [0, 0]  # without and with the norm of the whole gradient
         self._joinables: list[weakref.ref[Any]] | None = None
-        self._is_shard = dist.is_available() and dist.is_initialized() and is_shard_of_zero()
+        self._is_shard = is_initialized() and is_shard_of_zero()
 
-    def mean(self, value: Tensor, groups: Groups, constraint: Any, grad_sq_norm: Any) -> Tensor:
-        """Return the mean loss; processes that are given the norm of the whole gradient may hold other parameters."""
+    def mean(self, optimizer: Any, loss: Tensor, bound: Any, grad_sq_norm: Any) -> Tensor | None:
+        """Send the loss and the bound of a call; `receive` takes their means. None if there is only one process.
+
+        Processes that are given the norm of the whole gradient may hold other parameters.
+        """
         if dist.get_world_size(self.group) == 1:
-            return value
+            return None
         if not torch.compiler.is_compiling():
+            groups, given = optimizer.param_groups, grad_sq_norm is not None
             self._refuse_join(groups)
-            given = grad_sq_norm is not None
             if self._is_shard and not given:
                 raise RuntimeError(f"{self._owner}: {DIFFERENT}")
             step = self._steps[given] + 1
-            if step in self.CHECKED and not _is_capturing():
-                constraints = (constraint, *(group.get("constraint") for group in groups)) if given else None
-                check_replicas(self._owner, groups, self.group, step == 1, constraints)
+            if step in self.CHECKED and not is_capturing(loss.device):
+                constraints = (optimizer._constraint, *(group.get("constraint") for group in groups)) if given else None
+                radii = check_replicas(self._owner, groups, self.group, step == 1, constraints)
+                optimizer._take_radii(radii)
             self._steps[given] = step
-        return self.average(value)
+        return self.average(_message(loss, bound))
+
+    def receive(self, message: Tensor, like: Tensor, bound: Any) -> tuple[Tensor, Any]:
+        """Return the mean loss, and the mean bound if this call has one; the device waits for them here."""
+        numbers = arrived(message).to(like.dtype)
+        loss, mean_bound, mark = numbers[0], numbers[1], numbers[2]
+        if not mark.is_cpu or torch.compiler.is_compiling():
+            loss = loss + mark.clamp(0.0, 0.0)  # NaN where the processes disagree, so that none of them moves
+        elif math.isnan(mark.item()):
+            raise RuntimeError(f"{self._owner}: {BOUNDS}")
+        return loss, mean_bound if isinstance(bound, Tensor) else bound
 
     def average(self, value: Tensor) -> Tensor:
         """Return the mean of a number, without looking at the parameters."""
         return value if dist.get_world_size(self.group) == 1 else mean(value, self.group)
 
-    def gather(self, values: Tensor) -> Tensor:
-        """Return the values of all processes, of which each has equally many."""
+    def gather(self, *vectors: Tensor) -> list[Tensor]:
+        """Return the vectors of all processes, each of which has one of the same length."""
         from torch.distributed import _functional_collectives as collectives
 
         if dist.get_world_size(self.group) == 1:
-            return values
-        return collectives.all_gather_tensor(values, 0, dist.group.WORLD if self.group is None else self.group)  # type: ignore[arg-type]
+            return [*vectors]
+        gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor  # before torch 2.13
+        group: Any = dist.group.WORLD if self.group is None else self.group
+        device = vectors[0].device
+        checked = device.type == "cpu" or sum(self._steps) + 1 in self.CHECKED  # a device would be waited for
+        if checked and not (torch.compiler.is_compiling() or is_capturing(device)):
+            lengths = gather(torch.tensor([len(vectors[0])], device=device), 0, group).tolist()
+            if len({*lengths}) > 1:
+                raise ValueError(f"{self._owner}: the processes have batches of {lengths} samples, {UNEQUAL}")
+        return [gather(vector, 0, group) for vector in vectors]
 
     def compare_again(self) -> None:
         """Compare the parameters before the next step."""
@@ -170,22 +204,24 @@ class Processes:
 
 def check_replicas(
     owner: str, groups: Groups, process_group: dist.ProcessGroup | None, first: bool, constraints: Iterable[Any] | None
-) -> None:
+) -> list[Any]:
     """Raise RuntimeError unless all processes hold the same parameter groups, with nearly the same numbers in them.
 
     Processes that are given the norm, and so give their `constraints`, may hold different parameters unless one of
-    the constraints needs them all.
+    the constraints needs them all. Return the radius of each group on rank 0, whose parameters DDP sends to all.
     """
     mine = [[_described(p, with_sum=not first) for p in group["params"]] for group in groups]
     names = [type(each).__name__ for each in constraints or () if needs_whole(each)]
+    radii = [group.get(RADIUS) for group in groups]
     everyone: list[Any] = [None] * dist.get_world_size(process_group)
-    dist.all_gather_object(everyone, (mine, names), group=process_group)
-    held, named = [params for params, _ in everyone], [name for _, names in everyone for name in names]
+    dist.all_gather_object(everyone, (mine, names, radii), group=process_group)
+    held, named = [each[0] for each in everyone], [name for each in everyone for name in each[1]]
     differ = any(repr(other) != repr(mine) if first else _have_drifted(other, held[0]) for other in held)
     if differ and constraints is None:
         raise RuntimeError(f"{owner}: {DIFFERENT if first else DRIFTED}")
     if differ and named:
         raise RuntimeError(f"{owner}: {named[0]} {PIECES}")
+    return radii if differ else everyone[0][2]
 
 
 DIFFERENT = (
@@ -197,6 +233,11 @@ DRIFTED = (
     "the replicas have drifted apart, so the mean of their losses belongs to none of them: average the gradients with "
     "DDP or FSDP, or write sync_loss=False if every process trains a model of its own."
 )
+BOUNDS = (
+    "some processes give lower_bound to step() and others do not, so the means of loss and bound are of different "
+    "batches: give it on all of them or on none."
+)
+UNEQUAL = "but all of them need equally many: drop the last batch with DataLoader(..., drop_last=True), or pad it."
 PIECES = (
     "holds for all parameters together, but each process holds a part of them and would project it by itself: take a "
     "constraint on single coordinates such as polyak.Box, or shard the model with FSDP2."
@@ -256,14 +297,3 @@ def _parameters_of(joinable: Any) -> Iterable[Tensor]:
     if isinstance(joinable, torch.nn.Module):
         return joinable.parameters()
     return (p for group in getattr(joinable, "param_groups", ()) for p in group["params"])
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _layout(tensor: Tensor) -> Layout:
-    if not is_sharded(tensor):
-        return None
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    return mesh, tuple(dim for dim, placement in enumerate(placements) if not placement.is_replicate())

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .chunks import Vector, chunks, must_not_sync, types
-from .distributed import PLAIN, any_sharded, by_layout, local, send, total
+from .chunks import Vector, by_layout, chunks, must_not_sync, types
+from .distributed import PLAIN, any_sharded, local, send, total
 from .moves import absolutes_of_piece, add_by_sgd_, dot_of_piece, squares_of_piece
 from .scalars import Scalar, as_tensor, number, where
 

@@ -8,13 +8,12 @@ from numbers import Rational, Real
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.compiler import is_compiling
 
 from .._backend.chunks import INTERPRETED
-from .._backend.distributed import arrived
+from .._backend.distributed import arrived, is_initialized
 from .._backend.moves import Form
 from .._backend.scalars import LARGEST, Scalar, as_tensor
 from .._backend.vector import add_, add_up, assign_, cast, dots
@@ -166,7 +165,7 @@ def read_again(self: Any, parts: list[Part], lengths: Sequence[Scalar]) -> tuple
             assign_(part.x, point)
     for i, part in enumerate(parts):
         parts[i] = gather(part.group, self.state, self.buffers(part.group), part.form)
-    if self._sync_loss and dist.is_available() and dist.is_initialized():
+    if self._sync_loss and is_initialized():
         value = arrived(self._processes.average(value))
     return value, climb
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .._backend.distributed import Processes, arrived
+from .._backend.distributed import Processes, is_initialized
 from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from ..constraints import Constraint
@@ -24,7 +23,7 @@ from .lines import learn, measure
 from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
-from .projection import keep_constraints, project, start_inside
+from .projection import keep_constraints, project, start_inside, take_radii
 from .signature import check_options, check_together, complete, documented, options_of
 from .torch_hooks import hook_step
 
@@ -136,7 +135,8 @@ class PolyakOptimizer(Optimizer):
         Args:
             closure: a callable that returns the loss, with or without computing the gradients.
             loss: the loss, unscaled, with one element, exactly the value whose gradient was computed.
-            lower_bound: a bound on this call's loss from below, instead of each group's own.
+            lower_bound: a bound on this call's loss from below, instead of each group's own; the mean over the
+                processes is taken of it as of the loss.
             grad_sq_norm: ‖g‖² of the whole gradient, of which this optimizer holds a part (ZeroRedundancyOptimizer …).
             indices: the numbers of the samples in the data set, for ALIGPlus alone, whose loss has one value for each.
 
@@ -156,14 +156,14 @@ class PolyakOptimizer(Optimizer):
             return None
         scalar = groups[0]["step_size"] if groups else torch.zeros(())
         value = as_scalar(given, scalar)
-        shared = self._sync_loss and dist.is_available() and dist.is_initialized()
-        if shared:
-            value = self._processes.mean(value, groups, self._constraint, grad_sq_norm)
+        bound = NONE if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
+        mean = self._processes.mean(self, value, bound, grad_sq_norm) if self._sync_loss and is_initialized() else None
         if not parts:
-            return arrived(value)
+            return value if mean is None else self._processes.receive(mean, scalar, bound)[0]
         norm = sum_squares(parts, scalar, self.needs_norm) if grad_sq_norm is None else as_norm(grad_sq_norm, scalar)
-        self._last[:] = [value := arrived(value) if shared else value]  # in place: Dynamo of 2.11 sets no attribute
-        line = Line(value, norm, NONE if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound"))
+        if mean is not None:
+            value, bound = self._processes.receive(mean, scalar, bound)
+        line, self._last[:] = Line(value, norm, bound), [value]  # in place: Dynamo of 2.11 sets no attribute
         self._move(measure(self, line, parts, groups, grad_sq_norm) if self._has_own_line else line, parts)
         if not torch.compiler.is_compiling() and is_unusual(self._advice, groups, parts, self._last):
             self._advice.after(self, parts, closure, grad_sq_norm)
@@ -229,6 +229,7 @@ class PolyakOptimizer(Optimizer):
 
     _init_group = _state.init_group  # torch.compile runs a method of this name eagerly
     _check_options = check_options
+    _take_radii = take_radii
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its options are checked, its constraint holds at once, and a refused group leaves no trace.

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from .._backend.distributed import send
+from .._backend.distributed import RADIUS, send
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import number
 from .._backend.vector import add_, add_up, assign_, squares_together
 from ..constraints.balls import L2Ball
 from .advice import Advice
 from .parts import Group, Part, whole
-from .state import RADIUS
 
 if TYPE_CHECKING:
     from ..constraints import Constraint
@@ -166,5 +165,20 @@ def keep_constraints(optimizer: dict[str, Any], loaded: dict[str, Any]) -> None:
             continue
         new[RADIUS] = group[RADIUS] if radius is None else radius
         place, name = (new, "constraint") if "constraint" in group else (loaded, "_constraint")
-        if (group if place is new else optimizer)[name] == L2Ball(group[RADIUS]):  # nobody has replaced it since
-            place[name] = L2Ball(new[RADIUS])
+        place[name] = _resized((group if place is new else optimizer)[name], group[RADIUS], new[RADIUS])
+
+
+def take_radii(self: Any, radii: Sequence[float | None]) -> None:
+    """Give the balls that were relative these radii, one for each group."""
+    for group, radius in zip(self.param_groups, radii, strict=True):
+        if RADIUS in group and radius is not None:
+            before, group[RADIUS] = group[RADIUS], radius
+            if "constraint" in group:
+                group["constraint"] = _resized(group["constraint"], before, radius)
+            else:
+                self._constraint = _resized(self._constraint, before, radius)
+
+
+def _resized(constraint: Constraint | None, before: float, radius: float) -> Constraint | None:
+    """Return the ball that had one radius with another; a constraint that has replaced it stays."""
+    return L2Ball(radius) if constraint == L2Ball(before) else constraint

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from .._backend.distributed import RADIUS
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import TYPES, away_from_zero, is_number, said
 from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
@@ -17,7 +18,6 @@ from .options import check
 from .parts import Group
 
 METHOD = "polyak_method"  # the key of a group that names its method
-RADIUS = "l2_ball_radius"  # the key of a group whose ball was relative: a state_dict holds the radius
 POLYAK = frozenset({METHOD, "step_size", "skipped_steps", "lower_bound"})  # every state has one of them
 EARLIEST = {  # states of 0.1.0 name no method, but these options tell
     "adjusted_momentum": "ALIG",

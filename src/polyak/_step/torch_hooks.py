@@ -1,4 +1,4 @@
-"""What torch has around a step: hooks, a mark for its profiler, random states, buffers of modules, and what FSDP2 gathers.
+"""What torch has around a step: hooks, a mark for its profiler, random states, modules' buffers, what FSDP2 gathers.
 
 Hooks and the mark are skipped while nothing uses them.
 """

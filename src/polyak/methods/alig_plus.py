@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, Unpack, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .._backend.chunks import must_not_sync
+from .._backend.distributed import is_initialized
 from .._backend.scalars import Scalar, said
 from .._backend.vector import cast
 from .._step.decision import Line
@@ -120,8 +120,8 @@ class ALIGPlus(PolyakOptimizer):
             )
         check_indices(owner, found, len(groups[0]["targets"]) if groups else 1)
         losses, found = cast(losses, like), found.long()
-        if self._sync_loss and dist.is_available() and dist.is_initialized():
-            losses, found = self._processes.gather(losses), self._processes.gather(found)
+        if self._sync_loss and is_initialized():
+            losses, found = self._processes.gather(losses, found)
         self._watched.samples = losses, found
         return losses.mean()
 
