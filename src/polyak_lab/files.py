@@ -4,7 +4,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -78,6 +78,25 @@ def is_standard_stream(path: Path) -> bool:
     with suppress(OSError):
         return _standard_stream(_status(path)) is not None
     return False
+
+
+def is_device(path: Path) -> bool:
+    """Return whether a path is no file on a disk: a pipe, a device, or a descriptor such as /dev/fd/3."""
+    with suppress(OSError):
+        status = _status(path)
+        return status is not None and not _is_replaceable(path, status)
+    return False
+
+
+def check_suffix(flag: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse to replace a file of another kind, such as a checkpoint; symbolic links are followed.
+
+    Raises:
+        LabError: The name of the file has another suffix.
+    """
+    for name in (path, Path(os.path.realpath(path))):
+        if name.suffix.lower() not in suffixes:
+            raise LabError(f"{flag} is {name}, but must be a file that ends in {' or '.join(suffixes)}.")
 
 
 @contextmanager

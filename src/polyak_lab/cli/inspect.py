@@ -9,12 +9,15 @@ from rich.table import Table
 
 from polyak_lab.console import cell, say, show, warn
 from polyak_lab.errors import LabError
+from polyak_lab.files import check_suffix, is_device, is_standard_stream
 from polyak_lab.recipes.recipe import find_named
 from polyak_lab.report import export, table
 from polyak_lab.report.table import Group
 from polyak_lab.runs import stored
 from polyak_lab.runs.stored import StoredRun
 
+PAGES = (".html", ".htm")
+PICTURES = (".png", ".svg")
 TableFormat = Literal["terminal"] | export.TextFormat
 
 
@@ -51,12 +54,33 @@ def write_page(path: Path, rows: Sequence[Group], runs: Sequence[Path], problems
 
 
 def write_figures(rows: Sequence[Group], *, plot_lr: Path | None, plot_loss: Path | None) -> None:
-    """Write the figures that a path is given for."""
+    """Write the figures that a path is given for; what one of them lacks does not keep the other back."""
     from polyak_lab.report import figures
 
+    problems: list[LabError] = []
     for path, write in ((plot_lr, figures.write_sensitivity), (plot_loss, figures.write_losses)):
+        try:
+            if path is not None:
+                write(path, rows)
+        except LabError as error:
+            problems.append(error)
+    if problems:
+        raise LabError(" ".join(map(str, problems)))
+
+
+def check_page(flag: str, path: Path | None) -> None:
+    """Refuse to write a page over a file that is none; streams and devices can be any."""
+    if path is not None and not is_standard_stream(path) and not is_device(path):
+        check_suffix(flag, path, PAGES)
+
+
+def check_figures(*, plot_lr: Path | None, plot_loss: Path | None) -> None:
+    """Refuse files that are no pictures, and one file for two."""
+    for flag, path in (("--plot-lr", plot_lr), ("--plot-loss", plot_loss)):
         if path is not None:
-            write(path, rows)
+            check_suffix(flag, path, PICTURES)
+    if plot_lr is not None and plot_lr == plot_loss:
+        raise LabError(f"--plot-lr and --plot-loss are both {plot_lr}: write the second picture to another file.")
 
 
 def print_data(console: Console) -> None:

@@ -90,7 +90,7 @@ class SweepRecipe:
     recipe: tyro.conf.Positional[Path]
     """A TOML file with a [sweep]."""
     out: Path | None = None
-    """Where the study and its trials go. Default: runs/ and the recipe's name."""
+    """Where the study and its trials go. Default: runs/ and the recipe's name, and -sweep."""
     ray: str | None = None
     """Try the trials on a Ray cluster: auto, or HOST:PORT of its head. Default: here, one after the other."""
 
@@ -119,7 +119,7 @@ class Table:
     against: str | None = None
     """Also print the difference of every row to this one, seed by seed, with its 95 % confidence interval."""
     report: Path | None = None
-    """Also write the page of `polyak report` to this file."""
+    """Also write the page of `polyak report` to this HTML file."""
     plot_lr: Path | None = None
     """Also draw the accuracy against lr, a line per method, into this PNG or SVG file."""
     plot_loss: Path | None = None
@@ -127,6 +127,8 @@ class Table:
 
     def execute(self, console: Console) -> None:
         """Read and print."""
+        arguments.check_page("--report", self.report)
+        arguments.check_figures(plot_lr=self.plot_lr, plot_loss=self.plot_loss)
         problems: list[LabError] = []
         rows = arguments.read_rows(self.runs, problems)
         arguments.print_table(console, rows, self.format, self.against)
@@ -143,10 +145,11 @@ class Report:
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
     """Folders that hold runs, at any depth, such as runs/demo; or files of packed runs."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
-    """The file; it needs no other file and no network."""
+    """The HTML file; it needs no other file and no network."""
 
     def execute(self, console: Console) -> None:
         """Read and write."""
+        arguments.check_page("--out", self.out)
         problems: list[LabError] = []
         rows = arguments.read_rows(self.runs, problems)
         arguments.write_page(self.out, rows, self.runs, problems)

@@ -21,7 +21,6 @@ from polyak_lab.report.panels import Lines, by_data, losses, scores_by_lr
 from polyak_lab.report.statistics import mean
 from polyak_lab.report.table import Group, paper_score
 
-FORMATS = (".png", ".svg")
 WIDE = 20.0  # the ratio of two perplexities, or losses, from which on their axis is logarithmic
 LEGEND_WIDTH = 120  # characters side by side
 DASHED = ("sgd", "adam", "adamw")  # methods that do not read the loss
@@ -82,8 +81,6 @@ def _save(
     marker: str | None = None,
 ) -> None:
     """Write a figure without date and version, so that the same runs give the same file."""
-    if path.suffix not in FORMATS:
-        raise LabError(f"The picture {path} must be a file that ends in {' or '.join(FORMATS)}.")
     panels = {title: lines for title, lines in panels.items() if any(points for _, points in lines.values())}
     colours = {name: index for index, name in enumerate(dict.fromkeys(n for lines in panels.values() for n in lines))}
     with matplotlib.rc_context({"svg.hashsalt": "polyak", "font.size": 11}), warnings.catch_warnings():
@@ -101,7 +98,7 @@ def _save(
                 _draw_line(axes, colours[name], shown, alpha=0.13, linestyle=style, marker=marker, gid=name)
         figure.supxlabel(label, fontsize="medium")
         _add_legend(figure, {line.get_gid() or "": line for axes in all_axes for line in axes.lines})
-        write_atomic(path, _rendered(figure, path.suffix))
+        write_atomic(path, _rendered(figure, path.suffix.lower()))
 
 
 def _subplots(count: int) -> tuple[Figure, list[Axes]]:

@@ -1,5 +1,6 @@
 """Pictures of run folders."""
 
+import re
 import runpy
 import warnings
 from pathlib import Path
@@ -104,8 +105,26 @@ def test_what_cannot_be_drawn(runs, tmp_path, capsys):
     assert call("table", runs, "--plot-lr", tmp_path / "lr.pdf") == 1
     assert call("table", runs / "sgd-0.1", "--plot-lr", tmp_path / "lr.png") == 1
     printed = capsys.readouterr().err
+    assert "--plot-lr is " in printed
     assert "must be a file that ends in .png or .svg" in printed
     assert "two or more finite values of lr" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_can_be_drawn_is_drawn_beside_one_that_cannot(runs, tmp_path, capsys):
+    pictures = "--plot-lr", tmp_path / "lr.png", "--plot-loss", tmp_path / "loss.svg"
+    assert call("table", runs / "sgd-0.1", *pictures) == 1
+    assert "two or more finite values of lr" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.svg"]
+
+
+@pytest.mark.parametrize(("lr", "loss"), [("lr.png", "loss.pdf"), ("lr.pt", "loss.png"), ("a.png", "a.png")])
+def test_the_files_of_pictures_are_checked_before_anything_is_written(lr, loss, runs, tmp_path, capsys):
+    pictures = "--plot-lr", tmp_path / lr, "--plot-loss", tmp_path / loss
+    assert call("table", runs, *pictures) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"polyak: --plot[^\n]+\.\n", printed.err)
     assert list(tmp_path.iterdir()) == []
 
 

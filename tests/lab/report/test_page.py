@@ -1,6 +1,8 @@
 """The page of a report: complete, small, and without a request."""
 
+import fcntl
 import json
+import os
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -187,3 +189,35 @@ def test_a_page_on_standard_output_is_alone_there(runs, capfd):
     printed = capfd.readouterr().out
     assert printed.startswith("<!DOCTYPE html>")
     assert printed.endswith("</html>\n")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.jsonl", "config.json", "a.toml", "none", "link.html"])
+@pytest.mark.parametrize("verb", [("report", "--out"), ("table", "--report")])
+def test_a_page_replaces_no_file_of_another_kind(verb, name, runs, tmp_path, capsys):
+    file = tmp_path / name
+    file.with_suffix(".pt").write_text("precious")
+    if name.endswith(".html"):
+        file.symlink_to(file.with_suffix(".pt"))
+    else:
+        file.write_text("precious")
+    assert call(verb[0], runs, verb[1], file) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""  # before any run is read
+    assert re.fullmatch(rf"polyak: {verb[1]} is [^\n]+, but must be a file that ends in .html or .htm\.\n", printed.err)
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.HTM"])
+def test_a_page_is_written_again(name, runs, tmp_path):
+    (tmp_path / name).write_text("a page of before")
+    assert call("report", runs, "--out", tmp_path / name) == 0
+    assert (tmp_path / name).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_page_goes_into_a_pipe(runs, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)  # the page fits
+    assert call("report", runs, "--out", tmp_path / "pipe") == 0
+    assert os.read(reader, 9) == b"<!DOCTYPE"
+    os.close(reader)
