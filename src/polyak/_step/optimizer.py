@@ -24,7 +24,7 @@ from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_in
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
 from .projection import keep_constraints, project, start_inside, take_radii
-from .signature import check_options, check_together, complete, documented, options_of
+from .signature import check_options, complete, documented, options_of
 from .torch_hooks import hook_step
 
 
@@ -271,10 +271,8 @@ class PolyakOptimizer(Optimizer):
         Raises:
             ValueError: it is the state of another method or optimizer, or of other parameters.
         """
-        _state.check_state(self, state_dict)
-        check_together(self, state_dict["param_groups"])
-        super().load_state_dict(state_dict)
-        _state.restore_buffers(self, state_dict)
+        with _state.prepared_for(self):
+            super().load_state_dict(_state.as_dict(type(self).__name__, state_dict))
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what torch's own __getstate__ leaves out; a pickled optimizer has no process group."""
@@ -283,7 +281,7 @@ class PolyakOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled optimizer or, when torch calls it from load_state_dict, the groups and state."""
-        _state.check_buffers(type(self).__name__, state["state"])
+        _state.unwrap_buffers(type(self).__name__, state["state"])
         self.__dict__.get("_kept", []).clear()
         keep_constraints(self.__dict__, state)
         super().__setstate__(state)

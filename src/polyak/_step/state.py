@@ -16,6 +16,7 @@ from .._backend.scalars import TYPES, away_from_zero, is_number, said
 from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
 from .options import check
 from .parts import Group
+from .signature import check_together
 
 METHOD = "polyak_method"  # the key of a group that names its method
 POLYAK = frozenset({METHOD, "step_size", "skipped_steps", "lower_bound"})  # every state has one of them
@@ -46,11 +47,43 @@ class OfThisProcess:
         return type(self), (None,)
 
 
-def check_state(optimizer: Any, state_dict: Any) -> None:
+def as_dict(owner: str, state_dict: Any) -> dict[str, Any]:
+    """Return a state_dict of any mapping type as a dict."""
+    if not isinstance(state_dict, Mapping):
+        raise _not_a_state(owner)
+    return dict(state_dict)
+
+
+@contextmanager
+def prepared_for(optimizer: Any) -> Iterator[None]:
+    """Let `_prepare` see a loaded state_dict after all hooks that may still change it."""
+    last = optimizer.register_load_state_dict_pre_hook(_prepare)
+    try:
+        yield
+    finally:
+        last.remove()
+
+
+def _prepare(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Check what the hooks on loading made of a state_dict, and return it with its buffers as they are.
+
+    torch would round them to the type of their parameters.
+    """
+    check_state(optimizer, state_dict)
+    check_together(optimizer, state_dict["param_groups"])
+    state = {key: _wrapped(buffers) for key, buffers in state_dict["state"].items()}
+    return {**state_dict, "state": state}
+
+
+def _wrapped(buffers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: OfThisProcess(value) if name in BUFFERS else value for name, value in buffers.items()}
+
+
+def check_state(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     """Raise ValueError unless a state_dict is a torch optimizer's, names the same method and holds allowed values."""
     owner, defaults = type(optimizer).__name__, optimizer.defaults
     if not _is_state(state_dict):
-        raise ValueError(f"{owner}: not the state_dict of an optimizer: load what {owner}.state_dict() returned.")
+        raise _not_a_state(owner)
     for group in state_dict["param_groups"]:
         method = _method_of(group)
         if method not in (None, owner):
@@ -66,10 +99,14 @@ def check_state(optimizer: Any, state_dict: Any) -> None:
             raise ValueError(f"{owner}: the state holds {TRAIN_MODE}={said(group[TRAIN_MODE])}, {DAMAGED}")
 
 
-def _is_state(state_dict: Any) -> bool:
+def _not_a_state(owner: str) -> ValueError:
+    """Return the error that refuses what is no state_dict."""
+    return ValueError(f"{owner}: not the state_dict of an optimizer: load what {owner}.state_dict() returned.")
+
+
+def _is_state(state_dict: Mapping[str, Any]) -> bool:
     """Return whether a state_dict has the form that torch gives it."""
-    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    state = state_dict.get("state") if isinstance(state_dict, Mapping) else None
+    groups, state = state_dict.get("param_groups"), state_dict.get("state")
     if not isinstance(groups, list) or not isinstance(state, Mapping):
         return False
     fit = [isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups]
@@ -100,16 +137,25 @@ def _method_of(group: Mapping[str, Any]) -> str | None:
     return group.get(METHOD) or next((method for name, method in EARLIEST.items() if name in group), None)
 
 
-def check_buffers(owner: str, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-    """Raise ValueError unless every buffer has the shape of its parameter."""
+def unwrap_buffers(owner: str, state: Mapping[Any, dict[str, Any]]) -> None:
+    """Put copies of loaded buffers beside their parameters; raise ValueError unless they have the same shape."""
     for p, buffers in state.items():
-        for name, buffer in buffers.items():
-            if name in BUFFERS and (not isinstance(buffer, Tensor) or buffer.shape != p.shape):
-                shape = tuple(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
-                raise ValueError(
-                    f"{owner}: the state holds a {BUFFERS[name]} of shape {shape} for a parameter of shape "
-                    f"{tuple(p.shape)}: load the state of an optimizer with the same parameters in the same order."
-                )
+        for name in buffers.keys() & BUFFERS:
+            loaded = buffers[name]
+            buffer = loaded.value if isinstance(loaded, OfThisProcess) else loaded
+            if isinstance(p, Tensor):  # torch keeps what belongs to no parameter
+                _check_buffer(owner, name, buffer, p)
+            if loaded is not buffer:
+                buffers[name] = buffer.to(p.device, copy=True) if isinstance(p, Tensor) else buffer
+
+
+def _check_buffer(owner: str, name: str, buffer: Any, p: Tensor) -> None:
+    if not isinstance(buffer, Tensor) or buffer.shape != p.shape:
+        shape = tuple(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
+        raise ValueError(
+            f"{owner}: the state holds a {BUFFERS[name]} of shape {shape} for a parameter of shape "
+            f"{tuple(p.shape)}: load the state of an optimizer with the same parameters in the same order."
+        )
 
 
 def for_saving(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +198,7 @@ def follow_parameters(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             buffers = optimizer.state.get(p, {})
-            for name in buffers.keys() & {*optimizer.buffers(group)}:
+            for name in buffers.keys() & BUFFERS:
                 buffers[name] = buffers[name].to(p.device, buffer_dtype(group, p, name))
 
 
@@ -187,16 +233,6 @@ def add_buffers(state: Mapping[Tensor, dict[str, Any]], group: Group, names: Seq
             for name in names:
                 if name not in buffers:
                     buffers[name] = torch.zeros_like(p, dtype=buffer_dtype(group, p, name))
-
-
-def restore_buffers(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
-    """Copy from a state dict the buffers that torch has rounded to their parameters' type, or would share with it."""
-    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
-        for p, key in zip(group["params"], saved["params"], strict=True):
-            for name in optimizer.buffers(group):
-                buffer, dtype = state_dict["state"].get(key, {}).get(name), buffer_dtype(group, p, name)
-                if buffer is not None and (dtype != p.dtype or optimizer.state[p][name] is buffer):
-                    optimizer.state[p][name] = buffer.to(p.device, dtype, copy=True)
 
 
 def own_keys(group: Group, scalars: Mapping[str, float]) -> Group:
