@@ -153,4 +153,6 @@ def _print_configurations(console: Console, rows: Sequence[Group]) -> None:
     else:
         say(console, "Their configurations differ in nothing but the seeds.")
     if any(key.startswith("data.") for key in found):
-        say(console, "The rows were trained on different data: a difference of their scores says little.")
+        comparable = differences.same_test_samples(*(row.runs[0].config for row in rows))
+        ending = ", and tested on the same." if comparable else ": a difference of their scores says little."
+        say(console, f"The rows were trained on different data{ending}")

@@ -7,7 +7,15 @@ from polyak_lab.config.run import flatten
 from polyak_lab.console import printable
 
 SEEDS = ("training.seed", "training.shuffle_seed")
+TEST_DATA = ("name", "version", "sha256", "context")
 NOT_SET = "–"
+
+
+def same_test_samples(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two configurations test on the same samples; they may train on other ones, such as fewer."""
+    ours, theirs = (config.get("data", {}) for config in (first, second))
+    stated = [key for key in TEST_DATA if ours.get(key) and theirs.get(key)]  # older runs lack some
+    return ours.get("options", {}) == theirs.get("options", {}) and all(ours[key] == theirs[key] for key in stated)
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from polyak_lab.config.run import BALLS
 from polyak_lab.console import capped_share, cell, decimals, printable
 from polyak_lab.recipes.recipe import slug
+from polyak_lab.report.differences import same_test_samples
 from polyak_lab.report.statistics import Difference, deviation, mean, paired_difference
 from polyak_lab.runs.stored import StoredRun
 
@@ -152,8 +153,7 @@ def _chosen(named: Sequence[Score], loss: Score, rows: Sequence[Group]) -> list[
 
 def compare(group: Group, against: Group, score: Score) -> Difference | None:
     """Compare a row with another, seed by seed; None if their test samples differ."""
-    first, second = (row.runs[0].config.get("data", {}) for row in (group, against))
-    if any(first.get(key) != second.get(key) for key in ("name", "sha256") if first.get(key) and second.get(key)):
+    if not same_test_samples(group.runs[0].config, against.runs[0].config):
         return None
     return paired_difference(score.by_seed(group), score.by_seed(against))
 

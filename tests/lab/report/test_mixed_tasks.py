@@ -110,3 +110,29 @@ def test_methods_that_were_not_run_on_the_same_tasks_keep_their_names(tmp_path):
         store(tmp_path / f"{place}", row, "sgd", None, 0, 0.9, None, data={"name": data})
     found = {panel.title: [*panels.losses(panel.rows, panel.hidden)] for panel in panels.by_data(rows(tmp_path))}
     assert found == {"digits": ["ALI-G, lr 1", "ALI-G, lr 2"], "iris": ["SGD"]}
+
+
+@pytest.mark.parametrize(
+    ("other", "is_paired"),
+    [
+        ({}, True),
+        ({"train_size": 9, "holdout": 5, "augment": True}, True),
+        ({"options": {"noise": 0.1}}, False),
+        ({"options": {"noise": 0.2}}, False),
+        ({"version": "2.0"}, False),
+        ({"sha256": "b"}, False),
+        ({"context": 64}, False),
+        ({"name": "own:other"}, False),
+    ],
+)
+def test_rows_are_compared_on_the_same_test_samples(other, is_paired, tmp_path, capsys):
+    data = {"name": "own:load", "sha256": "a", "version": "1.0", "context": 32}
+    for number, changes in enumerate(({}, other)):
+        for seed in (0, 1):
+            place = tmp_path / f"{number}" / f"{seed}"
+            store(place, f"row {number}", "sgd", None, seed, 0.8 + 0.01 * seed * number, None, data={**data, **changes})
+    groups = rows(tmp_path)
+    assert (table.compare(groups[1], groups[0], table.ACCURACY) is not None) == is_paired
+    if other:
+        assert call("compare", tmp_path / "1", tmp_path / "0") == 0
+        assert ("says little" in capsys.readouterr().out) == (not is_paired)
