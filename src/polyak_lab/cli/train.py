@@ -10,6 +10,7 @@ from rich.console import Console
 
 from polyak_lab import console as terminal
 from polyak_lab import progress
+from polyak_lab.cli.inspect import read_runs
 from polyak_lab.cli.jobs import Job, check_jobs, cores_warning, train_side_by_side
 from polyak_lab.config.run import Run, as_json, content_hash
 from polyak_lab.config.strict import shown
@@ -78,15 +79,34 @@ def run_recipe(
         raise problems.pop()
     for problem in problems if group.rank() == 0 else ():
         warn(problem)
-    if before := sum(job.finished for _, job in jobs):
+    damaged = group.on_rank_zero(lambda: sum(_is_damaged(job) for _, job in jobs))
+    if before := sum(job.finished for _, job in jobs) - damaged:
         say(console, f"{before} of {len(jobs)} runs were finished before.")
     failures = _train_all(jobs, count, console, track)
     if failures < len(jobs):
         group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs], smoke))
+    complaints = []
     if problems:
-        raise LabError(f"{len(problems)} rows cannot be trained: correct them, and run the same command again.")
+        complaints.append(f"{len(problems)} rows cannot be trained: correct them, and run the same command again.")
     if failures:
-        raise LabError(f"{failures} of {len(jobs)} runs failed: run the same command again to retry them.")
+        complaints.append(f"{failures} of {len(jobs)} runs failed: run the same command again to retry them.")
+    if damaged:
+        complaints.append(
+            f"{damaged} of {len(jobs)} runs {'is' if damaged == 1 else 'are'} damaged and not in the table: restore "
+            "the files that are named above, or delete those folders to train the runs again."
+        )
+    if complaints:
+        raise LabError(" ".join(complaints))
+
+
+def _is_damaged(folder: RunFolder) -> bool:
+    """Return whether a finished run cannot be read; the table names its damage."""
+    try:
+        if folder.finished:
+            stored.load_run(folder.path)
+    except LabError:
+        return True
+    return False
 
 
 def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console, track: str | None) -> int:
@@ -145,9 +165,7 @@ def show(
 ) -> None:
     """Print the table of a recipe's rows in a folder, and write the report if requested."""
     problems: list[LabError] = []
-    own, others = _of_recipe(stored.find_runs([folder], on_problem=problems.append), recipe, jobs, smoke)
-    for problem in problems:
-        warn(problem)
+    own, others = _of_recipe(read_runs([folder], problems), recipe, jobs, smoke)
     rows = table.groups(own)
     terminal.show(console, table.as_rich(rows, recipe.title))
     if others:

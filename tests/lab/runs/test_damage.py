@@ -236,3 +236,56 @@ def test_a_run_that_ends_while_it_is_read_is_not_finished_with_fewer_epochs(fold
     monkeypatch.undo()
     run = stored.load_run(folder)
     assert (run.finished, len(run.records)) == (True, 2)
+
+
+DAMAGES = {
+    "summary.json": lambda path: path.write_text("x"),
+    "metrics.jsonl": lambda path: path.write_text("".join(path.read_text().splitlines(True)[:-1])),
+}
+SEVERAL_RUNS = """
+seeds = [0, 1]
+[defaults]
+data = "digits"
+model = "logistic"
+training = { epochs = 2, max_batches = 1, device = "cpu", threads = 1 }
+[[row]]
+name = "A"
+optimizer = { name = "sgd", lr = 0.1 }
+[[row]]
+name = "B"
+optimizer = { name = "alig", lr = 0.1 }
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_of_a_recipe_is_no_success(name, jobs, tmp_path, capsys):
+    recipe, runs = tmp_path / "recipe.toml", tmp_path / "runs"
+    recipe.write_text(SEVERAL_RUNS)
+    assert call("run", recipe, "--out", runs) == 0
+    DAMAGES[name](runs / "a" / "seed-1" / name)
+    capsys.readouterr()
+    assert call("run", recipe, "--out", runs, "--jobs", jobs) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("3 of 4 runs were finished before.\n")
+    assert re.search(r"│ A +│.*│ 1 │\n│ B +│.*│ 2 │\n", out)
+    first, last = err.splitlines()
+    assert str(runs / "a" / "seed-1" / name) in first
+    assert last.startswith("polyak: 1 of 4 runs is damaged and not in the table: restore ")
+    DAMAGES[name](runs / "b" / "seed-0" / name)
+    assert call("run", recipe, "--out", runs, "--row", "B") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("polyak: 1 of 2 runs is damaged")  # of those it trains
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_recipe_of_damaged_runs_alone_names_each(name, tmp_path, capsys):
+    recipe, runs = tmp_path / "recipe.toml", tmp_path / "runs"
+    recipe.write_text(SEVERAL_RUNS)
+    assert call("run", recipe, "--out", runs, "--row", "A") == 0
+    for seed in (0, 1):
+        DAMAGES[name](runs / "a" / f"seed-{seed}" / name)
+    capsys.readouterr()
+    assert call("run", recipe, "--out", runs, "--row", "A") == 1
+    *each, last = capsys.readouterr().err.splitlines()
+    assert len(each) == 2
+    assert last.startswith("polyak: None of the 2 runs in ")
