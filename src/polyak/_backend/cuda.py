@@ -207,10 +207,10 @@ def _spans(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor
     """Return, for every span, its tensor and its first number in it."""
     if (sizes, device) in _known_spans:
         return _known_spans[sizes, device]
-    numbers = torch.tensor(sizes)
+    numbers = torch.tensor(sizes, device="cpu")
     counts = (numbers + kernels.SPAN.value - 1) // kernels.SPAN.value
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)
-    begin = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
+    begin = torch.arange(len(owner), device="cpu") - (counts.cumsum(0) - counts)[owner]
     spans = _send(owner, device, reserved=2), _send(begin, device, reserved=2)
     _keep(_known_spans, (sizes, device), spans)
     return spans
@@ -220,7 +220,7 @@ def _upload(row: tuple[int, ...], device: torch.device) -> Tensor:
     """Return a row of a table on the device; tensors that are allocated anew mostly come back to the same addresses."""
     there = _uploaded.get((row, device))
     if there is None:
-        there = _send(torch.tensor(row), device, RESERVED)
+        there = _send(torch.tensor(row, device="cpu"), device, RESERVED)
         _keep(_uploaded, (row, device), there)
     return there
 
@@ -250,12 +250,12 @@ class _Pinned:
     """Pinned memory in reserve for graphs, since a capture may not allocate any."""
 
     def __init__(self) -> None:
-        self._reserve = torch.empty(0, dtype=torch.int64)
+        self._reserve = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def provide(self, length: int) -> None:
         """Have enough for so many numbers."""
         if len(self._reserve) < length:
-            self._reserve = torch.empty(max(2 * length, 1 << 16), dtype=torch.int64, pin_memory=True)
+            self._reserve = torch.empty(max(2 * length, 1 << 16), dtype=torch.int64, device="cpu", pin_memory=True)
 
     def take(self, length: int) -> Tensor:
         """Return memory that nothing else will be given."""

@@ -157,7 +157,7 @@ class Pieces(Vectors):
 
     def scale_(self, x: Vector, a: Any) -> None:
         """x ← a·x."""
-        factor = torch.as_tensor(a, dtype=self.dtype)  # thrice as fast as a number
+        factor = torch.as_tensor(a, dtype=self.dtype, device="cpu")  # thrice as fast as a number
         for (piece,) in self._cut(x, whole=True):
             torch._foreach_mul_(piece, factor)
 
@@ -176,7 +176,7 @@ class Pieces(Vectors):
                 is_first_step=False,
             )  # fmt: skip
             return
-        torch._foreach_mul_(v, torch.full((), mu, dtype=self.dtype))
+        torch._foreach_mul_(v, torch.full((), mu, dtype=self.dtype, device="cpu"))
         self.axpy_(v, u, b)
         self.axpy_(x, v, w)
 

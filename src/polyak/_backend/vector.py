@@ -104,7 +104,7 @@ def scale_(x: Vector, a: Scalar) -> None:
     if isinstance(a, Tensor):
         a = send(a, x[0])
     elif not (is_narrow(x) or must_not_sync(x[0].device)):
-        a = torch.full((), a, dtype=x[0].dtype)  # thrice as fast as a number on the CPU
+        a = torch.full((), a, dtype=x[0].dtype, device=x[0].device)  # thrice as fast as a number on the CPU
     if isinstance(a, Tensor) and is_narrow(x):  # torch would round a to the type of x first
         for tensor in x:
             tensor.copy_(tensor.to(a.dtype) * a)

@@ -154,7 +154,7 @@ class PolyakOptimizer(Optimizer):
         if given is None:
             refuse_without_loss(type(self).__name__, groups)
             return None
-        scalar = groups[0]["step_size"] if groups else torch.zeros(())
+        scalar = groups[0]["step_size"] if groups else torch.zeros((), device="cpu")
         value = as_scalar(given, scalar)
         bound = NONE if lower_bound is None else as_scalar(lower_bound, scalar, "lower_bound")
         mean = self._processes.mean(self, value, bound, grad_sq_norm) if self._sync_loss and is_initialized() else None

@@ -123,7 +123,7 @@ def _check_scalar(owner: str, name: str, value: Any, first: Any) -> None:
         shape = first.shape if isinstance(first, torch.Tensor) else ()
         fits = not value.is_complex() and (value.shape == shape or value.numel() == 1 == max(shape, default=1))
     if fits and not (isinstance(value, torch.Tensor) and value.is_meta):
-        numbers = torch.as_tensor(value)
+        numbers = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
         fits = not bool(numbers.isnan().any()) and not (isinstance(first, int) and bool((numbers < 0).any()))
     if not fits:
         raise ValueError(f"{owner}: the state holds {name}={said(value)}, {DAMAGED}")
@@ -176,7 +176,7 @@ def place_scalars(optimizer: Any) -> None:
         group[METHOD] = owner
         if hasattr(optimizer, "distance"):
             group.setdefault(TRAIN_MODE, groups[0].get(TRAIN_MODE, True))
-        device = group["params"][0].device if group["params"] else None
+        device = group["params"][0].device if group["params"] else torch.device("cpu")
         for name, first in scalars(group).items():
             value, kind = group.get(name, first), torch.int64 if isinstance(first, int) else dtype
             if kind is dtype and getattr(value, "dtype", None) != dtype:

@@ -47,7 +47,7 @@ def real_only(owner: str, params: Sequence[Tensor]) -> Vector:
 def flatten(owners: Sequence[Tensor]) -> Tensor:
     """Return a copy of whole tensors in one long float64 tensor, in which sums stay exact."""
     parts = [full(p).reshape(-1).to(device=owners[0].device, dtype=torch.float64) for p in owners]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    return torch.cat(parts) if parts else torch.zeros(0, device="cpu")
 
 
 def split_like(flat: Tensor, owners: Sequence[Tensor]) -> Vector:

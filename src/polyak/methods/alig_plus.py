@@ -105,7 +105,7 @@ class ALIGPlus(PolyakOptimizer):
         if given is None:
             refuse_without_loss(owner, groups, SAMPLES)
             return None
-        like = groups[0]["step_size"] if groups else torch.zeros(())
+        like = groups[0]["step_size"] if groups else torch.zeros((), device="cpu")
         losses = (given.detach().to_dense() if isinstance(given, Tensor) else as_scalar(given, like)).reshape(-1)
         if losses.is_meta and not like.is_meta:
             refuse_meta("loss")
@@ -127,7 +127,7 @@ class ALIGPlus(PolyakOptimizer):
 
     def averages(self) -> dict[str, Any]:
         """The number of steps and, for every sample, A, Δ, its last loss and its loss in the best epoch."""
-        zeros, unseen = (torch.tensor(first).expand(self.defaults["samples"]) for first in (0.0, UNSEEN))
+        zeros, unseen = (torch.tensor(first, device="cpu").expand(self.defaults["samples"]) for first in (0.0, UNSEEN))
         tables = {"targets": zeros, "target_steps": zeros, "last_losses": unseen, "best_losses": unseen}
         return {"steps": 0, **tables}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, Unpack, cast, final
 
@@ -161,9 +162,12 @@ def turn(part: Any) -> tuple[Vector, Vector]:
 
 
 def _polar(m: Tensor, owner: Tensor, group: Group) -> Tensor:
-    whole = whole_of(m, owner)
-    found = polar(whole if whole.dtype.itemsize > 2 else whole.float(), group["polar"], group["polar_steps"])
-    return piece_of(found.to(m.dtype), owner)
+    whole, kind = whole_of(m, owner), m.device.type
+    whole = whole if whole.dtype.itemsize > 2 else whole.float()
+    # autocast would multiply the matrices in its own type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        factor = polar(whole, group["polar"], group["polar_steps"])
+    return piece_of(factor.to(m.dtype), owner)
 
 
 def polar(m: Tensor, name: str, steps: int) -> Tensor:
