@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import polyak
 from catalogue import METHODS
@@ -145,6 +146,51 @@ def unequal_batches(rank: int) -> list[Any]:
     return [*said, int(optimizer.param_groups[0]["steps"])]
 
 
+def micro_batches_of_heads(mesh: DeviceMesh) -> list[float]:
+    """Watch a loss of each of two heads in tensor parallel; return the mean loss, and what the step saw."""
+    torch.manual_seed(0)
+    x, heads = torch.randn(6, 8), nn.ModuleList(nn.Linear(8, 4) for _ in range(2))
+    for head in heads:
+        parallelize_module(head, mesh, ColwiseParallel(output_layouts=Replicate()))
+    optimizer, losses = polyak.ALIG(heads.parameters(), lr=0.1), []
+    for head in heads:
+        losses.append(optimizer.watch(head(x).square().mean()))
+        (losses[-1] / 2).backward()
+    optimizer.step()
+    return [float(sum(losses).detach()) / 2, float(optimizer.last_step().loss)]
+
+
+def a_skipped_step(wrap: Callable[[nn.Module], nn.Module]) -> list[float]:
+    """Let a GradScaler skip the first of two steps; return the loss of the second, and what the step saw."""
+    torch.manual_seed(0)
+    net = wrap(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)))
+    optimizer = polyak.ALIG(net.parameters(), lr=1e-6)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-117)
+    for _ in range(2):
+        net.zero_grad()
+        loss = optimizer.watch((100 * net(torch.ones(2, 4))).square().mean(), scaler)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return [float(loss.detach()), float(optimizer.last_step().loss)]
+
+
+def partial_numbers(door: str, mesh: DeviceMesh) -> list[float]:
+    """Give a loss of 5, its bound of 1 and ‖g‖² = 4 as sums of two parts; return loss and γ that were seen."""
+    part = [2.0, 3.0][dist.get_rank()], [0.25, 0.75][dist.get_rank()], [3.0, 1.0][dist.get_rank()]
+    loss, bound, norm = (DTensor.from_local(torch.tensor(x), mesh, [Partial()]) for x in part)
+    w = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    w.grad = torch.ones_like(w)
+    if door == "samples":
+        optimizer: polyak.PolyakOptimizer = polyak.ALIGPlus([w], samples=2, steps_per_epoch=1, epochs=5, lr=math.inf)
+        optimizer.step(loss=torch.stack([loss, loss]), indices=[0, 1])
+    else:
+        optimizer = polyak.ALIG([w], lr=math.inf, eps=0.0)
+        given = {"loss": loss} if door == "loss" else {"closure": lambda: loss}
+        optimizer.step(**given, lower_bound=bound, grad_sq_norm=norm)
+    return [float(optimizer.last_step().loss), float(optimizer.last_step().step_size)]
+
+
 def checks(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
     """Run all of them."""
     found: dict[str, Any] = {}
@@ -155,6 +201,11 @@ def checks(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
         found[f"bound on one, step {first}"] = a_bound_on_one_process(rank, first)
     for kind in RADII:
         found[f"ball {kind}"] = a_relative_ball(kind, rank)
+    found["heads"] = micro_batches_of_heads(mesh)
+    for wrap in (nn.parallel.DistributedDataParallel, fully_shard):
+        found[f"skipped {wrap.__name__}"] = a_skipped_step(wrap)
+    for door in ("loss", "closure", "samples"):
+        found[f"partial {door}"] = partial_numbers(door, mesh)
     found["unequal batches"] = unequal_batches(rank)
     found["without parameters"] = a_process_without_parameters(rank)
     return found

@@ -195,3 +195,18 @@ def test_a_process_without_parameters_shares_a_loss_in_float64(seen):
     first, second = (found["shared"]["without parameters"] for found in seen)
     assert first[0] == pytest.approx(second[0], rel=1e-6) == pytest.approx(0.2, rel=1e-6)
     assert first[1:] == pytest.approx([0.9, 0.9], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["heads", "skipped DistributedDataParallel", "skipped fully_shard"])
+def test_a_watched_loss_is_that_of_the_gradients_that_are_there(seen, case):
+    for found in seen:
+        loss, watched = found["shared"][case]
+        assert watched == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("door", ["loss", "closure", "samples"])
+def test_a_number_that_is_spread_over_processes_is_read_whole(seen, door):
+    for found in seen:
+        loss, gamma = found["shared"][f"partial {door}"]
+        assert loss == 5.0
+        assert gamma == pytest.approx(5.0 / 4.0 if door == "samples" else (5.0 - 1.0) / 4.0, rel=1e-6)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +95,28 @@ def test_x_is_restored_if_the_second_evaluation_fails(error, backend_options):
 @pytest.fixture(params=[{}, {"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
 def backend_options(request):
     return request.param
+
+
+@pytest.mark.filterwarnings("ignore:.* moves nothing")
+@pytest.mark.parametrize("ends", ["moved", "not finite", "raised", "without gradient"])
+def test_a_step_keeps_no_closure_alive(ends):
+    """It holds a batch."""
+    task = Task()
+
+    def closure() -> Tensor:
+        if ends == "raised":
+            raise ValueError("the loader is gone.")
+        loss = task.closure()
+        if ends == "without gradient":
+            task.optimizer.zero_grad()
+        return loss * math.nan if ends == "not finite" else loss
+
+    with contextlib.suppress(ValueError):
+        task.optimizer.step(closure)
+    alive = weakref.ref(closure)
+    del closure
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_missing_closure_is_one_sentence():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import polyak
 from catalogue import METHODS, each_method
@@ -107,6 +108,92 @@ def test_a_scaler_without_the_loss_is_named_with_the_line_to_write(method):
     line = own.get(method.name, r"the GradScaler .* scaler\.step\(optimizer, loss=loss\)")
     with pytest.raises(RuntimeError, match=f"needs the loss: .*{line}"):
         scaler.step(optimizer)
+
+
+class Fails(torch.autograd.Function):
+    """A function whose backward is out of memory while `fails` is set."""
+
+    fails = True
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if Fails.fails:
+            raise RuntimeError("out of memory")
+        return grad
+
+
+@each_method
+@pytest.mark.parametrize("clear", ["optimizer", "model", "nothing"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_backward_that_raises_leaves_no_loss_behind(method, clear, before, monkeypatch):
+    """The HF Trainer with auto_find_batch_size catches it and begins again with a smaller batch."""
+    model, optimizer = pair(method)
+    for row in range(before):
+        optimizer.watch(objective(model, row)).backward()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.watch((Fails.apply(model(ROWS)) - 1.0).square().mean()).backward()
+    if clear != "nothing":
+        (optimizer if clear == "optimizer" else model).zero_grad()
+    monkeypatch.setattr(Fails, "fails", False)
+    loss = optimizer.watch((Fails.apply(model(ROWS[2])) - 1.0).square().mean())
+    loss.backward()
+    kept = objective(model).detach() if before and clear == "nothing" else 0.0
+    torch.testing.assert_close(optimizer.step(), loss.detach() + kept, rtol=1e-6, atol=0)
+
+
+@each_method
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoints_change_no_loss(method, use_reentrant):
+    (first, a), (second, b) = pair(method), pair(method)
+    x = ROWS[:2].clone().requires_grad_()
+    losses = [(checkpoint(first, x, use_reentrant=use_reentrant) - 1.0).square().mean(), 3 * objective(second, 2)]
+    for loss in losses:
+        for optimizer in (a, b):
+            optimizer.watch(loss)
+        loss.backward()
+    for optimizer, loss in zip((a, b), losses, strict=True):
+        torch.testing.assert_close(optimizer.step(), loss.detach(), rtol=1e-6, atol=0)
+
+
+MULTIPLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "same": lambda loss: loss,
+    "divided": lambda loss: loss / 4,
+    "divided in place": lambda loss: loss.div_(4),
+    "copied": lambda loss: loss.clone() * torch.tensor(2.0) / 8,
+    "in another type": lambda loss: loss.double() / 4,
+}
+
+
+@each_method
+@pytest.mark.parametrize("multiple", MULTIPLES)
+@pytest.mark.parametrize("scaled", [(), (0,), (1,), (0, 1)], ids=str)
+def test_a_loss_that_is_watched_twice_counts_once(method, multiple, scaled):
+    """In the training step and by a callback, which sees it divided and scaled; either may know the scaler."""
+    model, optimizer = pair(method)
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    given = [scaler if i in scaled else None for i in range(2)]
+    loss = optimizer.watch(objective(model), given[0])
+    whole = loss.detach().clone()
+    loss = MULTIPLES[multiple](loss)
+    if scaled:
+        loss = scaler.scale(loss)
+    optimizer.watch(optimizer.watch(loss, given[1]))
+    loss.backward()
+    torch.testing.assert_close(optimizer.step(), whole / (1 if multiple == "same" else 4), rtol=1e-6, atol=0)
+
+
+@each_method
+def test_losses_that_one_node_returns_are_watched_each(method):
+    model, optimizer = pair(method)
+    losses = (model(ROWS) - 1.0).square().reshape(-1).unbind()
+    for loss in losses:
+        optimizer.watch(loss)
+    torch.stack(losses).mean().backward()
+    torch.testing.assert_close(optimizer.step(), torch.stack(losses).mean().detach(), rtol=1e-6, atol=0)
 
 
 # Passes that do not reach the parameters
@@ -260,3 +347,15 @@ def test_a_step_inside_backward_that_is_given_the_whole_norm_is_made(method):
     model.weight.register_post_accumulate_grad_hook(lambda p: (optimizer.step(loss=1.0, grad_sq_norm=4.0), None)[1])
     objective(model).backward()
     assert float(optimizer.last_step().grad_sq_norm) == 4.0
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.cls.takes_norm], ids=lambda method: method.name)
+def test_a_step_inside_backward_takes_what_was_watched_so_far(method):
+    model, optimizer = pair(method)
+    model.bias.requires_grad_(False)
+    model.weight.register_post_accumulate_grad_hook(lambda p: (optimizer.step(grad_sq_norm=4.0), None)[1])
+    for row in range(2):
+        loss = optimizer.watch(objective(model, row))
+        loss.backward()
+        assert optimizer.last_step().loss == loss
+        optimizer.zero_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Rational, Real
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.compiler import is_compiling
 
 from .._backend.chunks import INTERPRETED
-from .._backend.distributed import arrived, is_initialized
+from .._backend.distributed import PLAIN, arrived, full, is_initialized
 from .._backend.moves import Form
 from .._backend.scalars import LARGEST, Scalar, as_tensor
 from .._backend.vector import add_, add_up, assign_, cast, dots
@@ -28,7 +28,8 @@ Indices = Tensor | Sequence[int] | int
 class WatchedLoss:
     """The value of the objective whose gradient backward is accumulating: Σ ∂objective/∂loss · loss.
 
-    The hook on the loss runs inside backward, so every division for accumulation is in it, whoever made it. Gradients
+    The hook on the loss runs inside backward, so every division for accumulation is in it, whoever made it. A pass
+    counts once it has ended: one that raises an error, such as out of memory, leaves nothing behind. Gradients
     that came and are gone without a step (a GradScaler skipped it, then the loop called model.zero_grad()) take the
     value with them. A pass that does not reach the parameters, such as autograd.grad for a penalty or the loss of
     another optimizer, counts only if no pass does: a loop may set the gradients that autograd.grad returns.
@@ -37,48 +38,85 @@ class WatchedLoss:
     def __init__(self) -> None:
         self._reached: Tensor | None = None  # the sum over the passes that reach the parameters
         self._others: Tensor | None = None
+        self._running: dict[int, list[tuple[Tensor, Any]]] = {}  # by the pass, which has not ended
         self._leaves = Leaves()
         self.replay = Replay()
         self.samples: Any = None  # the losses and the indices of a batch
         self._landed = False  # whether a gradient of the value has been there; a sharded one may come late
 
     def watch(self, loss: Tensor, groups: Groups, scaler: Any = None) -> Tensor:
-        """Hook the loss; the same tensor is returned."""
+        """Hook the loss, unless it or what it is a multiple of has been hooked; the same tensor is returned."""
         if not isinstance(loss, Tensor):
             raise TypeError(f"watch() takes the loss tensor before backward, but a {type(loss).__name__} was given.")
         check_single(loss)
-        if loss.requires_grad:
-            value = _wide(loss).clone()  # a copy, since the loop may divide the loss in place
-            loss.register_hook(lambda grad: self._add(_wide(grad) * value, groups, scaler))
+        if not loss.requires_grad:
+            return loss
+        nodes = [] if is_compiling() or loss.grad_fn is None else [*_multiplied(loss)]
+        for node, key in nodes:
+            if known := node.metadata.get((self, key)):
+                known[:] = [known[0] or scaler]
+                return loss
+        value, scalers = _wide(loss).clone(), [scaler]  # a copy, since the loop may divide the loss in place
+        for node, key in nodes[:1]:
+            node.metadata[self, key] = scalers
+        loss.register_hook(lambda grad: self._add(_wide(grad) * value, groups, scalers[0]))
         return loss
 
     def _add(self, part: Tensor, groups: Groups, scaler: Any) -> None:
         if self._landed and not _any_gradient(groups):
-            self.take()
-        if not is_compiling():  # compiled autograd has no callbacks
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._look(groups))
+            self._reached, self._others, self._landed = None, None, False
         if scaler is not None:  # scale() of a one is the current scale, still on the device
             part = part / scaler.scale(torch.ones_like(part))
-        if self._is_reached(groups):
+        if is_compiling():  # compiled autograd has no callbacks
+            self._count(part, is_reached=True)
+            return
+        task, queue = torch._C._current_graph_task_id(), torch.autograd.Variable._execution_engine.queue_callback
+        before = None if self._is_reached(groups) else _gradients(groups)
+        self._running.setdefault(task, []).append((part, before))
+        queue(lambda: queue(lambda: self._end(task, groups)))  # after the callback in which FSDP2 sets p.grad
+
+    def _end(self, task: int, groups: Groups) -> None:
+        """Count the losses of a pass: checkpoints with use_reentrant=True compute gradients in passes of their own."""
+        for part, before in self._running.pop(task, ()):
+            self._count(part, before is None or _gradients(groups) != before)
+        self._landed = _any_gradient(groups)
+
+    def _count(self, part: Tensor, is_reached: bool) -> None:
+        if is_reached:
             self._reached = part if self._reached is None else self._reached + part
         else:
             self._others = part if self._others is None else self._others + part
 
-    def take(self) -> Tensor | None:
-        """Return the value and forget it."""
+    def take(self, groups: Groups = ()) -> Tensor | None:
+        """Return the value and forget it; inside backward, with what this pass has added so far."""
+        if self._running and not is_compiling():
+            self._end(torch._C._current_graph_task_id(), groups)
+            self._running.clear()
         value = self._others if self._reached is None else self._reached
         self._reached, self._others, self._landed = None, None, False
         return value
 
-    def _look(self, groups: Groups) -> None:
-        self._landed = not (self._reached is self._others is None) and _any_gradient(groups)
-
     def _is_reached(self, groups: Groups) -> bool:
         """Return whether the backward pass that is running accumulates a gradient of one of the parameters."""
-        if is_compiling():
-            return True
         params = [p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf]
         return any(map(_is_executed, self._leaves.of(params)))
+
+
+SCALINGS = frozenset({"MulBackward0", "DivBackward0", "ToCopyBackward0", "CloneBackward0", "AliasBackward0"})
+
+
+def _multiplied(loss: Tensor) -> Iterator[tuple[Any, int]]:
+    """Yield the outputs of nodes of which a loss is a multiple: its own, and those before factors without gradient."""
+    node, key = loss.grad_fn, loss.output_nr
+    while node is not None:
+        yield node, key
+        inputs = [each for each in node.next_functions if each[0] is not None] if node.name() in SCALINGS else []
+        node, key = inputs[0] if len(inputs) == 1 else (None, 0)
+
+
+def _gradients(groups: Groups) -> list[Any]:
+    """Return numbers that change when a pass changes a gradient."""
+    return [(id(p.grad), _version(p)) for group in groups for p in group["params"]]
 
 
 def _is_executed(p: Tensor) -> bool:
@@ -120,9 +158,11 @@ def read_loss(
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-        seen = watched.take()  # a watched loss is exact under accumulation, a framework's return value may not be
+        seen = watched.take(
+            self.param_groups
+        )  # a watched loss is exact under accumulation, a framework's return value may not be
         return loss if seen is None else seen
-    seen = watched.take()
+    seen = watched.take(self.param_groups)
     return seen if loss is None else loss
 
 
@@ -183,6 +223,8 @@ def as_norm(number: object, like: Tensor) -> Tensor:
 def as_scalar(number: Any, like: Tensor, name: str = "loss") -> Tensor:
     """Return a number as a new detached 0-dim tensor of the optimizer's scalar type, without waiting for the device."""
     if isinstance(number, Tensor):
+        if type(number) not in PLAIN:
+            number = full(number)
         if number.numel() != 1 or number.is_complex() or number.layout is not torch.strided:
             check_single(number, name)
         if number.is_meta and not like.is_meta:

@@ -60,7 +60,7 @@ class Replay:
     """
 
     def __init__(self) -> None:
-        self._closure: Callable[[], Any] = list
+        self._closure: Callable[[], Any] = list  # returns the closure while the step runs that was given it
         self._states: list[RandomState] = []
         self._ids: frozenset[int] = frozenset()
         self._modules: list[weakref.ref[torch.nn.Module]] = []
@@ -69,12 +69,16 @@ class Replay:
         """Note the random states before the first evaluation, and find the modules."""
         if self._ids != (ids := frozenset(map(id, params))):
             self._ids, self._modules = ids, [*map(weakref.ref, _modules_of(ids))]
-        self._closure, self._states = closure, [*map(RandomState, {torch.device("cpu"), *(p.device for p in params)})]
+        try:
+            self._closure = weakref.ref(closure)  # which would keep a batch alive until the next step
+        except TypeError:  # an object of a class with slots
+            self._closure = lambda: closure
+        self._states = [*map(RandomState, {torch.device("cpu"), *(p.device for p in params)})]
 
     @contextmanager
     def again(self) -> Iterator[Callable[[], Any]]:
         """Yield the closure for its second evaluation; what it changes beside the gradients is put back."""
-        closure, self._closure = self._closure, list  # which keeps no batch alive
+        closure = self._closure()
         modules = [module for module in (ref() for ref in self._modules) if module is not None]
         buffers = [(m._buffers, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
         after = [RandomState(state.device) for state in self._states]
@@ -120,6 +124,7 @@ class Leaves:
     def __init__(self) -> None:
         self._sharded: frozenset[int] = frozenset()
         self._managed: list[weakref.ref[Any]] = []
+        self._managed_ids: frozenset[int] = frozenset()
 
     def of(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return what a backward pass accumulates into for the sake of these parameters."""
@@ -128,11 +133,12 @@ class Leaves:
             return [*params]
         ids = frozenset(map(id, sharded))
         if ids != self._sharded:
-            self._sharded, self._managed = ids, [*map(weakref.ref, _managed_by_fsdp(ids))]
+            managed = _managed_by_fsdp(ids)
+            self._sharded, self._managed = ids, [*map(weakref.ref, managed)]
+            self._managed_ids = frozenset([id(each.sharded_param) for each in managed])
         gathered = [getattr(managed(), "_unsharded_param", None) for managed in self._managed]
-        plain = [p for p in params if not is_sharded(p)]
-        # other sharded parameters are in the graph themselves, all or none; each takes a while to ask
-        return [*plain, *(p for p in gathered if p is not None), *(sharded[:1] if not gathered else ())]
+        own = [p for p in params if id(p) not in self._managed_ids]  # those of tensor parallel, too
+        return [*own, *(p for p in gathered if p is not None)]
 
 
 def _managed_by_fsdp(ids: frozenset[int]) -> list[Any]:

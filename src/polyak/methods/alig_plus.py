@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .._backend.chunks import must_not_sync
-from .._backend.distributed import is_initialized
+from .._backend.distributed import full, is_initialized
 from .._backend.scalars import Scalar, said
 from .._backend.vector import cast
 from .._step.decision import Line
@@ -106,7 +106,7 @@ class ALIGPlus(PolyakOptimizer):
             refuse_without_loss(owner, groups, SAMPLES)
             return None
         like = groups[0]["step_size"] if groups else torch.zeros((), device="cpu")
-        losses = (given.detach().to_dense() if isinstance(given, Tensor) else as_scalar(given, like)).reshape(-1)
+        losses = (full(given.detach()).to_dense() if isinstance(given, Tensor) else as_scalar(given, like)).reshape(-1)
         if losses.is_meta and not like.is_meta:
             refuse_meta("loss")
         found = read_indices(owner, indices, like.device)
