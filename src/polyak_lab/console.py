@@ -8,13 +8,13 @@ import os
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from polyak_lab.errors import LabError
@@ -101,11 +101,31 @@ def say(console: Console, text: str) -> None:
 
 
 def show(console: Console, table: Table) -> None:
-    """Print a table whole: in a terminal that is too narrow for it, its lines run on."""
-    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).minimum
-    if needed > console.width:
-        table.width = needed
+    """Print a table whole: words are not cut, and in a terminal that is too narrow for them its lines run on."""
+    options = console.options.update(max_width=WIDEST)
+    table.width = Measurement.get(console, options, table).maximum
+    if table.width > console.width:
+        _narrow(table, console.width, [_measure(console, options, column) for column in table.columns])
     console.print(table, crop=False)
+
+
+def _measure(console: Console, options: ConsoleOptions, column: Column) -> Measurement:
+    """Return the width of a column's longest word, and of its longest line."""
+    sizes = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+    longest = max(size.maximum for size in sizes)
+    least = longest if column.no_wrap else max(size.minimum for size in sizes)
+    return Measurement(max(least, column.min_width or 0), max(longest, column.min_width or 0))
+
+
+def _narrow(table: Table, width: int, sizes: Sequence[Measurement]) -> None:
+    """Narrow the widest columns as far as their words stay whole; rich would cut words of the widest."""
+    widths = [size.maximum for size in sizes]
+    borders = (table.width or 0) - sum(widths)
+    while sum(widths) + borders > width and (able := [i for i, size in enumerate(sizes) if widths[i] > size.minimum]):
+        widths[max(able, key=widths.__getitem__)] -= 1
+    for column, fitting in zip(table.columns, widths, strict=True):
+        column.width = fitting
+    table.width = sum(widths) + borders
 
 
 def warn(error: LabError) -> None:

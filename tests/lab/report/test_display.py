@@ -168,3 +168,23 @@ def test_a_run_without_an_epoch_is_not_counted(tmp_path):
     rows = table.groups(stored.find_runs([tmp_path]))
     assert table.cells(rows)[1][0][-1] == "0 of 2"
     report.write(tmp_path / "report.html", rows, "t", "n")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_word_of_a_table_is_cut(width, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    place = tmp_path / "a-folder-with-rather-a-long-name" / "of-all-data"
+    monkeypatch.setattr("polyak_lab.data.describe", lambda: [["digits", "1,797 images", str(place), "in the package"]])
+    name = "momentum_of_a_method_with_a_long_name"
+    for row, value in (("first", "a value of several words " * 3), ("second", 0.5)):
+        for seed in (0, 1):
+            options = {name: value, "eps": 0.1}
+            store(tmp_path / row / f"{seed}", row, "alig", None, seed, 0.9 - 0.1 * seed, 0.5, options=options)
+    assert call("compare", tmp_path / "first", tmp_path / "second") == 0
+    assert call("data", "list") == 0
+    printed = capsys.readouterr().out
+    assert f"│ optimizer.options.{name} │" in printed
+    assert f"│ {place} │" in printed
+    for listed in printed.split("┏")[1:]:
+        lines = [line for line in f"┏{listed}".splitlines() if line[0] in "┏┃┡│└"]
+        assert {len(line) for line in lines} == {len(lines[0])}
