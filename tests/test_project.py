@@ -122,6 +122,16 @@ def test_every_class_shows_an_example_that_uses_it(cls):
 
 
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def test_every_method_names_the_authors_the_title_and_the_place_of_its_paper(cls):
+    reference = inspect.cleandoc(cls.__doc__).partition("\nReference:\n")[2]
+    first, *others = " ".join(reference.split()).split(", ")
+    assert re.match(r"[A-Z]\. (?:[A-Z]\. )*[A-Z]\w+", first)
+    assert any(re.match(r"[A-Z]", part) and len(re.findall(r"\w{4,}", part)) >= 4 for part in others)  # the title
+    assert re.search(r"arXiv:\d{4}\.\d{5}|openreview\.net/", reference)
+    assert re.search(r", (?:[A-Za-z]+ )?20\d\d[,.:]", reference)
+
+
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_every_method_says_its_formula_its_source_and_its_differences(cls):
     text = inspect.cleandoc(cls.__doc__)
     assert "γ" in text

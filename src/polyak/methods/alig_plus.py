@@ -45,14 +45,19 @@ class ALIGPlus(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the cap η on the step size, ≥ 0. Default 0.1.
-        samples: how many samples the data set has.
-        steps_per_epoch: how many steps make an epoch.
-        epochs: how many epochs the training has; a stage is `epochs // stages` of them.
-        stages: K, how often the targets follow. Default 5, the authors' value.
+        lr: the cap η on the step size, ≥ 0. Default 0.1, as that of `ALIG`.
+        samples: how many samples the data set has, ≥ 1.
+        steps_per_epoch: how many steps make an epoch, ≥ 1: `len(data_loader)`.
+        epochs: how many epochs the training has, ≥ 1; a stage is `epochs // stages` of them, at least one.
+        stages: K ≥ 1, how often the targets follow. Default 5, the authors' value.
         momentum: μ in [0, 1). Default 0.9, as in the authors' code.
         weight_decay: λ ≥ 0 of x ← (1 − λγ)x. Default 0.
         eps: δ ≥ 0. Default 1e-9, the authors' value.
+
+    Raises:
+        ValueError: an option is outside its range, or `step` is given losses and indices of unequal number.
+        TypeError: `step` is given indices that are no integers.
+        IndexError: an index is below 0 or not below `samples`; not checked on a device, whose numbers are not read.
 
     Example:
         >>> import torch, polyak
@@ -73,8 +78,8 @@ class ALIGPlus(PolyakOptimizer):
     is not finite leaves them as they were.
 
     Reference:
-        A. Paren, R. P. K. Poudel, M. P. Kumar, Faking Interpolation Until You Make It, TMLR 2022. It extends ALI-G,
-        arXiv:1906.05661.
+        A. Paren, R. P. K. Poudel, M. P. Kumar, Faking Interpolation Until You Make It, TMLR 2022,
+        openreview.net/forum?id=OslAMMF4ZP. It extends ALI-G, arXiv:1906.05661.
     """
 
     def __init__(

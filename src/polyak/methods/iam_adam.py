@@ -32,7 +32,7 @@ class IAMAdam(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the cap η on the step size, ≥ 0. Default 0.01, as in the authors' code.
+        lr: the cap η on the step size, ≥ 0. Default 0.01, our choice in the norm of Adam; the authors' code has 1.
         momentum: β = λ/(1 + λ) in [0, 1); None for λ = t. Default 0.9, as in the authors' code.
         beta2: β₂ in [0, 1). Default 0.999, as in Adam.
         eps: ε ≥ 0, added to the root. Default 1e-8, as in Adam.

@@ -54,7 +54,7 @@ class MuonMoMo(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the cap η on the step size, ≥ 0. Default 0.01, the authors' value.
+        lr: the cap η on the step size, ≥ 0. Default 0.01, of the values from 1e-5 to 0.1 that the authors try.
         momentum: β in [0, 1), how slowly the averages forget. Default 0.95, the authors' value.
         beta2: β₂ in [0, 1). Default 0.95, the authors' value.
         eps: ε ≥ 0, added to the root. Default 1e-8, as in Adam.
@@ -83,12 +83,15 @@ class MuonMoMo(PolyakOptimizer):
         >>> loss.item() < before
         True
 
-    Differences from the authors' code: the step is never negative; the averages are part of the state and shared by all
-    groups; a batch whose loss or gradient is not finite leaves them as they were; v is float32 at least; the constraint
-    is ours.
+    Differences from the authors' code: what is no matrix moves in Adam's norm, the MuonAdam-MoMo of the paper's Figure
+    1, where their `muon-momo` takes the sign; Polar Express works in float32 at least, not in bfloat16, and does not
+    divide its coefficients by 1.01 again in every iteration; the step is never negative; the averages are part of the
+    state and shared by all groups; a batch whose loss or gradient is not finite leaves them as they were; v is float32
+    at least; the constraint is ours.
 
     Reference:
-        M. Crawshaw et al., ICML 2026, arXiv:2510.09827, Muon-MoMo: LMO form, ℓ∞ product of the layers' norms.
+        M. Crawshaw, C. Modi, M. Liu, R. M. Gower, An Exploration of Non-Euclidean Gradient Descent: Muon and its Many
+        Variants, ICML 2026, arXiv:2510.09827, in the LMO form, with the ℓ∞ product of the layers' norms.
     """
 
     def __init__(

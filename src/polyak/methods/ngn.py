@@ -30,7 +30,7 @@ class NGN(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the soft cap c, ≥ 0, which γ approaches for a large loss. Default 1, as in the authors' experiments.
+        lr: the soft cap c, ≥ 0, which γ approaches for a large loss. Default 1, our choice; the authors tune it.
         momentum: β in [0, 1) of the heavy ball. Default 0.
 
     Example:
@@ -50,7 +50,8 @@ class NGN(PolyakOptimizer):
 
     Reference:
         A. Orvieto, L. Xiao, An Adaptive Stochastic Gradient Method with Non-negative Gauss-Newton Stepsizes, 2024,
-        arXiv:2407.04358, equation (4); R. Islamov et al., NeurIPS 2025, arXiv:2508.15071, Algorithm 1.
+        arXiv:2407.04358, equation (4); NGN-M: R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, Enhancing Optimizer
+        Stability: Momentum Adaptation of The NGN Step-size, NeurIPS 2025, arXiv:2508.15071, Algorithm 1.
     """
 
     def __init__(self, params: ParamsT, lr: Cap = 1.0, **common: Unpack[CommonAndMomentum]) -> None:

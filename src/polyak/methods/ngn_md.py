@@ -31,7 +31,7 @@ class NGNMD(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the soft cap c, ≥ 0, which γ approaches for a large loss. Default 0.1, as in the authors' experiments.
+        lr: the soft cap c, ≥ 0, which γ approaches for a large loss. Default 0.1, our choice; the authors tune it.
         betas: β₁ of the heavy ball and β₂ of the squares, in [0, 1). Default (0.9, 0.999), the authors' values.
         eps: ε ≥ 0, added to the root. Default 1e-8, the authors' value.
         weight_decay: λ ≥ 0, decoupled as in AdamW. Default 0.
@@ -51,7 +51,8 @@ class NGNMD(PolyakOptimizer):
     Differences from the paper: a known lower bound is subtracted from the loss; v is float32 at least.
 
     Reference:
-        R. Islamov et al., NeurIPS 2025, arXiv:2508.15071, NGN-MDv1.
+        R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, Enhancing Optimizer Stability: Momentum Adaptation of The NGN
+        Step-size, NeurIPS 2025, arXiv:2508.15071, Algorithm 2, NGN-MDv1.
     """
 
     def __init__(

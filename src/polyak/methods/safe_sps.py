@@ -49,10 +49,11 @@ class SafeSPS(PolyakOptimizer):
         [1.0, -2.0]
 
     Differences from the authors' code: the step is never negative; the averaged form decays weights, too, and does not
-    fail where the bracket is negative.
+    fail where the bracket is negative; `floor=0` is no floor, where their averaged form takes the first ‖∇f(x)‖².
 
     Reference:
-        D. Oikonomou, N. Loizou, ICML 2026, arXiv:2512.02342, SPS_safe and IMA-SPS_safe.
+        D. Oikonomou, N. Loizou, Safeguarded Stochastic Polyak Step Sizes for Non-smooth Optimization: Robust
+        Performance Without Small (Sub)Gradients, ICML 2026, arXiv:2512.02342, SPS_safe and IMA-SPS_safe.
     """
 
     def __init__(

@@ -51,11 +51,13 @@ class SAMSPS(PolyakOptimizer):
         >>> bool(optimizer.step(closure) < 0.1)  # from 8.5
         True
 
-    Differences from the authors' code: x is restored exactly, even if the closure raises an error; a batch that is not
-    finite at x or at e moves nothing; weight decay is off by default; the constraint is ours.
+    Differences from the authors' code: the step returns f(x), not f(e); x is restored exactly, even if the closure
+    raises an error; a batch that is not finite at x or at e moves nothing; weight decay is off by default; the
+    constraint is ours.
 
     Reference:
-        D. Oikonomou, N. Loizou, ICML 2026, arXiv:2606.01827, SAM-SPS and USAM-SPS.
+        D. Oikonomou, N. Loizou, Adaptive Sharpness-Aware Minimization with a Polyak-type Step size: A Theory-Grounded
+        Scheduler, ICML 2026, arXiv:2606.01827, SAM-SPS and USAM-SPS.
     """
 
     def __init__(

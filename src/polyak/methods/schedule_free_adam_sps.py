@@ -1,4 +1,4 @@
-"""Schedule-free SPS in Adam's norm (arXiv:2511.07767)."""
+"""Schedule-free SPS in Adam's norm (Oikonomou et al., 2026)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class ScheduleFreeAdamSPS(PolyakOptimizer):
     at least.
 
     Reference:
-        arXiv:2511.07767, schedule-free Adam with a Polyak step.
+        D. Oikonomou, M. Buchholz, Y.-M. Pun, R. M. Gower, N. Loizou, Taking the Road Less Scheduled with Adaptive
+        Polyak Steps, 2026, arXiv:2511.07767v2, the safeguarded step of schedule-free Adam.
     """
 
     def __init__(

@@ -44,11 +44,12 @@ class ScheduleFreePlus(PolyakOptimizer):
         weight_decay: λ ≥ 0 of AdamC, which γ² multiplies: values of 20 to 50 are usual. Default 0.
         momentum: β in [0, 1) at the start, the share of x in y. Default 0.9, the author's value.
         final_momentum: β in [0, 1) after `anneal_steps`. Default 0.965, the author's value.
-        anneal_steps: the steps over which 1 − β goes geometrically to its last value. Default 0: β is constant.
-        norm_beta: β_p in [0, 1), how slowly the norm's average forgets. Default 0, no average.
-        r: the power of k in the weight of z. Default 0.
-        weight_lr_power: the power p ≥ 0 of the largest step so far in it. Default 2.
-        averaging_warmup: the steps in which x is z, before averaging begins. Default 0.
+        anneal_steps: the steps over which 1 − β goes geometrically to its last value. Default 0, the author's
+            value: β is constant.
+        norm_beta: β_p in [0, 1), how slowly the norm's average forgets. Default 0, the author's value: no average.
+        r: the power of k in the weight of z, a finite number. Default 0, the author's value.
+        weight_lr_power: the power p ≥ 0 of the largest step so far in it. Default 2, the author's value.
+        averaging_warmup: the steps in which x is z, before averaging begins. Default 0, the author's value.
 
     Example:
         >>> import torch, polyak
@@ -65,12 +66,14 @@ class ScheduleFreePlus(PolyakOptimizer):
         >>> bool(torch.nn.functional.mse_loss(model(x), y) < 0.01)
         True
 
-    Differences from the authors' code: the average of the norm is corrected for its start without being overwritten; a
-    gradient of zero moves nothing; the loss is averaged over processes; x is not stored, since y and a buffer give it;
-    the constraint is ours, and holds for z.
+    Differences from the author's code: a lower bound f* is subtracted; `lr` may be 0, where theirs is `eps` at least;
+    the average of the norm is corrected for its start without being overwritten; a gradient of zero moves nothing; the
+    loss is averaged over processes; x is not stored, since y and a buffer give it; the constraint is ours, and holds
+    for z.
 
     Reference:
-        A. Defazio, 2026, arXiv:2605.19095, ScheduleFree+.
+        A. Defazio, ScheduleFree+: Scaling Learning-Rate-Free & Schedule-Free Learning to Large Language Models, 2026,
+        arXiv:2605.19095.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Schedule-free SPS (arXiv:2511.07767)."""
+"""Schedule-free SPS (Oikonomou et al., 2026)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class ScheduleFreeSPS(PolyakOptimizer):
     stored, since y and one buffer give it.
 
     Reference:
-        arXiv:2511.07767, schedule-free SPS.
+        D. Oikonomou, M. Buchholz, Y.-M. Pun, R. M. Gower, N. Loizou, Taking the Road Less Scheduled with Adaptive
+        Polyak Steps, 2026, arXiv:2511.07767v2, the safeguarded step of schedule-free SGD.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class SignSPS(PolyakOptimizer):
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
-        lr: the cap η on the step size, ≥ 0. Default 0.01, the authors' value.
+        lr: the cap η on the step size, ≥ 0. Default 0.01, of the values from 1e-5 to 0.1 that the authors try.
         momentum: β in [0, 1), how slowly the averages forget. Default 0.95, the authors' value.
         weight_decay: λ ≥ 0, decoupled as in AdamW. Default 0.
 
@@ -53,7 +53,8 @@ class SignSPS(PolyakOptimizer):
     constraint is ours.
 
     Reference:
-        M. Crawshaw et al., ICML 2026, arXiv:2510.09827, with the ℓ∞ norm for all parameters.
+        M. Crawshaw, C. Modi, M. Liu, R. M. Gower, An Exploration of Non-Euclidean Gradient Descent: Muon and its Many
+        Variants, ICML 2026, arXiv:2510.09827, with the ℓ∞ norm for all parameters.
     """
 
     def __init__(

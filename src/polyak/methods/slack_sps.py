@@ -52,8 +52,8 @@ class SlackSPS(PolyakOptimizer):
     group, above its bound or that of the call.
 
     Reference:
-        R. M. Gower, M. Blondel, N. Gazagnadou, F. Pedregosa, 2022, arXiv:2202.12328, Lemmas 3.2 (SPSL1) and 3.4
-        (SPSdam).
+        R. M. Gower, M. Blondel, N. Gazagnadou, F. Pedregosa, Cutting Some Slack for SGD with Adaptive Polyak Stepsizes,
+        2022, arXiv:2202.12328, Lemmas 3.2 (SPSL1) and 3.4 (SPSdam).
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class SmoothMomSPS(PolyakOptimizer):
 
     Reference:
         D. Oikonomou, N. Loizou, Stochastic Polyak Step-sizes and Momentum: Convergence Guarantees and Practical
-        Performance, ICLR 2025, arXiv:2406.04142, section 5.
+        Performance, ICLR 2025, arXiv:2406.04142, section 4.
     """
 
     def __init__(

@@ -50,8 +50,8 @@ class SmoothSPS(PolyakOptimizer):
     every later step with it); f* and γ_b are respected; a loss below f* gives no step instead of an ascent.
 
     Reference:
-        N. Loizou, S. Vaswani, I. Laradji, S. Lacoste-Julien, Stochastic Polyak Step-size for SGD, AISTATS 2021,
-        arXiv:2002.10542, section 4.
+        N. Loizou, S. Vaswani, I. Laradji, S. Lacoste-Julien, Stochastic Polyak Step-size for SGD: An Adaptive
+        Learning Rate for Fast Convergence, AISTATS 2021, arXiv:2002.10542, section 4.
     """
 
     def __init__(

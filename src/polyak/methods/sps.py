@@ -49,8 +49,8 @@ class SPS(PolyakOptimizer):
     gradient that is exactly 0, not for every norm below 1e-8.
 
     Reference:
-        N. Loizou, S. Vaswani, I. Laradji, S. Lacoste-Julien, Stochastic Polyak Step-size for SGD, AISTATS 2021,
-        arXiv:2002.10542, equation (3).
+        N. Loizou, S. Vaswani, I. Laradji, S. Lacoste-Julien, Stochastic Polyak Step-size for SGD: An Adaptive
+        Learning Rate for Fast Convergence, AISTATS 2021, arXiv:2002.10542, equation (3).
     """
 
     def __init__(
