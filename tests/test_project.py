@@ -123,8 +123,8 @@ def test_every_class_shows_an_example_that_uses_it(cls):
 
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_every_method_names_the_authors_the_title_and_the_place_of_its_paper(cls):
-    reference = inspect.cleandoc(cls.__doc__).partition("\nReference:\n")[2]
-    first, *others = " ".join(reference.split()).split(", ")
+    reference = " ".join(inspect.cleandoc(cls.__doc__).partition("\nReference:\n")[2].split())
+    first, *others = reference.split(", ")
     assert re.match(r"[A-Z]\. (?:[A-Z]\. )*[A-Z]\w+", first)
     assert any(re.match(r"[A-Z]", part) and len(re.findall(r"\w{4,}", part)) >= 4 for part in others)  # the title
     assert re.search(r"arXiv:\d{4}\.\d{5}|openreview\.net/", reference)
