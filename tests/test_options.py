@@ -260,6 +260,16 @@ GROUPS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], tuple[str
         ("leave the torch.float8_e5m2 tensor out",),
     ),
     "flags": (lambda: {"params": [torch.ones(2, dtype=torch.bool)]}, TypeError, ("leave the torch.bool tensor out",)),
+    "conjugate view": (
+        lambda: {"params": [torch.ones(2, dtype=torch.complex64).conj()]},
+        TypeError,
+        ("of shape (2,) is a conjugate or negative view", "p.resolve_conj()"),
+    ),
+    "negative view": (
+        lambda: {"params": [torch.ones(2, dtype=torch.complex64).conj().imag]},
+        TypeError,
+        ("is a conjugate or negative view",),
+    ),
 }
 
 

@@ -84,7 +84,12 @@ def test_a_set_that_does_not_exist_is_refused(make, error, parts):
     "constraint", [polyak.Halfspace(torch.ones(3), 1.0), polyak.Affine(torch.ones(1, 3), torch.ones(1))], ids=repr
 )
 def test_a_set_for_another_number_of_parameters_is_refused(constraint):
-    with refused(ValueError, type(constraint).__name__, "was made for 3 coordinates, but the parameters have 2"):
+    with refused(
+        ValueError,
+        type(constraint).__name__,
+        "was made for 3 coordinates, but the parameters that train have 2",
+        "one entry for each",
+    ):
         polyak.ALIG([nn.Parameter(torch.ones(2))], constraint=constraint)
 
 
@@ -118,3 +123,65 @@ def test_what_a_group_is_given_later_is_refused_before_anything_moves(method, st
     optimizer.param_groups[0]["constraint"] = polyak.L2Ball(0.5)
     optimizer.step(loss=1.0)
     assert float(p.detach().norm()) < 0.51
+
+
+@pytest.mark.parametrize(
+    "constraint", [polyak.Halfspace(torch.ones(4), 1.0), polyak.Affine(torch.ones(1, 4), torch.ones(1))], ids=repr
+)
+def test_a_set_that_no_longer_fits_is_refused_before_anything_moves(constraint):
+    w, v = (nn.Parameter(torch.tensor(values)) for values in ([1.0, 2.0], [3.0, 4.0]))
+    optimizer = polyak.ALIG([w, v], lr=0.1, constraint=constraint)
+    for p in (w, v):
+        p.grad = torch.tensor([1.0, 2.0])
+    optimizer.step(loss=1.0)
+    v.requires_grad_(False).grad, before = None, w.detach().clone()
+    for _ in range(2):
+        with refused(ValueError, type(constraint).__name__, "made for 4 coordinates", "have 2"):
+            optimizer.step(loss=1.0)
+    assert torch.equal(w, before)
+    v.requires_grad_(True)
+    optimizer.step(loss=1.0)
+    assert not torch.equal(w, before)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [polyak.L1Ball(1.0), polyak.LInfBall(1.0), polyak.Simplex(), polyak.Box(0.0, 1.0), polyak.NonNegative()],
+    ids=repr,
+)
+def test_a_set_of_real_vectors_that_a_group_is_given_later_moves_nothing(constraint):
+    w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = polyak.ALIG([w], lr=0.1)
+    w.grad, optimizer.param_groups[0]["constraint"] = torch.ones_like(w), constraint
+    with refused(TypeError, type(constraint).__name__, "one is complex"):
+        optimizer.step(loss=1.0)
+    assert torch.equal(w, torch.ones_like(w))
+
+
+@each_method
+@pytest.mark.parametrize("make", [lambda: polyak.L2Ball(1.0), lambda: polyak.Box(-0.5, 0.5)], ids=["L2Ball", "Box"])
+@pytest.mark.filterwarnings("ignore:.*rescales the parameters")
+def test_plain_tensors_are_constrained_as_parameters_are(method, make):
+    """Gradients of torch.func belong to tensors that require none."""
+    ends = []
+    for prepare in (nn.Parameter, torch.clone):
+        w = prepare(torch.tensor([3.0, 4.0]))
+        optimizer = method.build([w], "nesterov", lr=0.1, constraint=make())
+        assert float(w.detach().norm()) <= 1.0 + 1e-6
+        for t in range(3):
+            w.grad = torch.tensor([1.0, -2.0 - t])
+            optimizer.step(loss=1.0)
+        ends.append(w.detach().clone())
+    assert torch.equal(*ends)
+
+
+def test_a_set_of_ones_own_needs_no_more_than_a_projection():
+    class Origin(polyak.constraints.Constraint):
+        def project_(self, params):
+            for p in params:
+                p.zero_()
+
+    optimizer = polyak.ALIG([w := nn.Parameter(torch.ones(2, dtype=torch.complex64))], constraint=Origin())
+    w.grad = torch.ones_like(w)
+    optimizer.step(loss=1.0)
+    assert not w.any()

@@ -51,7 +51,7 @@ def test_one_ball_serves_many_optimizers_and_groups():
 
 
 def test_frozen_parameters_do_not_count_and_a_group_added_later_has_a_ball_of_its_own_norm():
-    frozen, own, ball = ones(100).requires_grad_(False), ones(4), polyak.L2Ball(relative=2.0)
+    frozen, own, ball = torch.nn.Parameter(torch.ones(100), requires_grad=False), ones(4), polyak.L2Ball(relative=2.0)
     w = ones(9)
     optimizer = polyak.ALIG([frozen, w], constraint=ball, lr=1e6)
     optimizer.add_param_group({"params": [own], "constraint": ball})
@@ -138,8 +138,8 @@ def test_where_every_group_has_its_own_constraint_the_shared_ball_waits_for_one_
 
 
 def test_a_ball_without_members_is_refused_by_what_it_lacks():
-    frozen = ones(4).requires_grad_(False)
-    with refused(ValueError, "L2Ball(relative=1.5)", "no parameter that requires a gradient", "write L2Ball(radius)"):
+    frozen = torch.nn.Parameter(torch.ones(4), requires_grad=False)
+    with refused(ValueError, "L2Ball(relative=1.5)", "no parameter that trains", "write L2Ball(radius)"):
         polyak.ALIG([frozen], constraint=polyak.L2Ball(relative=1.5))
     with refused(ValueError, "L2Ball(relative=1.5)", "meta device", "write L2Ball(radius)"):
         polyak.ALIG([torch.nn.Parameter(torch.ones(3, device="meta"))], constraint=polyak.L2Ball(relative=1.5))

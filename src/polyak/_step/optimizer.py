@@ -23,8 +23,8 @@ from .lines import learn, measure
 from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
-from .projection import keep_constraints, project, start_inside, take_radii
-from .signature import check_options, complete, documented, options_of
+from .projection import check_constraint, keep_constraints, project, start_inside, take_radii
+from .signature import check_options, check_params, complete, documented, options_of
 from .torch_hooks import hook_step
 
 
@@ -76,7 +76,7 @@ class PolyakOptimizer(Optimizer):
         options = {"lr": lr, **own, "lower_bound": lower_bound, "foreach": foreach, "fused": fused}
         buffers = {"momentum": momentum, "float32_momentum": float32_momentum}
         options |= {name: buffers[name] for name in buffers if name in options_of(type(self))}
-        self._constraint = _options.check_constraint(owner, constraint)
+        self._constraint = check_constraint(owner, constraint)
         self._sync_loss = _options.check_value(owner, "sync_loss", sync_loss, self._ranges.get("sync_loss"))
         self._begin(_options.check_group(owner, process_group), ready=False)
         _options.check(owner, options, options, self._ranges)
@@ -241,14 +241,15 @@ class PolyakOptimizer(Optimizer):
             ValueError, TypeError: an option is misspelt or not allowed; a parameter is sparse or an integer tensor.
         """
         with _state.without_trace(self.param_groups):
-            owner, group = type(self).__name__, _state.own_keys(param_group, self._scalars(self.defaults | param_group))
+            owner = type(self).__name__
+            group = _state.own_keys(_options.as_group(owner, param_group), self._scalars(self.defaults))
             _options.check(owner, group, self.defaults, self._ranges)
-            _options.check_constraint(owner, group.get("constraint"))
+            check_constraint(owner, group.get("constraint"))
             if "weight_decay" not in self.defaults:
                 group.pop("weight_decay", None)
             super().add_param_group(group)
             norm = group.get("norm") if "norm" in self.defaults else None  # else it is a key of other code
-            _options.check_params(owner, group["params"], group.get("fused"), norm)
+            check_params(owner, group["params"], group.get("fused"), norm)
             _state.place_scalars(self)
             if self._ready:
                 self._constraint = start_inside(self.param_groups, self._constraint, self._advice)

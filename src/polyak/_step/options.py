@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.nn import Parameter
 
-from .._backend.chunks import INTERPRETED
-from .._backend.cpu_build import REALS, kernels
-from .._backend.distributed import PIECES, is_shard_of_zero, needs_whole
 from .._backend.scalars import is_number, said
 from ..constraints import Constraint
 
@@ -52,9 +48,18 @@ def or_none(allowed: Allowed) -> Allowed:
 
 def _is_cap(value: Any) -> bool:
     if isinstance(value, Tensor):
-        is_real = not value.is_complex() and value.dtype is not torch.bool and value.layout is torch.strided
-        return value.numel() == 1 and is_real and (value.is_meta or bool(value >= 0))
+        return _is_real_number(value) and (value.is_meta or bool(value >= 0))
     return is_number(value) and value >= 0
+
+
+def _is_real_number(value: Tensor) -> bool:
+    is_real = not value.is_complex() and value.dtype is not torch.bool and value.layout is torch.strided
+    return is_real and value.numel() == 1
+
+
+def is_scalar(value: Tensor) -> bool:
+    """Return whether a tensor has no dimension and a type in which a schedule is not rounded."""
+    return value.is_floating_point() and not value.dim()
 
 
 def _keep_cap(value: Any) -> Any:
@@ -65,18 +70,19 @@ def _keep_cap(value: Any) -> Any:
 
 
 def _are_betas(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_fraction, value))
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_FRACTION.test, value))
 
 
-_is_fraction = numbers(lambda value: 0 <= value < 1, "").test
+_POSITIVE = numbers(lambda value: 0 < value < math.inf, "a finite number > 0")
+_FRACTION = numbers(lambda value: 0 <= value < 1, "a number in [0, 1)")
 _CAP_WORDS = "a number ≥ 0 or a tensor of one such number (math.inf for no cap)"
 Cap = Annotated[float | Tensor, Allowed(_is_cap, _CAP_WORDS, _keep_cap)]
 Finite = Annotated[float, numbers(math.isfinite, "a finite number")]
-Positive = Annotated[float, numbers(lambda value: 0 < value < math.inf, "a finite number > 0")]
-PositiveOrNone = Annotated[float | None, or_none(numbers(lambda value: 0 < value < math.inf, "a finite number > 0"))]
+Positive = Annotated[float, _POSITIVE]
+PositiveOrNone = Annotated[float | None, or_none(_POSITIVE)]
 NonNegative = Annotated[float, numbers(lambda value: 0 <= value < math.inf, "a finite number ≥ 0")]
-Fraction = Annotated[float, numbers(lambda value: 0 <= value < 1, "a number in [0, 1)")]
-FractionOrNone = Annotated[float | None, or_none(numbers(lambda value: 0 <= value < 1, "a number in [0, 1)"))]
+Fraction = Annotated[float, _FRACTION]
+FractionOrNone = Annotated[float | None, or_none(_FRACTION)]
 Steps = Annotated[float, numbers(lambda n: 1 <= n < math.inf, "a number ≥ 1, usually len(data_loader)")]
 Count = Annotated[int, numbers(lambda n: 0 <= n < 2**63 and n == int(n), "an integer ≥ 0", int)]
 Iterations = Annotated[int, numbers(lambda n: 1 <= n < 2**63 and n == int(n), "an integer ≥ 1", int)]
@@ -167,8 +173,12 @@ _GAMMA_DECAYS = frozenset({"floor", "rho", "samples"})  # options of methods tha
 NEAR = 0.8  # how similar a misspelt option is: momentm, lower_bnd, but not min_lr
 
 
-TYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-KERNELS = frozenset({"cpu", "cuda", "meta"})  # devices on which fused=True runs
+def as_group(owner: str, group: Any) -> dict[str, Any]:
+    """Return a parameter group; raise TypeError unless it is a dict with parameters."""
+    if isinstance(group, dict) and "params" in group:
+        return group
+    given = f"the dict {said(group)}" if isinstance(group, dict) else f"a {type(group).__name__}"
+    raise TypeError(f'{owner}: a parameter group is {given}, but must be a dict such as {{"params": [p], "lr": 0.1}}.')
 
 
 def check(owner: str, group: dict[str, Any], options: Mapping[str, Any], ranges: Mapping[str, Allowed]) -> None:
@@ -226,6 +236,10 @@ def check_value(owner: str, name: str, value: Any, allowed: Allowed | None) -> A
 def check_cap(owner: str, group: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Raise ValueError where a schedule, or other code, has made lr something that is no cap."""
     lr = group.setdefault("lr", options["lr"])  # which a group that was put into the list may lack
+    if isinstance(lr, Tensor) and not is_scalar(lr):
+        if not _is_real_number(lr):
+            raise ValueError(f"{owner}: lr={said(lr)} is not allowed, it must be {_CAP_WORDS}.")
+        group["lr"] = lr = _keep_cap(lr).reshape(())
     if not isinstance(lr, Tensor) and not (is_number(lr) and lr >= 0):
         raise ValueError(
             f"{owner}: lr={said(lr)} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
@@ -241,27 +255,6 @@ def check_group(owner: str, process_group: Any) -> Any:
             "torch.distributed.new_group() returns to a member, or None for all processes."
         )
     return process_group
-
-
-def check_params(owner: str, params: Iterable[Tensor], fused: bool | None = None, norm: str | None = None) -> None:
-    """Raise TypeError unless all parameters can be moved, ValueError or RuntimeError unless as it is asked."""
-    for p in params:
-        if isinstance(p, Parameter) and not p.requires_grad:
-            continue  # such as the quantised weights under an adapter
-        if p.dtype.to_real() not in TYPES:
-            raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
-        if p.layout != torch.strided or p.is_nested:
-            other = "nested one" if p.is_nested else f"sparse one of shape {tuple(p.shape)}"
-            raise TypeError(f"{owner} moves dense parameters: leave the {other} out.")
-        if norm == "spectral" and not is_matrix(p, norm):
-            raise ValueError(
-                f"{owner}: norm='spectral' is for real matrices, but a {p.dtype} parameter has shape {tuple(p.shape)}: "
-                "put it in a group with norm='adam'."
-            )
-        if fused and p.device.type not in KERNELS:
-            raise ValueError(f"{owner}: fused=True has no kernel for the device {p.device}: leave it out.")
-        if fused and p.is_cpu and not INTERPRETED and p.dtype in REALS:
-            kernels(p.dtype)
 
 
 def is_matrix(p: Tensor, norm: str | None) -> bool:
@@ -283,16 +276,6 @@ def check_dense(grad: Tensor) -> None:
             f"A gradient of shape {tuple(grad.shape)} is sparse, but a Polyak step needs dense ones: "
             "build the layer with sparse=False."
         )
-
-
-def check_constraint(owner: str, constraint: Any) -> Any:
-    """Return the constraint; raise TypeError unless it is one, ValueError if it does not fit a shard."""
-    if isinstance(constraint, type) or not (constraint is None or callable(getattr(constraint, "project_", None))):
-        given = f"the class {constraint.__name__}" if isinstance(constraint, type) else f"a {type(constraint).__name__}"
-        raise TypeError(f"{owner}: constraint is {given}, but must be an object such as polyak.L2Ball(100.0), or None.")
-    if needs_whole(constraint) and is_shard_of_zero():
-        raise ValueError(f"{owner}: {type(constraint).__name__} {PIECES}")
-    return constraint
 
 
 def _is_one_of(value: Any, *names: str) -> bool:

@@ -24,7 +24,7 @@ from .._backend.moves import MOMENTUM, Form, Preconditioner
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
 from .._backend.vector import Products, add_up, real
-from .options import check_dense
+from .options import check_dense, is_scalar
 
 Group = dict[str, Any]
 IS_CUDA = Tensor.is_cuda.__get__  # type: ignore[attr-defined]
@@ -225,7 +225,7 @@ def _again(method: Any) -> list[Part]:
     for part in parts:
         lr = part.group["lr"]
         decays = part.group.get("weight_decay") and getattr(lr, "is_cpu", True) and lr == math.inf  # to be looked at
-        if decays or not (isinstance(lr, Tensor) or (isinstance(lr, float) and lr >= 0)):
+        if decays or not (is_scalar(lr) if isinstance(lr, Tensor) else isinstance(lr, float) and lr >= 0):
             return []
         part.form, part.mu = method.form(part.group), part.group.get("momentum") or 0.0
     return parts

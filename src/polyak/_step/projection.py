@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from .._backend.distributed import RADIUS, send
+from .._backend.distributed import PIECES, RADIUS, is_shard_of_zero, needs_whole, send
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import number
 from .._backend.vector import add_, add_up, assign_, squares_together
+from ..constraints._base import constrained
 from ..constraints.balls import L2Ball
 from .advice import Advice
 from .parts import Group, Part, whole
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def project(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[Part] = ()) -> None:
-    """Project what requires a gradient; of a schedule-free method whose `parts` have moved, z."""
+    """Project what is not frozen; of a schedule-free method whose `parts` have moved, z."""
     if any([part.form.holds_y for part in parts]):
         _project_ahead(groups, shared, parts)
         return
@@ -35,6 +36,25 @@ def project(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[
     for group in groups:
         if group.get("constraint") is not None:
             _project(group["constraint"], [group])
+
+
+def check_constraint(owner: str, constraint: Any) -> Any:
+    """Return the constraint; raise TypeError unless it is one, ValueError if it does not fit a shard."""
+    if isinstance(constraint, type) or not (constraint is None or callable(getattr(constraint, "project_", None))):
+        given = f"the class {constraint.__name__}" if isinstance(constraint, type) else f"a {type(constraint).__name__}"
+        raise TypeError(f"{owner}: constraint is {given}, but must be an object such as polyak.L2Ball(100.0), or None.")
+    if needs_whole(constraint) and is_shard_of_zero():
+        raise ValueError(f"{owner}: {type(constraint).__name__} {PIECES}")
+    return constraint
+
+
+def check_fit(groups: Sequence[Group], shared: Constraint | None) -> None:
+    """Raise ValueError or TypeError, before anything moves, unless every constraint fits its parameters."""
+    own = [(group["constraint"], [group]) for group in groups if group.get("constraint") is not None]
+    for constraint, members in [*own, *([] if shared is None else [(shared, _sharing(groups))])]:
+        params = constrained([p for group in members for p in group["params"]])
+        if params and hasattr(constraint, "check"):  # a constraint needs no more than `project_`
+            constraint.check(params)
 
 
 def _project_ahead(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[Part]) -> None:
@@ -62,7 +82,7 @@ def _project(constraint: Constraint, groups: Sequence[Group]) -> None:
         if parts:
             constraint.shrink_(parts, squares_of(parts))
         return
-    params = [p for group in groups for p in group["params"] if p.requires_grad]
+    params = constrained([p for group in groups for p in group["params"]])
     if params:
         constraint.project_(params)
 
@@ -80,7 +100,7 @@ def _sharing(groups: Sequence[Group]) -> list[Group]:
 
 
 def _parts(groups: Sequence[Group]) -> list[Part]:
-    params = [[p for p in group["params"] if p.requires_grad] for group in groups]
+    params = [constrained(group["params"]) for group in groups]
     return [whole(group, own) for group, own in zip(groups, params, strict=True) if own]
 
 
@@ -132,7 +152,7 @@ def _with_radius(ball: L2Ball, groups: Sequence[Group], advice: Advice) -> L2Bal
 def _multiple(ball: L2Ball, norm: float | None) -> float:
     """Return the radius of a relative ball; raise ValueError if the parameters have no norm to take a multiple of."""
     if norm is None:
-        raise ValueError(f"{ball} found no parameter that requires a gradient: write L2Ball(radius).")
+        raise ValueError(f"{ball} found no parameter that trains: write L2Ball(radius).")
     radius = norm * (ball.relative or 0.0)
     if not 0 < radius < math.inf:
         values = f"their norm is {norm:.4g}" if norm == norm else "their values are NaN or on the meta device"
@@ -141,7 +161,7 @@ def _multiple(ball: L2Ball, norm: float | None) -> float:
 
 
 def _norm(groups: Sequence[Group]) -> float | None:
-    """Return ‖x‖₂ of what requires a gradient, NaN where it has no values yet, None if nothing does."""
+    """Return ‖x‖₂ of what is not frozen, NaN where it has no values yet, None if nothing does."""
     parts = _parts(groups)
     if not parts:
         return None

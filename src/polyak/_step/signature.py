@@ -9,14 +9,22 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from .._backend.scalars import said
-from .options import Allowed, Common, check, check_cap, check_constraint, check_params, is_off, unknown
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .._backend.chunks import INTERPRETED
+from .._backend.cpu_build import REALS, kernels
+from .._backend.scalars import TYPES, said
+from .options import Allowed, Common, check, check_cap, is_matrix, is_off, unknown
+from .projection import check_constraint, check_fit
 
 NOT_OPTIONS = frozenset({"self", "params", "constraint", "sync_loss", "process_group"})  # they belong to no group
+KERNELS = frozenset({"cpu", "cuda", "meta"})  # devices on which fused=True runs
 FIXED = frozenset({"samples"})  # options of which only the constructor's value fits what the groups hold
 
 
@@ -103,6 +111,7 @@ def check_options(self: Any) -> None:
         _check_later_constraint(type(self).__name__, changed.get("constraint"))
         group.update(changed)
     check_together(self, groups)
+    check_fit(groups, self._constraint)
     self._options[:] = [group.get(name) for group in groups for name in self._later]
 
 
@@ -127,6 +136,32 @@ def _check_later_constraint(owner: str, constraint: Any) -> None:
     """Raise TypeError or ValueError for a constraint that a group cannot have after construction."""
     if getattr(check_constraint(owner, constraint), "radius", 0.0) is None:
         raise ValueError(f"{owner}: {constraint} gets its radius at construction only: write L2Ball(radius) later.")
+
+
+def check_params(owner: str, params: Iterable[Tensor], fused: bool | None = None, norm: str | None = None) -> None:
+    """Raise TypeError unless all parameters can be moved, ValueError or RuntimeError unless as it is asked."""
+    for p in params:
+        if isinstance(p, Parameter) and not p.requires_grad:
+            continue  # such as the quantised weights under an adapter
+        if p.dtype.to_real() not in TYPES:
+            raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
+        if p.is_conj() or p.is_neg():
+            raise TypeError(
+                f"{owner} moves tensors in place, but one of shape {tuple(p.shape)} is a conjugate or negative view: "
+                "give it p.resolve_conj().resolve_neg() instead."
+            )
+        if p.layout != torch.strided or p.is_nested:
+            other = "nested one" if p.is_nested else f"sparse one of shape {tuple(p.shape)}"
+            raise TypeError(f"{owner} moves dense parameters: leave the {other} out.")
+        if norm == "spectral" and not is_matrix(p, norm):
+            raise ValueError(
+                f"{owner}: norm='spectral' is for real matrices, but a {p.dtype} parameter has shape {tuple(p.shape)}: "
+                "put it in a group with norm='adam'."
+            )
+        if fused and p.device.type not in KERNELS:
+            raise ValueError(f"{owner}: fused=True has no kernel for the device {p.device}: leave it out.")
+        if fused and p.is_cpu and not INTERPRETED and p.dtype in REALS:
+            kernels(p.dtype)
 
 
 def documented(doc: str | None, common: type) -> str | None:

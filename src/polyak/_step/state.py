@@ -16,6 +16,7 @@ from .._backend.scalars import TYPES, away_from_zero, is_number, said
 from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
 from .options import check
 from .parts import Group
+from .projection import check_fit
 from .signature import check_together
 
 METHOD = "polyak_method"  # the key of a group that names its method
@@ -212,6 +213,7 @@ def buffer_dtype(group: Group, p: Tensor, name: str) -> torch.dtype:
 def init_group(self: Any) -> None:
     """Create the buffers that are missing; torch.compile runs a method of this kind eagerly."""
     self._check_options()
+    check_fit(self.param_groups, self._constraint)
     if self._places != (found := places(self.param_groups)):  # a model was moved, or got another type
         follow_parameters(self)
         self._places = found

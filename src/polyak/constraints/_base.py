@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .._backend.chunks import Vector
 from .._backend.distributed import full, piece_of
@@ -22,9 +23,19 @@ class Constraint(ABC):
     Attributes:
         coordinatewise: whether a projection treats every coordinate by itself, so that pieces of the parameters may be
             projected in different processes. Default False.
+        takes_complex: whether the parameters may be complex. Default True; `check` refuses them with False.
     """
 
     coordinatewise: ClassVar[bool] = False
+    takes_complex: ClassVar[bool] = True
+
+    def check(self, params: Sequence[Tensor]) -> None:
+        """Raise ValueError or TypeError unless the set is one of such parameters; a step asks before it moves them."""
+        if not self.takes_complex and any(p.is_complex() for p in params):
+            owner = type(self).__name__
+            raise TypeError(
+                f"{owner} constrains real parameters, but one is complex: use L2Ball, or torch.view_as_real."
+            )
 
     @abstractmethod
     def project_(self, params: Sequence[Tensor]) -> None:
@@ -37,10 +48,14 @@ def check_size(owner: str, name: str, value: float | None) -> None:
         raise ValueError(f"{owner}: {name}={said(value)} is not allowed, it must be a finite number > 0.")
 
 
-def real_only(owner: str, params: Sequence[Tensor]) -> Vector:
-    """Return the local pieces of the parameters; raise TypeError if one is complex."""
-    if any(p.is_complex() for p in params):
-        raise TypeError(f"{owner} constrains real parameters, but one is complex: use L2Ball, or torch.view_as_real.")
+def constrained(params: Iterable[Tensor]) -> list[Tensor]:
+    """Return the parameters that a constraint holds for: frozen ones are not, plain tensors are."""
+    return [p for p in params if p.requires_grad or not isinstance(p, Parameter)]
+
+
+def real_only(constraint: Constraint, params: Sequence[Tensor]) -> Vector:
+    """Return the local pieces of the parameters; raise ValueError or TypeError unless they are of the set's kind."""
+    constraint.check(params)
     return [real(p) for p in params]
 
 

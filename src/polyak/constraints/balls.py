@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final, overload
+from typing import Any, ClassVar, final, overload
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .._backend import vector
 from .._backend.chunks import must_not_sync
@@ -141,7 +142,7 @@ def measured_ball(parts: Sequence[Any], shared: object) -> L2Ball | None:
             return None
         moving = iter(part.params)
         for p in part.group["params"]:
-            if p.requires_grad and p is not next(moving, None):
+            if (p.requires_grad or not isinstance(p, Parameter)) and p is not next(moving, None):
                 return None
         if next(moving, None) is not None:  # what is frozen moves, but is no member
             return None
@@ -171,6 +172,7 @@ class L1Ball(Constraint):
         tensor([2., 0., 0.])
     """
 
+    takes_complex: ClassVar[bool] = False
     radius: float
 
     def __post_init__(self) -> None:
@@ -178,7 +180,7 @@ class L1Ball(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← sign(x)·max{abs(x) − θ, 0} with the θ ≥ 0 that brings the norm down to the radius."""
-        x, flat = real_only("L1Ball", params), flatten(params)
+        x, flat = real_only(self, params), flatten(params)
         inside = flat.abs().sum() <= self.radius
         if flat.numel() and (must_not_sync(flat.device) or not inside):
             nearest = flat.sign() * _onto_simplex(flat.abs(), self.radius)
@@ -205,6 +207,7 @@ class Simplex(Constraint):
         tensor([0.7500, 0.2500, 0.0000])
     """
 
+    takes_complex: ClassVar[bool] = False
     total: float = 1.0
 
     def __post_init__(self) -> None:
@@ -212,7 +215,7 @@ class Simplex(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← (x − θ)₊ with the θ that makes the sum right."""
-        x, flat = real_only("Simplex", params), flatten(params)
+        x, flat = real_only(self, params), flatten(params)
         if flat.numel():
             vector.assign_(x, split_like(_onto_simplex(flat, self.total), params))
 

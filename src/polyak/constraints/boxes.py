@@ -35,6 +35,7 @@ class Box(Constraint):
     """
 
     coordinatewise: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = False
     low: float
     high: float
 
@@ -46,7 +47,7 @@ class Box(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← min{max{x, low}, high}."""
-        _clamp_(real_only("Box", params), self.low, self.high)
+        _clamp_(real_only(self, params), self.low, self.high)
 
 
 @final
@@ -70,6 +71,7 @@ class LInfBall(Constraint):
     """
 
     coordinatewise: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = False
     radius: float
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class LInfBall(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← min{max{x, −radius}, radius}."""
-        _clamp_(real_only("LInfBall", params), -self.radius, self.radius)
+        _clamp_(real_only(self, params), -self.radius, self.radius)
 
 
 @final
@@ -97,10 +99,11 @@ class NonNegative(Constraint):
     """
 
     coordinatewise: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = False
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x₊."""
-        _clamp_(real_only("NonNegative", params), 0.0, math.inf)
+        _clamp_(real_only(self, params), 0.0, math.inf)
 
 
 def _clamp_(x: Sequence[Tensor], low: float, high: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Halfspace(Constraint):
         tensor([0.5000, 0.5000])
     """
 
+    takes_complex: ClassVar[bool] = False
     normal: Tensor
     offset: float
 
@@ -48,10 +49,15 @@ class Halfspace(Constraint):
         if not (is_number(self.offset) and math.isfinite(self.offset)):
             raise ValueError(f"Halfspace: offset={said(self.offset)} is not allowed, it must be a finite number.")
 
+    def check(self, params: Sequence[Tensor]) -> None:
+        """Raise unless there are as many real coordinates as the normal has entries."""
+        super().check(params)
+        _check_count("Halfspace", self.normal, params)
+
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x − (⟨a, x⟩ − b)₊ a/‖a‖²."""
-        x = real_only("Halfspace", params)
-        a = split_like(_matching("Halfspace", self.normal, params), params)
+        x = real_only(self, params)
+        a = split_like(self.normal, params)
         excess = positive_part(vector.dot(a, x, params) - self.offset)
         vector.add_(x, a, -excess / vector.sum_squares(a, params))
 
@@ -78,6 +84,7 @@ class Affine(Constraint):
         tensor([3., 1.])
     """
 
+    takes_complex: ClassVar[bool] = False
     matrix: Tensor
     offset: Tensor
     _inverse: Tensor = field(init=False, repr=False)
@@ -94,21 +101,28 @@ class Affine(Constraint):
         for name, tensor in (("matrix", matrix), ("offset", offset), ("_inverse", inverse)):
             object.__setattr__(self, name, tensor)
 
+    def check(self, params: Sequence[Tensor]) -> None:
+        """Raise unless there are as many real coordinates as the matrix has columns."""
+        super().check(params)
+        _check_count("Affine", self.matrix, params)
+
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x − A⁺(Ax − b)."""
-        x = real_only("Affine", params)
+        x = real_only(self, params)
         if not x:
             return
-        matrix, flat = _matching("Affine", self.matrix, params), flatten(params)
-        residual = send(matrix, flat) @ flat - send(self.offset, flat)
+        flat = flatten(params)
+        residual = send(self.matrix, flat) @ flat - send(self.offset, flat)
         vector.add_(x, split_like(send(self._inverse, flat) @ residual, params), -1.0)
 
 
-def _matching(owner: str, constant: Tensor, params: Sequence[Tensor]) -> Tensor:
+def _check_count(owner: str, constant: Tensor, params: Sequence[Tensor]) -> None:
     count = sum(p.numel() for p in params)
     if constant.shape[-1] != count:
-        raise ValueError(f"{owner} was made for {constant.shape[-1]} coordinates, but the parameters have {count}.")
-    return constant
+        raise ValueError(
+            f"{owner} was made for {constant.shape[-1]} coordinates, but the parameters that train have {count}: "
+            "build it with one entry for each, in their order."
+        )
 
 
 def _is_finite(tensor: object) -> bool:
