@@ -3,18 +3,41 @@
 Nothing here imports torch before a verb needs it, so that `polyak --help` answers at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
+from tyro.constructors import PrimitiveConstructorSpec
 
 from polyak_lab.cli import inspect as arguments
 from polyak_lab.config import run as config
 from polyak_lab.console import say
 from polyak_lab.errors import LabError
 from polyak_lab.files import is_standard_stream
+
+T = TypeVar("T")
+
+
+def _one_or_more(kind: Callable[[str], T]) -> PrimitiveConstructorSpec[tuple[T, ...]]:
+    """Describe a flag with one or more values; tyro's own takes a flag without any as one that was left out."""
+
+    def read(texts: list[str]) -> tuple[T, ...]:
+        if not texts:
+            raise ValueError("write one or more values after it, or leave it out")
+        return tuple(map(kind, texts))
+
+    name = kind.__name__.upper()
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"{name} [{name} ...]",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda values: [*map(str, values)],
+    )
+
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -48,9 +71,9 @@ class RunRecipe:
 
     recipe: tyro.conf.Positional[Path]
     """A TOML file: recipes/demo.toml."""
-    row: tuple[str, ...] = ()
+    row: Annotated[tuple[str, ...], _one_or_more(str)] = ()
     """Only these rows."""
-    seeds: tuple[int, ...] = ()
+    seeds: Annotated[tuple[int, ...], _one_or_more(int)] = ()
     """Only these seeds. Default: those of the recipe."""
     out: Path | None = None
     """Where the run folders go. Default: runs/ and the recipe's name."""

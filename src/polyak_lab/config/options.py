@@ -22,8 +22,11 @@ def options_from_flags(
         set: Any other keyword argument of the optimizer, as KEY=VALUE: --set c=0.2 --set
             weight_decay=5e-4.
     """
-    named = {"lr": lr, "momentum": momentum}
-    return {key: value for key, value in named.items() if value is not None} | _parse_all(set, "--set")
+    named = {key: value for key, value in {"lr": lr, "momentum": momentum}.items() if value is not None}
+    parsed = _parse_all(set, "--set")
+    for key in named.keys() & parsed.keys():
+        raise LabError(f"--{key} {named[key]:g} and --set {key}={shown(parsed[key])} are given: write one of them.")
+    return named | parsed
 
 
 def data_options(data_set: UseAppendAction[tuple[str, ...]] = ()) -> dict[str, Any]:
@@ -63,6 +66,8 @@ def _parse_all(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
             raise _no_pair(pair, flag) from error
         if not parsed:
             raise _no_pair(pair, flag)
+        for key in parsed.keys() & options.keys():
+            raise LabError(f"{flag} gives {shown(key)} twice: write it once.")
         options |= parsed
     return options
 

@@ -117,12 +117,16 @@ def read_fields(kind: type[T], table: Mapping[str, Any], where: str) -> T:
 def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return read(hint, as_table(value, where), where)
-    for accepted in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        kind = get_origin(accepted) or accepted
+    accepted = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [get_origin(one) or one for one in accepted]
+    for kind in kinds:
         if _ACCEPTS[kind](value):
             return _MAKES.get(kind, lambda same: same)(value)
-    wanted = getattr(hint, "__name__", str(hint)).replace(" | None", "")
-    raise LabError(f"{where} is {shown(value)}, but must be of type {wanted}.")
+    if list in kinds and isinstance(value, Mapping):
+        name = where.rpartition(".")[2]
+        raise LabError(f"{where} is a single table: write [[{name}]] instead of [{name}].")
+    wanted = " or ".join(_WANTED[kind] for kind in kinds if kind in _WANTED)
+    raise LabError(f"{where} is {shown(value)}, but must be {wanted}.")
 
 
 def as_table(value: Any, where: str) -> Mapping[str, Any]:
@@ -148,5 +152,15 @@ _ACCEPTS: dict[Any, Callable[[Any], bool]] = {
     list: lambda value: isinstance(value, list) and all(isinstance(item, Mapping) for item in value),
     Mapping: lambda value: isinstance(value, Mapping),
     types.NoneType: lambda value: value is None,
+}
+_WANTED: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: f"a number of at most {LARGEST_FLOAT32:g}",
+    str: "a text",
+    Literal: "a text",
+    tuple: "a list of whole numbers, such as [0, 1, 2]",
+    list: "a list of tables",
+    Mapping: "a table",
 }
 _MAKES: dict[Any, Callable[[Any], Any]] = {float: float, tuple: tuple}

@@ -33,16 +33,21 @@ def parts(dataset: Dataset | Streamed, holdout: int | None, train_size: int | No
         )
     left = total - (holdout or 0)
     if left < (train_size or 1):
-        raise LabError(
-            f"{dataset.name} has {total} training samples: holdout = {holdout or 0} and train_size = {train_size or 1} "
-            "together must not exceed that."
-        )
+        raise LabError(f"{dataset.name} has {total} training samples: {_too_many(total, holdout, train_size)}.")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(PARTS_SEED))
     chosen, rest = order[:left][:train_size], order[left:]
     changed: dict[str, Any] = {"train": _rows(dataset.train, chosen)}
     if holdout:
         changed["validation"] = _rows(dataset.train, rest)
     return replace(dataset, **changed)
+
+
+def _too_many(total: int, holdout: int | None, train_size: int | None) -> str:
+    if holdout is None:
+        return f"train_size is {train_size}, but must be {total} or less"
+    if train_size is None:
+        return f"holdout is {holdout}, but must be {total - 1} or less"
+    return f"holdout = {holdout} and train_size = {train_size} together must not exceed that"
 
 
 def through_kernel(dataset: Dataset | Streamed, width: float) -> Dataset:

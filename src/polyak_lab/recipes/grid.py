@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from polyak_lab.config.strict import as_table, is_float32, is_number, shown
+from polyak_lab.config.strict import LARGEST_FLOAT32, as_table, is_float32, is_number, shown
 from polyak_lab.errors import LabError
 
 SECTIONS = ("data", "model", "schedule", "training", "objective")
 TASK = "task"
 """All other keys of a grid are options of the optimizer."""
 MOST_ROWS = 10_000
+NUMBERS = f"numbers of at most {LARGEST_FLOAT32:g}, not NaN, such as [0.5, 0.9]"
 WANTED = {
     "lr": "numbers, such as [0.1, 1.0]",
     TASK: 'tables with a name and sections, such as {name = "small", data = "digits", model = "mlp"}',
@@ -54,11 +55,19 @@ def _as_grid(value: Any, where: str) -> Mapping[str, Any]:
 def _axis(key: str, values: Any, where: str) -> Sequence[Any]:
     if not isinstance(values, list) or not values or not all(_is_value(key, value) for value in values):
         wanted = "names or tables, as a row has them" if key in SECTIONS else "values, such as [0.5, 0.9]"
-        wanted = WANTED.get(key, wanted)
+        wanted = NUMBERS if _has_wrong_number(key, values) else WANTED.get(key, wanted)
         raise LabError(f"{where} {key} is {shown(values)}, but must be a list of {wanted}.")
     for value in values if key == TASK else ():
         _check_task(value, f"{where} task")
     return values
+
+
+def _has_wrong_number(key: str, values: Any) -> bool:
+    """Return whether a list of an option's values holds a number that no option can have."""
+    if key == TASK or key in SECTIONS or not isinstance(values, list):
+        return False
+    parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    return any(is_number(part) and not _is_value(key, part) for part in parts)
 
 
 def _check_task(task: Mapping[str, Any], where: str) -> None:

@@ -119,14 +119,14 @@ def load(path: Path) -> Recipe:
     return Recipe(name, content.title or name, content.note, content.seeds, rows, content.sweep)
 
 
-def select(rows: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
-    """Keep the rows named; all of them if none is.
+def select(rows: Sequence[Row], names: Sequence[str], flag: str = "--row") -> tuple[Row, ...]:
+    """Keep the rows named; all of them if none is. What is raised names the flag, or where else the names stand.
 
     A name is that of a row, its folder, the row that a grid repeats, or the beginning of one of
     them that no other row has. Case, spaces and punctuation do not matter. A beginning that ends
     with a word or number goes before one that ends inside: lr 1 names lr 1 and not lr 10.
     """
-    chosen = {row.name for name in names for row in find_named(rows, name, "--row")} or {row.name for row in rows}
+    chosen = {row.name for name in names for row in find_named(rows, name, flag)} or {row.name for row in rows}
     return tuple(row for row in rows if row.name in chosen)
 
 

@@ -171,7 +171,7 @@ def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
     declared = read(Sweep, recipe.sweep, f"{path}, sweep")
     if declared.trials < 1 or not declared.axes:
         raise LabError(f"{path}, sweep: trials must be 1 or more and axes must name an option.")
-    row, *others = recipes.select(recipe.rows, [declared.row])
+    row, *others = recipes.select(recipe.rows, [declared.row], f"{path}, sweep.row")
     if others:
         raise LabError(f"{path}, sweep: row = {declared.row!r} names {1 + len(others)} rows of the grid: name one.")
     if row.run.data.holdout is None and row.run.data.name in NAMES:

@@ -63,6 +63,15 @@ WRONG = {
     "a width": (("--kernel-width", -1.0), "data.kernel_width is -1.0, but must be a positive number of at most 1e+18."),
     "a norm": (("--clip-norm", 0.0), "training.clip_norm is 0.0, but must be a positive number of at most 3.4e+38."),
     "a pair": (("--set", "c:2"), "--set 'c:2': write KEY=VALUE, such as c=0.2 or nesterov=true."),
+    "two values of lr": (("--lr", 0.3, "--set", "lr=0.5"), "--lr 0.3 and --set lr=0.5 are given: write one of them."),
+    "one value of lr twice": (("--lr", 1, "--set", "lr=1"), "--lr 1 and --set lr=1 are given: write one of them."),
+    "momentum": (
+        ("--momentum", 0, "--set", "momentum=0.9"),
+        "--momentum 0 and --set momentum=0.9 are given: write one of them.",
+    ),
+    "two pairs": (("--set", "eps=0.1", "--set", "eps=0.2"), "--set gives 'eps' twice: write it once."),
+    "two of a model": (("--model-set", "a=1", "--model-set", "a=1"), "--model-set gives 'a' twice: write it once."),
+    "two of data": (("--data-set", "a=1", "--data-set", "a=2"), "--data-set gives 'a' twice: write it once."),
 }
 
 
@@ -79,3 +88,10 @@ def test_an_unknown_choice_is_a_usage_error(tmp_path, capsys):
     command = ("train", "--data", "digits", "--model", "mlp", "--optimizer", "alig", "--schedule", "linear")
     assert call(*command, "--out", tmp_path / "run") == 2
     assert "linear" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--row", "--seeds"])
+def test_a_flag_without_its_values_is_a_usage_error(flag, tmp_path, capsys):
+    assert call("run", tmp_path / "recipe.toml", "--out", tmp_path / "runs", flag) == 2
+    said = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().err).split())
+    assert f"Error parsing {flag}: write one or more values after it, or leave it out" in said

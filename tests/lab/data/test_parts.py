@@ -32,9 +32,16 @@ def test_the_same_samples_are_held_out_whatever_is_trained_on():
     assert parts(whole, None, None) is whole
 
 
-@pytest.mark.parametrize(("holdout", "train_size"), [(1437, None), (437, 1001), (None, 1438)])
-def test_more_than_there_is(holdout, train_size):
-    with pytest.raises(LabError, match="digits has 1437 training samples"):
+@pytest.mark.parametrize(
+    ("holdout", "train_size", "said"),
+    [
+        (1437, None, "holdout is 1437, but must be 1436 or less"),
+        (437, 1001, "holdout = 437 and train_size = 1001 together must not exceed that"),
+        (None, 1438, "train_size is 1438, but must be 1437 or less"),
+    ],
+)
+def test_more_than_there_is(holdout, train_size, said):
+    with pytest.raises(LabError, match=rf"^digits has 1437 training samples: {said}\.$"):
         parts(data.load("digits"), holdout, train_size)
 
 

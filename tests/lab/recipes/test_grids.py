@@ -178,3 +178,10 @@ def test_what_is_said_of_a_name_in_a_large_grid_is_short(name, tmp_path):
     with pytest.raises(LabError) as error:
         recipes.select(rows, [name])
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("axis", ["lr = [nan]", "momentum = [0.5, nan]", "momentum = [1e39]", "betas = [[0.9, nan]]"])
+def test_a_number_that_no_option_can_have_is_named_as_one(axis, tmp_path):
+    key = axis.partition(" ")[0]
+    with pytest.raises(LabError, match=rf"{key} is .*, but must be a list of numbers of at most 3.4e\+38, not NaN"):
+        load(tmp_path, f"grid = {{ {axis} }}\n" + GOOD)

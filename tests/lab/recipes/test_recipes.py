@@ -65,7 +65,9 @@ WRONG = {
     "section": (("model =", "modle ="), "'modle' is not known; did you mean 'model'"),
     "key": (("batch_size", "batchsize"), "'batchsize' is not known; did you mean 'batch_size'"),
     "data key": (("augment", "augmentt"), "'augmentt' is not known; did you mean 'augment'"),
-    "type": (("epochs = 3", 'epochs = "3"'), "training.epochs is '3', but must be of type int"),
+    "type": (("epochs = 3", 'epochs = "3"'), "training.epochs is '3', but must be a whole number"),
+    "type of a list": (("seeds = [0, 1]", "seeds = 3"), "seeds is 3, but must be a list of whole numbers, such as [0"),
+    "type of a switch": (("augment = true", "augment = 1"), "data.augment is 1, but must be true or false"),
     "boolean number": (("epochs = 3", "epochs = true"), "training.epochs is True"),
     "range": (("epochs = 3", "epochs = 0"), "training.epochs is 0, but must be 1 or more"),
     "missing section": (('model = "mlp"', ""), "the key 'model' is missing"),
@@ -86,6 +88,12 @@ def test_what_is_refused(case, tmp_path):
     with pytest.raises(LabError, match=r"^[^\n]*$") as caught:
         load(tmp_path, GOOD.replace(old, new))
     assert message in str(caught.value)
+
+
+def test_a_single_table_where_several_are_meant(tmp_path):
+    text = GOOD[: GOOD.index('[[row]]\nname = "ALI-G"')].replace("[[row]]", "[row]")
+    with pytest.raises(LabError, match=r"table.toml.row is a single table: write \[\[row\]\] instead of \[row\]\.$"):
+        load(tmp_path, text)
 
 
 SMOKE = """
