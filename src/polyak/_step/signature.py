@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_type
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 from .._backend.chunks import INTERPRETED
 from .._backend.cpu_build import REALS, kernels
@@ -145,7 +146,7 @@ def check_params(owner: str, params: Iterable[Tensor], fused: bool | None = None
             continue  # such as the quantised weights under an adapter
         if p.dtype.to_real() not in TYPES:
             raise TypeError(f"{owner} moves floating-point and complex parameters: leave the {p.dtype} tensor out.")
-        if p.is_conj() or p.is_neg():
+        if not is_lazy(p) and (p.is_conj() or p.is_neg()):
             raise TypeError(
                 f"{owner} moves tensors in place, but one of shape {tuple(p.shape)} is a conjugate or negative view: "
                 "give it p.resolve_conj().resolve_neg() instead."
