@@ -180,10 +180,10 @@ def test_the_last_step_of_a_group_that_was_not_in_it_is_a_sentence(method):
     optimizer.add_param_group({"params": fresh()[1:]})
     assert float(optimizer.last_step().loss) == 1.0
     for index in (1, -1):
-        with refused(RuntimeError, f"last_step({index}) has nothing to tell of a group that was not in the last step"):
+        with refused(RuntimeError, f"last_step({index}) has no result, as the group was not in the last step"):
             optimizer.last_step(index)
     for index in (2, -3, 10):
-        with refused(IndexError, f"last_step({index})", "that has 2 parameter groups"):
+        with refused(IndexError, f"last_step({index})", "the optimizer has 2 parameter groups"):
             optimizer.last_step(index)
     run(optimizer, 1, loss=0.5)
     assert float(optimizer.last_step(-1).loss) == 0.5
@@ -240,7 +240,7 @@ def test_after_an_interrupted_step_the_last_step_is_told_or_a_sentence(method, w
     if when == "projection":
         assert float(optimizer.last_step(1).loss) == 0.5
     else:
-        with refused(RuntimeError, r"last_step(1) has nothing to tell"):
+        with refused(RuntimeError, r"last_step(1) has no result"):
             optimizer.last_step(1)
 
 

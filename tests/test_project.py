@@ -149,6 +149,11 @@ def test_a_method_is_the_only_class_of_its_file():
     assert len({cls.__module__ for cls in METHODS}) == len(METHODS)
 
 
+@pytest.mark.parametrize("cls", [polyak.LastStep, polyak.Line], ids=lambda cls: cls.__name__)
+def test_every_field_of_a_result_is_documented(cls):
+    assert documented(cls.__doc__, "Attributes") == set(cls._fields)
+
+
 CALLS = [getattr(polyak.PolyakOptimizer, name) for name in ("step", "watch", "last_step", "add_param_group")]
 
 

@@ -55,7 +55,7 @@ def metrics(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 
 def measurements(optimizer: PolyakOptimizer) -> dict[str, Tensor]:
-    """Return the same as 0-dim tensors, which nothing waits for."""
+    """Return the same as 0-dim tensors, without a synchronisation."""
     found, several = dict[str, Tensor](), len(optimizer.param_groups) > 1
     for i in range(len(optimizer.param_groups)):
         last = optimizer.last_step(i)

@@ -90,13 +90,13 @@ class Vectors:
     preconditioner: Preconditioner | None = None
     beta: Any = 0.0
     ahead: Any = 0.0
-    """Of a schedule-free move: y lies at the share β from z to x before it, and z = y + ahead·v after it."""
+    """Of a schedule-free move: y = βx + (1 − β)z before it, and z = y + ahead·v after it."""
     next_beta: Any = None
     """The β of the next step, where `ahead` follows from the share that z has in the average."""
     squared_decay: float = 0.0
-    """λ of a decay that γ² multiplies, and"""
+    """λ of a decay that γ² multiplies."""
     pull: Any = None
-    """the multiple of x that it adds to the direction."""
+    """The multiple of x that `squared_decay` adds to the direction."""
     signed: bool = False
     """Whether x moves along sign(u)."""
     skip: Any = None
@@ -109,15 +109,15 @@ class Vectors:
     measures_norm = False
     """Whether averages that are deferred are measured together with ‖g‖², before anything is stored."""
     gradient_squares: Any = 0.0
-    """‖g‖² of these vectors alone, if it was measured together with the averages,"""
+    """‖g‖² of these vectors alone, if it was measured together with the averages."""
     squares: Any = 0.0
-    """‖u‖² of these vectors alone,"""
+    """‖u‖² of these vectors alone."""
     momentum_squares: Any = None
-    """‖v‖² of these vectors alone, if it was measured together with that of other parts,"""
+    """‖v‖² of these vectors alone, if it was measured together with that of other parts."""
     model: Any = 0.0
-    """the value of an averaged model at x, over all groups, and"""
+    """The value of an averaged model at x, over all groups; of the first group alone."""
     floor: Any = 0.0
-    """the smallest bound on the loss that may be learned; the last two of the first group alone."""
+    """The smallest bound on the loss that may be learned; of the first group alone."""
 
     @property
     def owners(self) -> Sequence[Tensor]:

@@ -181,9 +181,9 @@ class Pieces(Vectors):
         self.axpy_(x, v, w)
 
     def _sgd_takes(self, x: Tensor, u: Tensor, v: Tensor, b: float) -> bool:
-        """Return whether a kernel of PyTorch's SGD may do it: it takes b as 1 − (1 − b), which float32 does not notice.
+        """Return whether a kernel of PyTorch's SGD may do it: it computes b as 1 − (1 − b), exact enough in float32.
 
-        It wakes all threads for any tensor, for which a small one is done too soon.
+        It starts all threads for every tensor, which takes longer than the work on a small one.
         """
         if self.dtype != torch.float32 or abs(b) < TINY or x.numel() < SMALL or self._foreach is not None:
             return False

@@ -1,4 +1,4 @@
-"""What is probably a mistake, said once: a step that can never move, a loss that grows, an option without effect.
+"""Warnings of probable mistakes, once each: a step that can never move, a loss that grows, an option without effect.
 
 Nothing is read from a device, and nothing happens in compiled code. Where the loss is missing, the last part names the
 line to write for the loop that is on the call stack.

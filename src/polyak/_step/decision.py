@@ -30,6 +30,11 @@ class Line(NamedTuple):
     """The loss along a direction u: f(x − γu) ≈ value − γ·slope, known to stay above lower_bound.
 
     Plain numbers where the host may read them, else 0-dim tensors.
+
+    Attributes:
+        value: the loss at x, or that of the method's model of it.
+        slope: ⟨∇f, u⟩, by which the loss falls for each unit of γ: ‖∇f‖² along the gradient.
+        lower_bound: a number that the loss does not fall below.
     """
 
     value: Any
@@ -165,7 +170,7 @@ def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tens
 
 
 def _buffer_fits(gamma: Any, slope: Any, part: Any) -> Any:
-    """Return whether a buffer of gradients stays finite with the next one, and is short enough for the γ of today."""
+    """Return whether a buffer of gradients stays finite with the next one, and is short enough for the present γ."""
     largest, squared = part.largest, part.momentum_squares
     both = slope + (part.sum_squares(part.buffers[MOMENTUM]) if squared is None else squared)
     short = both <= min(largest * largest / 4, LARGEST[part.group["step_size"].dtype])
@@ -195,7 +200,18 @@ def is_unusual(advice: Any, groups: Sequence[Group], parts: Sequence[Part], last
 
 
 class LastStep(NamedTuple):
-    """What one step did to one parameter group; every field is a 0-dim tensor on the device."""
+    """What one step did to one parameter group; every field is a 0-dim tensor on the device.
+
+    Attributes:
+        loss: the loss of the step.
+        grad_sq_norm: the slope of the method's line over all groups, which is ‖∇f‖² along the gradient.
+        ratio: the step size that the formula gives without its cap.
+        step_size: γ; 0 in a step that was skipped.
+        capped: whether `ratio` was above `cap`, in a step that was not skipped.
+        skipped: whether the step was left out, since something was not finite or too large.
+        skipped_steps: how many steps were skipped so far.
+        cap: the largest γ that the formula allows.
+    """
 
     loss: Tensor
     grad_sq_norm: Tensor
@@ -222,12 +238,12 @@ def last_step_of(groups: Sequence[Group], last: Sequence[Any], index: int) -> La
     except TypeError as error:
         raise TypeError(f"last_step() takes the index of a parameter group, but {said(index)} was given.") from error
     if not -len(groups) <= index < len(groups):
-        raise IndexError(f"last_step({index}) of an optimizer that has {len(groups)} parameter groups.")
+        raise IndexError(f"last_step({index}): the optimizer has {len(groups)} parameter groups, counted from 0.")
     for decided in last[1:]:
         if decided.counter is groups[index]["skipped_steps"]:  # compiled code keeps the identity of tensors alone
             return LastStep.of(groups[index], last[0], decided)
-    when = "of a group that was not in the last step" if last else "before the first step(loss=loss)"
-    raise RuntimeError(f"last_step({index or ''}) has nothing to tell {when}.")
+    reason = "the group was not in the last step" if last else "there was no step"
+    raise RuntimeError(f"last_step({index or ''}) has no result, as {reason}: call it after step(loss=loss).")
 
 
 def sum_after(part: Any, gamma: Any) -> Scalar:

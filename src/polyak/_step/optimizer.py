@@ -144,8 +144,10 @@ class PolyakOptimizer(Optimizer):
             The loss as a detached 0-dim tensor; None if there was none, and every `lr` is 0 or there is no gradient.
 
         Raises:
-            TypeError, ValueError: both a closure and a loss were given, or something that is no single number.
-            RuntimeError: there is no loss, or a gradient is sparse.
+            TypeError, ValueError: both a closure and a loss were given, or something that is no single number, or
+                `indices` that the method does not take.
+            RuntimeError: there is no loss, a gradient is sparse, backward has not ended, the method averages and
+                `grad_sq_norm` was given, it is not in training mode, or the processes differ.
         """
         if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
@@ -214,11 +216,12 @@ class PolyakOptimizer(Optimizer):
             group: index of the parameter group.
 
         Returns:
-            The loss, the squared norm ‖u‖² over all groups, the uncapped ratio, the step size γ, whether it was capped,
-            whether the step was skipped, how many were skipped so far, and the cap.
+            The loss, the slope over all groups, the uncapped ratio, the step size γ, whether it was capped, whether the
+            step was skipped, how many were skipped so far, and the cap: see `LastStep`.
 
         Raises:
-            RuntimeError, IndexError: the group was in no (uninterrupted) step yet; there is no such group.
+            RuntimeError: there was no step, or the group was not in it.
+            IndexError, TypeError: there is no such group, or the index is no integer.
         """
         return last_step_of(self.param_groups, self._last, group)
 

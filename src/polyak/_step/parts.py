@@ -1,6 +1,6 @@
 """What a step measures and moves: for every group its vectors, and the backend that works on them.
 
-Here, once per group and step, it is decided which backend that is; nobody asks for devices, types or options again.
+`gather` chooses the backend of a group once in a step, so that later code does not check devices, types and options.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
 
 @final
 class Kept:
-    """What the last step found, which the next one takes again unless more than the gradients has changed.
+    """The part of a group, kept for the next step, which reuses it unless more than the gradients has changed.
 
-    It holds no gradient. To look up what every tensor is takes as long as to move a small network.
+    It holds no gradient. Examining every tensor again takes as long as moving a small network.
     """
 
     def __init__(self, method: Any, parts: Sequence[Part]) -> None:
@@ -157,7 +157,7 @@ class Kept:
 
     @classmethod
     def of(cls, method: Any, parts: Sequence[Part]) -> list[Kept]:
-        """Keep the parts of all groups; nothing if one may be another in the next step although no tensor is."""
+        """Return what is kept of all parts: nothing if one may be invalid in the next step without a visible change."""
         can = [p.can_be_kept and not p.sharded and len(p.params) == len(p.group["params"]) for p in parts]
         if not (TensorGuards and parts and all(can)):
             return []
@@ -165,7 +165,7 @@ class Kept:
         return [] if is_complex else [cls(method, parts)]
 
     def again(self, method: Any) -> list[Part]:
-        """Return the parts with the gradients of today; nothing if anything else is not as it was."""
+        """Return the parts with the present gradients; an empty list if anything else has changed."""
         groups, state = method.param_groups, method.state
         params = [*chain.from_iterable(map(itemgetter("params"), groups))]
         try:
@@ -216,7 +216,7 @@ def parts_of(method: Any) -> list[Part]:
 
 
 def _again(method: Any) -> list[Part]:
-    """Return the parts of the last step with the gradients of today; nothing if one of them is not as it was."""
+    """Return the parts of the last step with the present gradients; an empty list if one of them has changed."""
     groups = method.param_groups
     options = [group.get(name) for group in groups for name in method._later]
     if not _are(options, method._options):

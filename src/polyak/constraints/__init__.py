@@ -1,4 +1,4 @@
-"""Convex sets for the parameters: each knows the nearest point of itself, in place and without waiting for the device.
+"""Convex sets for the parameters, each with its projection, in place and without waiting for the device.
 
 A constraint acts on the parameters it is given as on one vector. Unlike weight decay in the loss, it leaves the
 smallest value of the loss where it is, at the lower bound.

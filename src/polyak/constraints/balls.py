@@ -27,13 +27,13 @@ class L2Ball(Constraint):
     decay. Complex parameters are allowed.
 
     Args:
-        radius: the largest norm, a finite number > 0. The authors found 50 to 100 for their networks on CIFAR; a model
+        radius: the largest norm, a finite number > 0. The authors use 75 and 100 for their networks on CIFAR; a model
             of larger norm is rescaled when an optimizer is constructed.
         relative: instead of a radius, a multiple > 0 of the norm that the parameters have when an optimizer is
             constructed. The optimizer stores the radius, and its `state_dict` keeps it; this object stays as it is.
 
     Raises:
-        ValueError: not exactly one of the two is given, or it is not a finite number > 0.
+        ValueError: neither or both are given, or the one that is given is not a finite number > 0.
 
     Example:
         >>> import torch, polyak

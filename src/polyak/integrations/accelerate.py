@@ -13,7 +13,7 @@ from ._wrapped import step_sizes
 def backward(accelerator: Any, optimizer: Any, loss: Tensor, **kwargs: Any) -> None:
     """Do `accelerator.backward(loss)`, and let the optimizer see the objective that it makes of the loss.
 
-    Right under `accelerator.accumulate`, for the last, shorter accumulation of an epoch, and in every precision.
+    Correct under `accelerator.accumulate`, for the last, shorter accumulation of an epoch, and in every precision.
 
     Args:
         accelerator: the accelerate.Accelerator.

@@ -18,7 +18,7 @@ except ModuleNotFoundError:
 class PolyakCallback(Callback):
     """Watches what Lightning backpropagates and logs the numbers of `polyak.metrics`, such as `step_size`.
 
-    Right in every precision and under gradient accumulation, where Lightning's own closure returns the last
+    Correct in every precision and under gradient accumulation, where Lightning's own closure returns the last
     micro-batch's share. Write `Trainer(callbacks=[PolyakCallback()])`. With several optimizers a loss belongs to those
     of them whose parameters it reaches, with or without `toggle_optimizer`.
 
