@@ -66,7 +66,7 @@ class ScheduleFreePlus(PolyakOptimizer):
         >>> bool(torch.nn.functional.mse_loss(model(x), y) < 0.01)
         True
 
-    Differences from the author's code: a lower bound f* is subtracted; `lr` may be 0, where theirs is `eps` at least;
+    Differences from the authors' code: a lower bound f* is subtracted; `lr` may be 0, where theirs is `eps` at least;
     the average of the norm is corrected for its start without being overwritten; a gradient of zero moves nothing; the
     loss is averaged over processes; x is not stored, since y and a buffer give it; the constraint is ours, and holds
     for z.
