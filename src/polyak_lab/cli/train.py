@@ -79,34 +79,28 @@ def run_recipe(
         raise problems.pop()
     for problem in problems if group.rank() == 0 else ():
         warn(problem)
-    damaged = group.on_rank_zero(lambda: sum(_is_damaged(job) for _, job in jobs))
+    damaged = group.on_rank_zero(lambda: sum(job.is_damaged for _, job in jobs))
     if before := sum(job.finished for _, job in jobs) - damaged:
         say(console, f"{before} of {len(jobs)} runs were finished before.")
     failures = _train_all(jobs, count, console, track)
     if failures < len(jobs):
         group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs], smoke))
-    complaints = []
-    if problems:
-        complaints.append(f"{len(problems)} rows cannot be trained: correct them, and run the same command again.")
+    if problems or failures or damaged:
+        raise LabError(" ".join(_remedies(len(problems), failures, damaged, len(jobs))))
+
+
+def _remedies(rows: int, failures: int, damaged: int, total: int) -> Iterator[str]:
+    """Yield a sentence for each kind of what went wrong."""
+    if rows:
+        yield f"{rows} rows cannot be trained: correct them, and run the same command again."
     if failures:
-        complaints.append(f"{failures} of {len(jobs)} runs failed: run the same command again to retry them.")
+        yield f"{failures} of {total} runs failed: run the same command again to retry them."
     if damaged:
-        complaints.append(
-            f"{damaged} of {len(jobs)} runs {'is' if damaged == 1 else 'are'} damaged and not in the table: restore "
-            "the files that are named above, or delete those folders to train the runs again."
+        verb = "is" if damaged == 1 else "are"
+        yield (
+            f"{damaged} of {total} runs {verb} damaged and not in the table: restore the files that are named above, "
+            "or delete those folders to train the runs again."
         )
-    if complaints:
-        raise LabError(" ".join(complaints))
-
-
-def _is_damaged(folder: RunFolder) -> bool:
-    """Return whether a finished run cannot be read; the table names its damage."""
-    try:
-        if folder.finished:
-            stored.load_run(folder.path)
-    except LabError:
-        return True
-    return False
 
 
 def _train_all(runs: Sequence[tuple[Run, RunFolder]], count: int, console: Console, track: str | None) -> int:

@@ -39,7 +39,7 @@ from polyak_lab.runs.checkpoint import Stateful
 from polyak_lab.runs.documents import dump, dump_lines
 from polyak_lab.runs.lock import locked
 from polyak_lab.runs.sharded import ShardedState, Trained
-from polyak_lab.runs.stored import Label
+from polyak_lab.runs.stored import Label, load_run
 
 LARGE = 1 << 26  # bytes of a checkpoint that is not written after every epoch
 SHARE = 0.05  # of a run's time that large checkpoints may take
@@ -69,6 +69,16 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run is finished."""
         return exists(self.path / "summary.json")
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the run is finished, but cannot be read."""
+        try:
+            if self.finished:
+                load_run(self.path)
+        except LabError:
+            return True
+        return False
 
     @property
     def seconds(self) -> float:

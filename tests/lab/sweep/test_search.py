@@ -188,7 +188,7 @@ def test_another_search_in_the_same_folder_is_refused(recipe, tmp_path, capsys):
     [
         ("holdout = 300, ", "", "set data.holdout"),
         ("trials = 6", "trials = 0", "trials must be 1 or more"),
-        ('row = "ALI-G"\ntr', 'row = "ALIH"\ntr', "table.toml, sweep.row: 'ALIH' is not known; did you mean 'ALI-G'"),
+        ('row = "ALI-G"\ntr', 'row = "ALIH"\ntr', "search.toml, sweep.row: 'ALIH' is not known; did you mean 'ALI-G'"),
         ("low = 1e-3", "least = 1e-3", "'least' is not known"),
     ],
 )
