@@ -99,6 +99,13 @@ def device_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
 
 
+@pytest.fixture(params=["host", "device"])
+def arithmetic(request: pytest.FixtureRequest) -> None:
+    """Make the steps of a test once with plain numbers, where the host may read them, and once with masks."""
+    if request.param == "device":
+        request.getfixturevalue("device_arithmetic")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the fault campaign and torch's own optimizer suite came to."""
     _print_campaign(terminalreporter)

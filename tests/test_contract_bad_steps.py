@@ -12,7 +12,7 @@ import polyak
 from catalogue import each_backend, each_classic, each_form, each_method
 from observe import AVERAGES, SMALL_BALLS, bits, changed, give, is_average, is_averaging, moved, random_like, snapshot
 
-pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
+pytestmark = [pytest.mark.filterwarnings(SMALL_BALLS), pytest.mark.usefixtures("arithmetic")]
 
 BAD_LOSSES = {"NaN": math.nan, "inf": math.inf, "-inf": -math.inf}
 each_bad_loss = pytest.mark.parametrize("bad", BAD_LOSSES.values(), ids=BAD_LOSSES.keys())
@@ -169,6 +169,21 @@ def test_zero_from_the_start_leaves_the_parameters_alone(method, form, backend, 
     give(params, *random_like(params, scale=scale))
     optimizer.step(loss=loss)
     assert all(torch.equal(p, x) for p, x in zip(params, before, strict=True))
+
+
+@each_method
+@pytest.mark.parametrize("lr", [-0.1, -1e-30, -math.inf])
+def test_a_negative_cap_in_a_tensor_is_zero(method, lr):
+    """It cannot be refused: a step does not read a tensor on a device."""
+    params, given = fresh(), torch.tensor(0.1)
+    optimizer = method.build(params, lr=given, **({"betas": (0.0, 0.9)} if "betas" in method.defaults else {}))
+    good(optimizer, 0)
+    before = snapshot(optimizer)
+    given.fill_(lr)
+    good(optimizer, 1)
+    last = optimizer.last_step()
+    assert (float(last.step_size), bool(last.skipped)) == (0.0, False)
+    assert "parameter" not in kinds(moved(before, snapshot(optimizer)))
 
 
 @each_form

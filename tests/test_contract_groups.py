@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import _functional_collectives as collectives
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -249,3 +250,28 @@ def test_the_norm_over_sharded_groups_takes_one_message(groups, two_processes):
     with CommDebugMode() as messages:
         optimizer.step(loss=torch.ones(()))
     assert messages.get_total_counts() == 1
+
+
+@each_classic
+def test_a_loss_is_averaged_among_the_processes_of_the_group_alone(method, monkeypatch):
+    """Four processes, of which two are a group and none but this one exists: the mean is half of the loss."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        asked, own = [], dist.new_group([0, 1])
+        reduce = collectives.all_reduce
+
+        def gather(everyone, mine, group):
+            asked.append(group)
+            everyone[:] = [mine] * len(everyone)
+
+        monkeypatch.setattr(dist, "all_gather_object", gather)
+        monkeypatch.setattr(collectives, "all_reduce", lambda x, op, to: asked.append(to) or reduce(x, op, to))
+        (w,) = ones(3)
+        optimizer = method.build([w], process_group=own)
+        w.grad = torch.ones_like(w)
+        optimizer.step(loss=8.0)
+        assert float(optimizer.last_step().loss) == 4.0
+        assert len(asked) >= 2
+        assert all(group is own for group in asked)
+    finally:
+        dist.destroy_process_group()

@@ -136,6 +136,26 @@ def test_a_watched_loss_is_not_read(method, form):
     assert optimizer.step().is_meta
 
 
+class OnDevice:
+    """A scaler whose scale, like that of torch.amp.GradScaler, is to be had on the device through `scale` alone."""
+
+    def scale(self, tensor):
+        return 2.0**16 * tensor
+
+    def get_scale(self):
+        raise AssertionError("the scale was read")
+
+
+@each_method
+def test_the_scale_of_a_watched_loss_is_not_read(method):
+    problem = Problem.make()
+    params = problem.params(torch.float32, "meta")
+    optimizer = method.build(params)
+    scaler = OnDevice()
+    scaler.scale(optimizer.watch(problem.loss(params), scaler)).backward()
+    assert optimizer.step().is_meta
+
+
 @each_form
 def test_a_complex_parameter_is_not_read(method, form):
     w = torch.nn.Parameter(torch.empty(3, dtype=torch.complex64, device="meta"))

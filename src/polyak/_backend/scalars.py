@@ -62,10 +62,15 @@ def away_from_zero(a: Scalar, dtype: torch.dtype) -> Scalar:
 def minimum(a: Scalar, b: Scalar) -> Scalar:
     """Return min{a, b}, or NaN if either is NaN."""
     if isinstance(a, Tensor):
-        return a.clamp(max=b)
+        return a.clamp(max=_held(b, a.dtype))
     if isinstance(b, Tensor):
-        return b.clamp(max=a)
+        return b.clamp(max=_held(a, b.dtype))
     return b if b < a or b != b else a
+
+
+def _held(b: Scalar, dtype: torch.dtype) -> Scalar:
+    """Return b, or ±inf for a number that a type cannot hold, at which `clamp` would raise."""
+    return b if isinstance(b, Tensor) or abs(b) <= LARGEST.get(dtype, math.inf) else b * math.inf
 
 
 def maximum(a: Scalar, b: Scalar) -> Any:
