@@ -228,7 +228,8 @@ class LastStep(NamedTuple):
         like, (_, line, ratio, cap, gamma, _, skip) = group["step_size"], decision
         loss, slope, ratio, gamma, most = (as_tensor(scalar, like) for scalar in (loss, line.slope, ratio, gamma, cap))
         above, skip = (torch.as_tensor(flag, device=like.device) for flag in (ratio > cap, skip))
-        return cls(send(loss, like), slope, ratio, gamma, above & ~skip, skip, group["skipped_steps"].clone(), most)
+        ratio, skipped_steps = ratio.clone(), group["skipped_steps"].clone()  # later steps change what a group keeps
+        return cls(send(loss, like), slope, ratio, gamma, above & ~skip, skip, skipped_steps, most)
 
 
 def last_step_of(groups: Sequence[Group], last: Sequence[Any], index: int) -> LastStep:
