@@ -25,7 +25,8 @@ def metrics(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     Returns:
         A flat dict: `step_size`, the γ that was taken; `cap`, the largest one allowed, `inf` for none; `capped`, 1 if
         the cap was below the ratio; `ratio`, the uncapped step size; `gradient_norm`, the norm of the gradient over all
-        groups (for methods that average, that of their direction, in the method's norm); `skipped`, 1 if nothing moved
+        groups (for methods that average, that of their direction, in the method's norm: Adam's, ‖·‖₁ for `SignSPS`,
+        √(π/2)‖·‖₁ for `ScheduleFreePlus`, and for `MuonMoMo` the slope ⟨m, u⟩, the nuclear norm of matrices); `skipped`, 1 if nothing moved
         as something was not finite; `skipped_steps`, how many so far; and `weight_norm` after the step (that of z for a
         schedule-free method), if an `L2Ball` measured it. With several parameter groups, the names of what differs
         between them end in `/0`, `/1` …
@@ -69,11 +70,17 @@ def measurements(optimizer: PolyakOptimizer) -> dict[str, Tensor]:
         }
         found |= {f"{name}/{i}" if several else name: value for name, value in values.items()}
     if optimizer.param_groups:
-        found["gradient_norm"] = optimizer.last_step().grad_sq_norm.sqrt()
+        found["gradient_norm"] = gradient_norm(optimizer)
     if optimizer._squares and isinstance(ball := optimizer._constraint, L2Ball) and ball.radius is not None:
         norm = as_tensor(optimizer._squares[0], optimizer.param_groups[0]["step_size"]).sqrt()
         found["weight_norm"] = norm.clamp(max=ball.radius)
     return found
+
+
+def gradient_norm(optimizer: PolyakOptimizer) -> Tensor:
+    """Return the norm of the gradient in the last step, in the method's norm, as a 0-dim tensor."""
+    slope = optimizer.last_step().grad_sq_norm
+    return slope.sqrt() if optimizer.slope_is_squared else slope
 
 
 def has_stepped(optimizer: PolyakOptimizer) -> bool:

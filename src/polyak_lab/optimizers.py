@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import polyak
+from polyak._metrics import gradient_norm
 from polyak_lab import imports
 from polyak_lab.config import run as config
 from polyak_lab.config.names import method_name
@@ -285,7 +286,7 @@ def take_step(
 def info_of(optimizer: polyak.PolyakOptimizer) -> StepInfo:
     """Return what a loss-based optimizer reports of its last step."""
     last = optimizer.last_step()
-    return StepInfo(last.step_size, last.capped, last.skipped, last.grad_sq_norm.sqrt())
+    return StepInfo(last.step_size, last.capped, last.skipped, gradient_norm(optimizer))
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float | Tensor:

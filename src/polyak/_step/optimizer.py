@@ -48,6 +48,7 @@ class PolyakOptimizer(Optimizer):
     momentum_form: ClassVar[Form] = Form.NESTEROV
     takes_norm: ClassVar[bool] = True  # whether ‖g‖² is all that it needs of the whole gradient
     needs_norm: ClassVar[bool] = True  # whether `linearize` reads ‖g‖², the slope of the line that it is given
+    slope_is_squared: ClassVar[bool] = True  # whether the line's slope is the square of a norm, not a norm
     shared: ClassVar[tuple[str, ...]] = ()  # the options of which one value holds for all groups
     _read = read_loss
 

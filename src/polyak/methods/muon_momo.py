@@ -115,6 +115,7 @@ class MuonMoMo(PolyakOptimizer):
     takes_numbers = True
     shared = ("momentum", "beta2")
     takes_norm = False
+    slope_is_squared = False
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of m and v."""

@@ -99,6 +99,7 @@ class ScheduleFreePlus(PolyakOptimizer):
         super().__init__(params, lr, momentum=momentum, **own, **averaging, **common)
 
     takes_numbers = True
+    slope_is_squared = False
     shared = ("betas", "norm_beta")
     momentum_form = Form.SCHEDULE_FREE
     train, eval = train, evaluate

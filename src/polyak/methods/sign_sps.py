@@ -71,6 +71,7 @@ class SignSPS(PolyakOptimizer):
     takes_numbers = True
     shared = ("momentum",)
     takes_norm = False
+    slope_is_squared = False
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the name of m."""
