@@ -175,6 +175,34 @@ def a_skipped_step(wrap: Callable[[nn.Module], nn.Module]) -> list[float]:
     return [float(loss.detach()), float(optimizer.last_step().loss)]
 
 
+def forward_passes_alone(name: str, forward: bool) -> list[float]:
+    """Move shards outside of steps, by eval() and train() or by a projection, with or without a forward pass before."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    fully_shard(net)
+    params, losses = [*net.parameters()], []
+    x = torch.randn(8, 4, dtype=torch.float64)
+
+    def look() -> None:
+        if forward:
+            with torch.no_grad():
+                net(x)
+
+    method = next(method for method in METHODS if method.name == name)
+    look()
+    optimizer = method.build(params, "averaged", lr=0.5, constraint=polyak.L2Ball(1.0))
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), torch.arange(8) % 3)
+        loss.backward()
+        optimizer.step(loss=loss)
+        losses.append(loss.item())
+        optimizer.eval()
+        look()
+        optimizer.train()
+    return losses
+
+
 def partial_numbers(door: str, mesh: DeviceMesh) -> list[float]:
     """Give a loss of 5, its bound of 1 and ‖g‖² = 4 as sums of two parts; return loss and γ that were seen."""
     part = [2.0, 3.0][dist.get_rank()], [0.25, 0.75][dist.get_rank()], [3.0, 1.0][dist.get_rank()]
@@ -204,6 +232,10 @@ def checks(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
     found["heads"] = micro_batches_of_heads(mesh)
     for wrap in (nn.parallel.DistributedDataParallel, fully_shard):
         found[f"skipped {wrap.__name__}"] = a_skipped_step(wrap)
+    for method in METHODS:
+        if hasattr(method.cls, "eval"):
+            passes = [forward_passes_alone(method.name, forward) for forward in (False, True)]
+            found[f"forward passes {method.name}"] = passes
     for door in ("loss", "closure", "samples"):
         found[f"partial {door}"] = partial_numbers(door, mesh)
     found["unequal batches"] = unequal_batches(rank)

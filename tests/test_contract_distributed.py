@@ -210,3 +210,12 @@ def test_a_number_that_is_spread_over_processes_is_read_whole(seen, door):
         loss, gamma = found["shared"][f"partial {door}"]
         assert loss == 5.0
         assert gamma == pytest.approx(5.0 / 4.0 if door == "samples" else (5.0 - 1.0) / 4.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if hasattr(m.cls, "eval")], ids=lambda method: method.name)
+@pytest.mark.filterwarnings(SMALL_BALLS)
+def test_a_forward_pass_alone_changes_no_training_of_shards(seen, method):
+    """FSDP2 keeps the root gathered after it, so that the next forward pass would miss what moved in between."""
+    for found in seen:
+        without, after = found["shared"][f"forward passes {method.name}"]
+        assert without == after

@@ -20,6 +20,7 @@ from ..constraints._base import constrained
 from ..constraints.balls import L2Ball
 from .advice import Advice
 from .parts import Group, Part, whole
+from .torch_hooks import reshard
 
 if TYPE_CHECKING:
     from ..constraints import Constraint
@@ -117,6 +118,7 @@ def start_inside(groups: Sequence[Group], shared: Constraint | None, advice: Adv
     if isinstance(shared, L2Ball) and _sharing(groups):
         shared = _with_radius(shared, _sharing(groups), advice)
     project(groups, shared)
+    reshard([p for group in groups if group.get("constraint", shared) is not None for p in group["params"]])
     return shared
 
 

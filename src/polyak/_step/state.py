@@ -18,6 +18,7 @@ from .options import check
 from .parts import Group
 from .projection import check_fit
 from .signature import check_together
+from .torch_hooks import reshard
 
 METHOD = "polyak_method"  # the key of a group that names its method
 POLYAK = frozenset({METHOD, "step_size", "skipped_steps", "lower_bound"})  # every state has one of them
@@ -279,6 +280,7 @@ def _switch(optimizer: Any, training: bool) -> None:
             x, v = [real(p) for p in moved], [real(optimizer.state[p][MOMENTUM]) for p in moved]
             a = optimizer.distance(group)
             add_(x, v, a if training else -a, foreach=group["foreach"])
+            reshard(moved)
 
 
 def check_training(group: Group) -> None:

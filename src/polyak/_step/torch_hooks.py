@@ -111,9 +111,7 @@ class RandomState:
 
 def _modules_of(ids: frozenset[int]) -> list[torch.nn.Module]:
     """Return the modules, and all in them, that hold one of the parameters; nothing leads from a parameter to them."""
-    living = gc.get_objects()
-    kinds = {kind for kind in {*map(type, living)} if torch.nn.Module in getattr(kind, "__mro__", ())}
-    found = [each for each in living if type(each) in kinds and "_parameters" in vars(each)]
+    found = [each for each in _instances("Module") if isinstance(each, torch.nn.Module) and "_parameters" in vars(each)]
     holders = [each for each in found if not ids.isdisjoint(map(id, each.parameters()))]
     return [*{id(module): module for holder in holders for module in holder.modules()}.values()]
 
@@ -141,8 +139,24 @@ class Leaves:
         return [*own, *(p for p in gathered if p is not None)]
 
 
+def reshard(params: Sequence[Tensor]) -> None:
+    """Let FSDP2 gather again what was moved outside of a step: it keeps the root after a forward pass alone."""
+    sharded = [p for p in params if is_sharded(p)]
+    if sharded:
+        managed = _managed_by_fsdp(frozenset(map(id, sharded)))
+        ids = {id(p) for each in managed for p in (each.sharded_param, getattr(each, "_unsharded_param", None))}
+        for module in _instances("FSDPModule"):
+            if not ids.isdisjoint(map(id, module.parameters())):
+                module.reshard()
+
+
 def _managed_by_fsdp(ids: frozenset[int]) -> list[Any]:
     """Return what FSDP2 keeps for each sharded parameter; nothing leads from the parameter to it."""
+    return [each for each in _instances("FSDPParam") if id(getattr(each, "sharded_param", None)) in ids]
+
+
+def _instances(name: str) -> list[Any]:
+    """Return the living objects of the classes of this name, and of those derived from them."""
     living = gc.get_objects()
-    kinds = {kind for kind in {*map(type, living)} if kind.__name__ == "FSDPParam"}
-    return [each for each in living if type(each) in kinds and id(getattr(each, "sharded_param", None)) in ids]
+    kinds = {kind for kind in {*map(type, living)} if name in [base.__name__ for base in getattr(kind, "__mro__", ())]}
+    return [each for each in living if type(each) in kinds]
