@@ -247,7 +247,7 @@ def test_the_report_says_what_was_done(method):
 
 @each_method
 def test_before_the_first_step_there_is_nothing_to_report(method):
-    with pytest.raises(RuntimeError, match=r"before the first step\(loss=loss\)"):
+    with pytest.raises(RuntimeError, match=r"there was no step: call it after step\(loss=loss\)"):
         method.build(fresh()).last_step()
 
 

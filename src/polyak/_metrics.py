@@ -26,10 +26,10 @@ def metrics(optimizer: torch.optim.Optimizer) -> dict[str, float]:
         A flat dict: `step_size`, the γ that was taken; `cap`, the largest one allowed, `inf` for none; `capped`, 1 if
         the cap was below the ratio; `ratio`, the uncapped step size; `gradient_norm`, the norm of the gradient over all
         groups (for methods that average, that of their direction, in the method's norm: Adam's, ‖·‖₁ for `SignSPS`,
-        √(π/2)‖·‖₁ for `ScheduleFreePlus`, and for `MuonMoMo` the slope ⟨m, u⟩, the nuclear norm of matrices); `skipped`, 1 if nothing moved
-        as something was not finite; `skipped_steps`, how many so far; and `weight_norm` after the step (that of z for a
-        schedule-free method), if an `L2Ball` measured it. With several parameter groups, the names of what differs
-        between them end in `/0`, `/1` …
+        √(π/2)‖·‖₁ for `ScheduleFreePlus`, and for `MuonMoMo` the slope ⟨m, u⟩, the nuclear norm of matrices);
+        `skipped`, 1 if nothing moved as something was not finite; `skipped_steps`, how many so far; and `weight_norm`
+        after the step (that of z for a schedule-free method), if an `L2Ball` measured it. With several parameter
+        groups, the names of what differs between them end in `/0`, `/1` …
 
     Raises:
         TypeError: there is no Polyak optimizer in `optimizer`.
