@@ -14,15 +14,7 @@ from polyak._metrics import gradient_norm
 from polyak_lab import imports
 from polyak_lab.config import run as config
 from polyak_lab.config.names import method_name
-from polyak_lab.config.strict import (
-    LARGEST_FLOAT32,
-    check_known,
-    is_float32,
-    is_int64,
-    is_number,
-    near_miss,
-    shown,
-)
+from polyak_lab.config.strict import LARGEST_FLOAT32, check_known, is_float32, is_int64, is_number, near_miss, shown
 from polyak_lab.errors import LabError, RowError
 
 _PUBLIC: tuple[Any, ...] = tuple(getattr(polyak, name) for name in polyak.__all__)

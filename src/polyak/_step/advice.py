@@ -57,6 +57,11 @@ class Advice:
         """Never warn on a topic."""
         self._given.add(topic)
 
+    def start_again(self) -> None:
+        """Look at the options anew: a state was loaded, so that the next loss is not that of an untrained model."""
+        self.leave_out("rise")
+        self.keys = 0
+
     def on_momentum(self, group: Mapping[str, Any], form: Form) -> None:
         """Warn of a momentum that makes steps without a cap many times too long."""
         capped_otherwise = "steps_per_epoch" in group  # SmoothSPS has a cap that grows

@@ -232,8 +232,7 @@ class PolyakOptimizer(Optimizer):
         super().zero_grad(set_to_none)
 
     _init_group = _state.init_group  # torch.compile runs a method of this name eagerly
-    _check_options = check_options
-    _take_radii = take_radii
+    _check_options, _take_radii = check_options, take_radii
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its options are checked, its constraint holds at once, and a refused group leaves no trace.
@@ -292,8 +291,7 @@ class PolyakOptimizer(Optimizer):
         super().__setstate__(state)
         if "_watched" not in self.__dict__:
             self._begin(state.get("_process_group", _state.OfThisProcess(None)).value)
-        self._advice.leave_out("rise")  # the first loss after it is not that of an untrained model
-        self._advice.keys = 0  # the options may be others
+        self._advice.start_again()
         self.defaults.pop("differentiable", None)  # torch has just put it there, but no method has it
         _state.follow_parameters(self)
 
