@@ -16,7 +16,7 @@ from problem import Problem, flat
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
-FREE = tuple(method for method in METHODS if hasattr(method.cls, "distance"))
+FREE = tuple(method for method in METHODS if hasattr(method.cls, "eval"))
 each_free = pytest.mark.parametrize("method", FREE, ids=lambda method: method.name)
 
 

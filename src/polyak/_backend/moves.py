@@ -93,6 +93,8 @@ class Vectors:
     """Of a schedule-free move: y = βx + (1 − β)z before it, and z = y + ahead·v after it."""
     next_beta: Any = None
     """The β of the next step, where `ahead` follows from the share that z has in the average."""
+    apart: Any = None
+    """Of a method that averages iterates: z − x = apart·v before the move."""
     squared_decay: float = 0.0
     """λ of a decay that γ² multiplies."""
     pull: Any = None
@@ -103,7 +105,6 @@ class Vectors:
     """A mask on the device that is true where the loss or the gradient is not finite."""
     state: Any = None
     """The buffers of all parameters, those without a gradient, too."""
-
     can_be_kept = False
     """Whether the next step may take the part again, with other gradients."""
     measures_norm = False

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
-from .._backend.scalars import Scalar, bias_correction, maximum, number, where
-from .._backend.vector import AVERAGE, add_up, dots
+from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, number, store_, where
+from .._backend.vector import AVERAGE, add_up, dots, real, rescale_
 from .decision import NONE, Line, store
 from .parts import Group, Part, part_of
-from .state import check_training
+from .state import LAST_MOMENTUM, check_training
 
 if TYPE_CHECKING:
     from .optimizer import PolyakOptimizer
@@ -63,6 +64,7 @@ def forget_unless_finite(parts: list[Part]) -> bool:
     refused = not math.isfinite(sum([part.gradient_squares for part in parts]))
     for part in parts if refused else ():
         part.forget_averages()
+        part.apart = None
     return refused
 
 
@@ -78,18 +80,69 @@ def dampened(self: PolyakOptimizer, line: Line, parts: list[Part], averages: dic
     return line
 
 
+# Methods that average their iterates keep no z: after a step it is z = x + av, where `extrapolation(group)` is a.
+
+
 def iterate_average(line: Line, parts: list[Part], t: Scalar = 0) -> Line:
     """Return the line from z where x ← (λx + z) / (1 + λ) is a moving average of z, with λ = μ / (1 − μ), or t.
 
     x moves as a heavy ball v does, since z − x = λv with the λ of the step before.
     """
-    factors: list[Any] = []
     for part in parts:
-        mu = part.group["momentum"]
-        ahead = t - 1 if mu is None else mu / (1.0 - mu)
-        part.mu, part.divisor = (ahead / (t + 1), t + 1) if mu is None else (mu, 1.0 / (1.0 - mu))
-        factors.append(ahead)
-    return line._replace(value=line.value + along_momentum(parts, factors))
+        before, now = part.group[LAST_MOMENTUM], part.group["momentum"]
+        part.apart = weight_of_x(number(before) if part.numbers else before, t - 1)
+        part.divisor = 1.0 + weight_of_x(now, t)
+        part.mu = part.apart / part.divisor
+    return line._replace(value=line.value + along_momentum(parts, [part.apart for part in parts]))
+
+
+def weight_of_x(momentum: Any, t: Scalar) -> Any:
+    """Return λ."""
+    return t if momentum is None else momentum / (1.0 - momentum)
+
+
+def weight_after(group: Group) -> Any:
+    """Return λ, as of the last step."""
+    t = group["steps"].to(group["step_size"].dtype) if "steps" in group else 0.0
+    return weight_of_x(group[LAST_MOMENTUM], t)
+
+
+def follow(self: Any, parts: list[Part], decisions: Sequence[Any]) -> None:
+    """Note what follows from the decisions: the learned bound, and z of methods that average their iterates."""
+    if "learn_lower_bound" in self.shared and parts[0].group["learn_lower_bound"]:
+        learn(self.param_groups, parts, decisions)
+    for part in parts:
+        if part.apart is None:
+            continue
+        note_momentum(part)
+        if len(part.params) < len(part.group["params"]):
+            rescale_idle(part, self.extrapolation(part.group))
+
+
+def note_momentum(part: Part) -> None:
+    """Keep the momentum with which a step averages, since the option may change before z is asked for again."""
+    group = part.group
+    last, now = group[LAST_MOMENTUM], group["momentum"] if part.next_beta is None else part.next_beta
+    if part.skip is None or not (isinstance(last, Tensor) or isinstance(now, Tensor) or last != now):
+        group[LAST_MOMENTUM] = now
+        return
+    like = group["step_size"]
+    t = group["steps"].to(like.dtype) if "steps" in group else 0.0
+    before, now = (as_tensor(t / (1.0 + t) if beta is None else beta, like) for beta in (last, now))
+    now = torch.where(part.skip.to(like.device), before, now)
+    if isinstance(last, Tensor):
+        store_(last, now)  # a captured graph reads this very tensor
+    else:
+        group[LAST_MOMENTUM] = now
+
+
+def rescale_idle(part: Part, a: Scalar) -> None:
+    """Rescale v of the parameters that have no gradient, which z − x = av from now on would otherwise change."""
+    idle = [p for p in part.group["params"] if p.grad is None and p in part.state and MOMENTUM in part.state[p]]
+    a = number(a) if part.numbers else a
+    ratio = where(a > 0, part.apart / where(a > 0, a, 1.0), 0.0)
+    if idle and (isinstance(ratio, Tensor) or ratio != 1.0):
+        rescale_([real(part.state[p][MOMENTUM]) for p in idle], ratio)
 
 
 def along_momentum(parts: Sequence[Part], factors: Sequence[Any]) -> Scalar:
@@ -107,8 +160,9 @@ def schedule_free(line: Line, parts: list[Part], c_before: Scalar, c: Scalar) ->
     """
     for part in parts:
         check_training(part.group)
-        part.beta, part.mu = part.group["momentum"], 1.0 - c_before
-        part.ahead = part.beta * (1.0 - c)
+        last = part.group[LAST_MOMENTUM]
+        part.beta, part.mu = number(last) if part.numbers else last, 1.0 - c_before
+        part.apart, part.ahead = part.mu, part.group["momentum"] * (1.0 - c)
     return line._replace(value=line.value + along_momentum(parts, [part.beta * part.mu for part in parts]))
 
 
@@ -118,11 +172,11 @@ def any_time(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
     return schedule_free(line, parts, 1.0 / t, 1.0 / (t + 1))
 
 
-def any_time_distance(group: Group) -> Scalar:
-    """Return the a of y = x + av after t steps of this."""
+def share_before_last(group: Group) -> Scalar:
+    """Return the 1 − c of the last step of this."""
     t = group["steps"].to(group["step_size"].dtype)
-    distance: Scalar = (1.0 - group["momentum"]) * t / (t + 1)
-    return distance
+    share: Scalar = t / (t + 1)
+    return share
 
 
 def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line:

@@ -19,7 +19,7 @@ from . import options as _options
 from . import state as _state
 from .advice import Advice
 from .decision import NONE, LastStep, Line, decide_on_numbers, decide_on_tensors, is_unusual, last_step_of
-from .lines import learn, measure
+from .lines import follow, measure
 from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
@@ -185,8 +185,8 @@ class PolyakOptimizer(Optimizer):
             else:
                 gamma = part.scaled(decided.gamma) if self._has_own_line else decided.gamma
                 squares.append(part.move(gamma, decided.keep, decided.skip, ball is not None))
-        if "learn_lower_bound" in self.shared and parts[0].group["learn_lower_bound"]:
-            learn(self.param_groups, parts, self._last[1:])
+        if self._has_own_line:
+            follow(self, parts, self._last[1:])
         whole = ball if len(squares) == len(parts) else None
         self._squares[:] = [] if whole is None else [whole.shrink_(parts, squares)]
         if whole is None and squares:

@@ -52,6 +52,7 @@ class Part(Protocol):
     beta: Any
     ahead: Any
     next_beta: Any
+    apart: Any
     squared_decay: float
     signed: bool
     skip: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, Self
 
 import torch
@@ -30,8 +31,9 @@ EARLIEST = {  # states of 0.1.0 name no method, but these options tell
     "c": "SPS",
 }
 
-
 TRAIN_MODE = "train_mode"  # the key of a schedule-free group that is False while its parameters hold the average
+LAST_MOMENTUM = "last_momentum"  # the key of the momentum with which the last step averaged, whatever the option is now
+KEPT = frozenset({METHOD, RADIUS, TRAIN_MODE, LAST_MOMENTUM})
 
 BUFFERS = {MOMENTUM: "momentum", AVERAGE: "gradient average", SQUARES: "average of squares"}
 
@@ -97,6 +99,8 @@ def check_state(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
         for name, first in optimizer._scalars(defaults | options).items():
             if name in group:
                 _check_scalar(owner, name, group[name], first)
+        if group.get(LAST_MOMENTUM) is not None:
+            _check_scalar(owner, LAST_MOMENTUM, group[LAST_MOMENTUM], 0.0)
         if not isinstance(group.get(TRAIN_MODE, True), bool):
             raise ValueError(f"{owner}: the state holds {TRAIN_MODE}={said(group[TRAIN_MODE])}, {DAMAGED}")
 
@@ -176,7 +180,7 @@ def place_scalars(optimizer: Any) -> None:
     dtype = scalar_dtype([p for group in groups for p in group["params"]])
     for group in groups:
         group[METHOD] = owner
-        if hasattr(optimizer, "distance"):
+        if hasattr(optimizer, "eval"):
             group.setdefault(TRAIN_MODE, groups[0].get(TRAIN_MODE, True))
         device = group["params"][0].device if group["params"] else torch.device("cpu")
         for name, first in scalars(group).items():
@@ -186,6 +190,10 @@ def place_scalars(optimizer: Any) -> None:
             group[name] = torch.as_tensor(value, dtype=kind, device=device).contiguous()
             if name in shared and group[name].device == groups[0][name].device:
                 group[name] = groups[0][name]
+        if hasattr(optimizer, "extrapolation"):
+            first = getattr(optimizer, "annealed_momentum", itemgetter("momentum"))  # of a state without the key
+            last = group[LAST_MOMENTUM] if LAST_MOMENTUM in group else first(group)
+            group[LAST_MOMENTUM] = last.to(device) if isinstance(last, Tensor) else last
         if isinstance(group["lr"], Tensor) and group["lr"].dim():  # a captured graph reads this very tensor
             group["lr"] = group["lr"].reshape(())
 
@@ -240,7 +248,7 @@ def add_buffers(state: Mapping[Tensor, dict[str, Any]], group: Group, names: Seq
 
 def own_keys(group: Group, scalars: Mapping[str, float]) -> Group:
     """Return a group without what only a step writes into it."""
-    return {name: value for name, value in group.items() if name not in {*scalars, METHOD, RADIUS, TRAIN_MODE}}
+    return {name: value for name, value in group.items() if name not in {*scalars, *KEPT}}
 
 
 @contextmanager
@@ -278,7 +286,7 @@ def _switch(optimizer: Any, training: bool) -> None:
         moved = [p for p in group["params"] if MOMENTUM in optimizer.state.get(p, {})]
         if moved:
             x, v = [real(p) for p in moved], [real(optimizer.state[p][MOMENTUM]) for p in moved]
-            a = optimizer.distance(group)
+            a = (1.0 - group[LAST_MOMENTUM]) * optimizer.extrapolation(group)
             add_(x, v, a if training else -a, foreach=group["foreach"])
             reshard(moved)
 

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from .._step.decision import Line
-from .._step.lines import count_steps, iterate_average
+from .._step.lines import count_steps, iterate_average, weight_after
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, FractionOrNone
 from .._step.parts import Group, Part
@@ -68,6 +68,7 @@ class IAM(PolyakOptimizer):
     momentum_form = Form.HEAVY_BALL
     takes_norm = False
     averages = count_steps
+    extrapolation = staticmethod(weight_after)
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the name of the last move."""

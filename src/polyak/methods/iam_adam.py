@@ -11,7 +11,7 @@ from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar
 from .._backend.vector import SQUARES
 from .._step.decision import Line
-from .._step.lines import count_steps, iterate_average, precondition
+from .._step.lines import count_steps, iterate_average, precondition, weight_after
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Fraction, FractionOrNone, NonNegative
 from .._step.parts import Group, Part
@@ -75,6 +75,7 @@ class IAMAdam(PolyakOptimizer):
     momentum_form = Form.HEAVY_BALL
     takes_norm = needs_norm = False
     averages = count_steps
+    extrapolation = staticmethod(weight_after)
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the last move and of v."""

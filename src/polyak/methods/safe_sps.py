@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Unpack, final
 
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .._backend.moves import Form
+from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar, maximum
 from .._step.decision import Line
-from .._step.lines import iterate_average
+from .._step.lines import iterate_average, weight_after
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndMomentum, NonNegative
 from .._step.parts import Group, Part
+from .._step.state import LAST_MOMENTUM
 
 
 @final
@@ -70,6 +73,12 @@ class SafeSPS(PolyakOptimizer):
     takes_numbers = True
     momentum_form = Form.HEAVY_BALL
     takes_norm = False
+    extrapolation = staticmethod(weight_after)
+
+    def buffers(self, group: Group) -> Sequence[str]:
+        """Return the name of the last move, if it averages or did so in the last step, and z is not x."""
+        last = group.get(LAST_MOMENTUM, 0.0)
+        return (MOMENTUM,) if group["momentum"] or isinstance(last, Tensor) or last else ()
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along the gradient, with the loss as it would be at z."""

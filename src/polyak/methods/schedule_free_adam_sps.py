@@ -12,7 +12,7 @@ from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar, maximum
 from .._backend.vector import SQUARES
 from .._step.decision import Line
-from .._step.lines import any_time, any_time_distance, count_steps, precondition
+from .._step.lines import any_time, count_steps, precondition, share_before_last
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Fraction, NonNegative
 from .._step.parts import Group, Part
@@ -80,7 +80,7 @@ class ScheduleFreeAdamSPS(PolyakOptimizer):
     shared = ("beta2",)
     momentum_form = Form.SCHEDULE_FREE
     averages = count_steps
-    train, eval, distance = train, evaluate, staticmethod(any_time_distance)
+    train, eval, extrapolation = train, evaluate, staticmethod(share_before_last)
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the names of the buffer that gives x and z, and of v."""

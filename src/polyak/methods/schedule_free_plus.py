@@ -17,7 +17,7 @@ from .._step.lines import along_momentum
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Betas, Cap, CommonAndBuffers, Count, Finite, Fraction, NonNegative
 from .._step.parts import Group, Part
-from .._step.state import check_training, evaluate, train
+from .._step.state import LAST_MOMENTUM, check_training, evaluate, train
 
 
 @final
@@ -117,11 +117,15 @@ class ScheduleFreePlus(PolyakOptimizer):
         return {"largest_step": group["eps"], "total_weight": 0.0, "share": 1.0}
 
     @staticmethod
-    def distance(group: Group) -> Scalar:
-        """Return the a of y = x + av after a step."""
-        k = group["steps"].to(group["step_size"].dtype)
-        distance: Scalar = (1.0 - annealed(group, k - 1)) * (1.0 - group["share"])
-        return distance
+    def extrapolation(group: Group) -> Scalar:
+        """Return 1 − c."""
+        ahead: Scalar = 1.0 - group["share"]
+        return ahead
+
+    @staticmethod
+    def annealed_momentum(group: Group) -> Any:
+        """Return the β of the last step."""
+        return annealed(group, group["steps"].to(group["step_size"].dtype) - 1.0)
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along D⁻¹m, with the loss as it would be at z, and n as its slope."""
@@ -131,8 +135,10 @@ class ScheduleFreePlus(PolyakOptimizer):
         for part in parts:
             group = part.group
             check_training(group)
-            share = number(group["share"]) if part.numbers else group["share"]
-            part.beta, part.next_beta, part.mu = annealed(group, k - 1), annealed(group, k), 1.0 - share
+            last, share = (group[LAST_MOMENTUM], group["share"])
+            last, share = (number(last), number(share)) if part.numbers else (last, share)
+            part.beta, part.next_beta, part.mu = last, annealed(group, k), 1.0 - share
+            part.apart = part.mu
             part.preconditioner = Preconditioner(bias_correction(beta2, k + 1), group["eps"], k + 1)
         ahead = along_momentum(parts, [part.next_beta * part.mu for part in parts])
         average_all_(parts, beta1, beta2)

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar, maximum
 from .._step.decision import Line
-from .._step.lines import any_time, any_time_distance, count_steps
+from .._step.lines import any_time, count_steps, share_before_last
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Fraction, NonNegative
 from .._step.parts import Group, Part
@@ -74,7 +74,7 @@ class ScheduleFreeSPS(PolyakOptimizer):
     takes_numbers = True
     momentum_form = Form.SCHEDULE_FREE
     averages = count_steps
-    train, eval, distance = train, evaluate, staticmethod(any_time_distance)
+    train, eval, extrapolation = train, evaluate, staticmethod(share_before_last)
 
     def buffers(self, group: Group) -> Sequence[str]:
         """Return the name of the buffer that gives x and z."""
