@@ -88,10 +88,10 @@ def by_type(vectors: Sequence[Vector]) -> list[tuple[Vector, ...]]:
     tensors = [*chain(*vectors)]
     if len({*map(DTYPE, tensors)}) == len({*map(DEVICE, tensors)}) == 1:
         return [tuple(vectors)]
-    found: dict[object, list[Row]] = {}
+    rows: dict[object, list[Row]] = {}
     for row in zip(*vectors, strict=True):
-        found.setdefault(tuple([(tensor.device, tensor.dtype) for tensor in row]), []).append(row)
-    return [*map(columns, found.values())]
+        rows.setdefault(tuple([(tensor.device, tensor.dtype) for tensor in row]), []).append(row)
+    return [*map(columns, rows.values())]
 
 
 def by_layout(owners: Sequence[Tensor], rows: Iterable[Any]) -> dict[Layout, list[Any]]:

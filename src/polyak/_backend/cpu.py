@@ -108,10 +108,10 @@ class CpuKernels(Vectors):
         if not has_kernel:
             self.store_averages()
             return cast(float, as_general(self).move(gamma, keep, skip, measured))
-        found = self._pass(self.form, self.x, u, self.buffers.get(MOMENTUM), gamma, measured, self._averages)
+        squares = self._pass(self.form, self.x, u, self.buffers.get(MOMENTUM), gamma, measured, self._averages)
         self._averages = NO_AVERAGES
         increment_version(self.x)  # no graph holds a momentum buffer
-        return found
+        return squares
 
     def _moves_along_averages(self) -> bool:
         """Return whether a kernel makes the move and stores the averages in one pass."""
@@ -134,7 +134,7 @@ class CpuKernels(Vectors):
         one.x, one.u, one.v = x.column, (u or x).column, (v or x).column
         one.gamma, one.mu, one.decay = gamma, self.mu, self.decay
         one.d, one.s, one.beta, one.beta2, one.root, one.eps = averages
-        found: float = self._run(byref(one))
-        if found < 0:
+        total: float = self._run(byref(one))
+        if total < 0:
             raise MemoryError("There is no memory for a step's sums, 32 bytes for every 8192 parameters.")
-        return found
+        return total

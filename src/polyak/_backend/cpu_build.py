@@ -22,7 +22,7 @@ from typing import IO, Any, final
 import torch
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
-REALS = {torch.float32: "float", torch.float64: "double"}
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma")
 PROCESSORS = {"AVX512": WIDE, "AVX2": WIDE[-2:]}  # what torch itself uses here; anything else needs no flag
@@ -58,7 +58,7 @@ def kernels(dtype: torch.dtype) -> Any:
     cause = ""
     for threads in THREADS:
         try:
-            return _function([*compiler, *FLAGS, *processor, *threads, f"-DREAL={REALS[dtype]}"])
+            return _function([*compiler, *FLAGS, *processor, *threads, f"-DREAL={C_TYPES[dtype]}"])
         except _CompilerError as error:
             cause = str(error)
         except subprocess.TimeoutExpired as error:
@@ -128,8 +128,8 @@ def _cache() -> Path | None:
             return None
         for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
-        real = folder.resolve(strict=True)
-        return real if _is_private(real) and _is_own(real.lstat()) else None
+        resolved = folder.resolve(strict=True)
+        return resolved if _is_private(resolved) and _is_own(resolved.lstat()) else None
     except (OSError, RuntimeError, ValueError):  # RuntimeError: no home directory, or a circle of links
         return None
 

@@ -99,8 +99,8 @@ class CudaKernels(Vectors):
 
     def _vectors(self, u: Vector, buffer: str) -> list[Packed]:
         """Return x, a direction, a buffer and the averaged squares; x in place of those that there are not."""
-        found = (self.x, u, self.buffers.get(buffer, self.x), self.buffers.get(SQUARES, self.x))
-        return [cast(Packed, vector) for vector in found]
+        vectors = (self.x, u, self.buffers.get(buffer, self.x), self.buffers.get(SQUARES, self.x))
+        return [cast(Packed, vector) for vector in vectors]
 
     def _denominator(self) -> tuple[Any, float]:
         """Return the root of D's correction, and ε."""
@@ -218,11 +218,11 @@ def _spans(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor
 
 def _upload(row: tuple[int, ...], device: torch.device) -> Tensor:
     """Return a row of a table on the device; tensors that are allocated anew mostly come back to the same addresses."""
-    there = _uploaded.get((row, device))
-    if there is None:
-        there = _send(torch.tensor(row, device="cpu"), device, RESERVED)
-        _keep(_uploaded, (row, device), there)
-    return there
+    uploaded = _uploaded.get((row, device))
+    if uploaded is None:
+        uploaded = _send(torch.tensor(row, device="cpu"), device, RESERVED)
+        _keep(_uploaded, (row, device), uploaded)
+    return uploaded
 
 
 def _keep(known: dict[tuple[tuple[int, ...], torch.device], Any], key: tuple[Any, torch.device], value: Any) -> None:
@@ -241,9 +241,9 @@ def _send(numbers: Tensor, device: torch.device, reserved: int) -> Tensor:
         _pinned.provide(reserved * len(numbers))
         return numbers.pin_memory().to(device, non_blocking=True)
     host = _pinned.take(len(numbers)).copy_(numbers)
-    there = host.to(device, non_blocking=True)
-    _captured.append((host, there))
-    return there
+    sent = host.to(device, non_blocking=True)
+    _captured.append((host, sent))
+    return sent
 
 
 class _Pinned:

@@ -195,7 +195,7 @@ class Processes:
         """Raise RuntimeError inside ddp.join(): a process without data would not answer when the loss is averaged."""
         if self._joinables is None:
             self._joinables = [*map(weakref.ref, _joinables_of(groups))]
-        if any(found is not None and found._join_config.enable for found in (ref() for ref in self._joinables)):
+        if any(each is not None and each._join_config.enable for each in (ref() for ref in self._joinables)):
             raise RuntimeError(
                 f"{self._owner}: step() averages the loss over all processes, but inside join() those that have run "
                 "out of data do not answer: leave join() out and give every process equally many batches."
@@ -215,8 +215,8 @@ def check_replicas(
     radii = [group.get(RADIUS) for group in groups]
     everyone: list[Any] = [None] * dist.get_world_size(process_group)
     dist.all_gather_object(everyone, (mine, names, radii), group=process_group)
-    held, named = [each[0] for each in everyone], [name for each in everyone for name in each[1]]
-    differ = any(repr(other) != repr(mine) if first else _have_drifted(other, held[0]) for other in held)
+    described, named = [each[0] for each in everyone], [name for each in everyone for name in each[1]]
+    differ = any(repr(other) != repr(mine) if first else _have_drifted(other, described[0]) for other in described)
     if differ and constraints is None:
         raise RuntimeError(f"{owner}: {DIFFERENT if first else DRIFTED}")
     if differ and named:
@@ -289,8 +289,8 @@ def _joinables_of(groups: Groups) -> list[Any]:
 
     mine, living = {id(p) for group in groups for p in group["params"]}, gc.get_objects()
     kinds = {kind for kind in {*map(type, living)} if Joinable in getattr(kind, "__mro__", ())}
-    found = [each for each in living if type(each) in kinds]
-    return [each for each in found if not mine.isdisjoint(map(id, _parameters_of(each)))]
+    instances = [each for each in living if type(each) in kinds]
+    return [each for each in instances if not mine.isdisjoint(map(id, _parameters_of(each)))]
 
 
 def _parameters_of(joinable: Any) -> Iterable[Tensor]:

@@ -101,10 +101,10 @@ class General(Vectors):
         products = (dot(g, x), dot(u, x)) if with_x else (0.0, 0.0)
         if self.preconditioner is None:
             return Products(*products, sum_squares(u, foreach=self.group["foreach"]))
-        found: list[Scalar] = []
+        terms: list[Scalar] = []
         for y, s_chunk in chunks(u, s, foreach=self.group["foreach"]):
-            found += map(torch.sum, torch._foreach_mul(divided(y, s_chunk, self.preconditioner), y))
-        return Products(*products, add_up(found, self.group["step_size"]))
+            terms += map(torch.sum, torch._foreach_mul(divided(y, s_chunk, self.preconditioner), y))
+        return Products(*products, add_up(terms, self.group["step_size"]))
 
     def move(self, gamma: Scalar, keep: Scalar, skip: Any, measured: bool) -> Scalar | None:
         """Move the parameters by γ along −u; return their new ‖x‖² if it is to be `measured`.

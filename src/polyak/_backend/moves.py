@@ -254,8 +254,8 @@ def squares_of_piece(piece: Vector, dtype: torch.dtype) -> Vector:
         x = x if x.dtype == dtype else x.to(dtype)
         return [torch.dot(x, x)]
     norms = torch.linalg.vector_norm(x[: rows * ROW].view(rows, ROW), dim=1, dtype=dtype)
-    found = [torch.dot(norms, norms)] if rows < ROW else squares_of_piece([norms], dtype)
-    return [*found, *squares_of_piece([x[-rest:]], dtype)] if rest else found
+    squares = [torch.dot(norms, norms)] if rows < ROW else squares_of_piece([norms], dtype)
+    return [*squares, *squares_of_piece([x[-rest:]], dtype)] if rest else squares
 
 
 def _squares_with_gaps(x: Tensor, dtype: torch.dtype) -> Vector:

@@ -52,10 +52,10 @@ class Pieces(Vectors):
 
     def sum_squares(self, x: Vector) -> float:
         """Return ‖x‖²."""
-        found = 0.0
+        squares = 0.0
         for (piece,) in self._cut(x, whole=True):
-            found += sum(map(Tensor.item, squares_of_piece(piece, self.dtype)))
-        return found
+            squares += sum(map(Tensor.item, squares_of_piece(piece, self.dtype)))
+        return squares
 
     def dot(self, x: Vector, y: Vector) -> float:
         """Return ⟨x, y⟩."""
@@ -89,12 +89,12 @@ class Pieces(Vectors):
         sums = [0.0] * 4
         for x, g, d, s in self._cut(*self._averaged(self.x), most=ADAM):
             if adam.takes(x, g, d, s):
-                found = adam.measure(x[0], g[0], d[0], s[0], with_x)
+                terms = adam.measure(x[0], g[0], d[0], s[0], with_x)
             else:
                 u, trial = [tensor.clone() for tensor in d], [tensor.clone() for tensor in s]
                 adam.average_(g, u, trial)
-                found = [dot_of_piece(g, g), dot_of_piece(g, x), dot_of_piece(u, x), self._dual_squares(u, trial)]
-            sums = [total + term for total, term in zip(sums, found, strict=True)]
+                terms = [dot_of_piece(g, g), dot_of_piece(g, x), dot_of_piece(u, x), self._dual_squares(u, trial)]
+            sums = [total + term for total, term in zip(sums, terms, strict=True)]
         self.gradient_squares = sums[0]
         return Products(*sums[1:])
 
@@ -119,13 +119,13 @@ class Pieces(Vectors):
         self.store_averages()
         if self.preconditioner or self.signed:
             return cast(float, as_general(self).move(gamma, keep, None, measured))
-        move, found = MOVES[self.form], 0.0
+        move, squares = MOVES[self.form], 0.0
         for x, u, v in self._cut_as_asked(self.x, self.u, self.buffers.get(MOMENTUM, self.x)):
             self._decay(x)
             move(self, x, u, v, gamma, self.mu)
             if measured and not self._foreach:  # right after the move, while a cache still holds the piece
-                found += sum(map(Tensor.item, squares_of_piece(x, self.dtype)))
-        return self.sum_squares(self.x) if measured and self._foreach else found
+                squares += sum(map(Tensor.item, squares_of_piece(x, self.dtype)))
+        return self.sum_squares(self.x) if measured and self._foreach else squares
 
     def _moves_along_averages(self, averaged: bool) -> bool:
         """Return whether the averages can be stored piece by piece in a move."""
@@ -134,7 +134,7 @@ class Pieces(Vectors):
 
     def _move_by_adam(self, adam: Adam, gamma: float, measured: bool) -> float:
         """Store the averages and move."""
-        found = 0.0
+        squares = 0.0
         for x, g, d, s, v in self._cut(*self._averaged(self.x), self.buffers.get(MOMENTUM, self.x), most=ADAM):
             self._decay(x)
             if adam.takes(x, g, d, s, v):
@@ -147,9 +147,9 @@ class Pieces(Vectors):
                 else:
                     MOVES[self.form](self, x, divided(u, s, adam.preconditioner), v, gamma, self.mu)
             if measured:
-                found += sum(map(Tensor.item, squares_of_piece(x, self.dtype)))
+                squares += sum(map(Tensor.item, squares_of_piece(x, self.dtype)))
         self.forget_averages()
-        return found
+        return squares
 
     def _decay(self, x: Vector) -> None:
         if self.decay is not NO_DECAY:

@@ -47,10 +47,10 @@ def sum_squares(x: Vector, owners: Sequence[Tensor] | None = None, foreach: bool
 
 def _sum_squares_here(x: Vector, foreach: bool | None) -> Scalar:
     dtype = scalar_dtype(x)
-    found: list[Scalar] = []
+    terms: list[Scalar] = []
     for (chunk,) in chunks(x, foreach=None if x[0].is_cpu else foreach, whole=True):
-        found += squares(chunk, dtype)
-    return found[0] if len(found) == 1 else add_up(found, torch.zeros((), dtype=dtype, device=x[0].device))
+        terms += squares(chunk, dtype)
+    return terms[0] if len(terms) == 1 else add_up(terms, torch.zeros((), dtype=dtype, device=x[0].device))
 
 
 def squares(x: Vector, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -168,11 +168,11 @@ def sums_over_processes(
     if not any_sharded(owners):
         return here(rows if isinstance(rows, list) else list(rows))
     like = torch.zeros((), dtype=scalar_dtype(owners), device=owners[0].device)
-    found = []
+    totals = []
     for layout, some in by_layout(owners, rows).items():
         sums = torch.stack([cast(as_tensor(scalar, like), like) for scalar in here(some)])
-        found.append(total(sums, layout))
-    return [add_up(column, like) for column in zip(*[sums.unbind() for sums in found], strict=True)]
+        totals.append(total(sums, layout))
+    return [add_up(column, like) for column in zip(*[sums.unbind() for sums in totals], strict=True)]
 
 
 def _scaled(y: Vector, a: Scalar, skip: Tensor | None = None) -> Vector:
@@ -253,7 +253,7 @@ def sums_of_parts(
     sums = sums_over_processes(all_here, owners, rows)
     each = len(sums) // len(parts)
     own = [sums[i : i + each] for i in range(0, len(sums), each)]
-    return [[*map(number, found)] if part.numbers else found for part, found in zip(parts, own, strict=True)]
+    return [[*map(number, scalars)] if part.numbers else scalars for part, scalars in zip(parts, own, strict=True)]
 
 
 def squares_together(parts: Sequence[Any], name: str) -> Scalar:
@@ -268,7 +268,7 @@ def dots(parts: Sequence[Any], x: Sequence[Vector], y: Sequence[Vector]) -> list
     pairs = [*zip(x, y, strict=True)]
     if not (parts and all([part.sharded for part in parts])):
         return [part.dot(*pair) for part, pair in zip(parts, pairs, strict=True)]
-    return [found[0] for found in sums_of_parts(parts, pairs, lambda part, own: [dot(*own) if own else 0.0])]
+    return [sums[0] for sums in sums_of_parts(parts, pairs, lambda part, own: [dot(*own) if own else 0.0])]
 
 
 def sums_abs(parts: Sequence[Any], x: Sequence[Vector]) -> list[Scalar]:
@@ -277,11 +277,11 @@ def sums_abs(parts: Sequence[Any], x: Sequence[Vector]) -> list[Scalar]:
     def here(part: Any, own: list[Vector]) -> list[Scalar]:
         return [add_up([*map(absolutes, own[0])], part.group["step_size"]) if own else 0.0]
 
-    return [found[0] for found in sums_of_parts(parts, zip(x), here)]
+    return [sums[0] for sums in sums_of_parts(parts, zip(x), here)]
 
 
 def average_together(parts: Sequence[Any], beta: Scalar | None, beta2: Scalar | None, with_x: bool) -> list[Products]:
     """Average in all parts, and measure."""
     columns = [(part.g, part.x, *part.average_here_(beta, beta2)) for part in parts]
-    found = sums_of_parts(parts, columns, lambda part, own: [*part.products_here(own, with_x)])
-    return [Products(*sums) for sums in found]
+    sums_by_part = sums_of_parts(parts, columns, lambda part, own: [*part.products_here(own, with_x)])
+    return [Products(*sums) for sums in sums_by_part]

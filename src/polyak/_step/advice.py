@@ -128,7 +128,7 @@ class Advice:
         """Return whether a scheduler that leaves no trace in the groups acts on the optimizer; takes a while."""
         if self.steps not in self.SOUGHT:
             return False
-        return any(type(found) is ReduceLROnPlateau and found.optimizer is optimizer for found in gc.get_objects())
+        return any(type(each) is ReduceLROnPlateau and each.optimizer is optimizer for each in gc.get_objects())
 
 
 WITHOUT_GRADIENT = (

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 
 from .._backend.chunks import INTERPRETED
-from .._backend.cpu_build import REALS, kernels
+from .._backend.cpu_build import C_TYPES, kernels
 from .._backend.scalars import TYPES, said
 from .options import Allowed, Common, check, check_cap, is_matrix, is_off, unknown
 from .projection import check_constraint, check_fit
@@ -40,7 +40,7 @@ def complete(cls: type, base: Callable[..., Any]) -> None:
     types = base_hints | hints
     parameters = [p.replace(annotation=_plain(types.get(p.name, p.annotation))) for p in (*own, *more)]
     cls.__init__ = _checked(init, inspect.Signature(parameters))  # type: ignore[misc]
-    cls._ranges = {p.name: found for p in parameters if (found := _range(types.get(p.name)))}  # type: ignore[attr-defined]
+    cls._ranges = {p.name: allowed for p in parameters if (allowed := _range(types.get(p.name)))}  # type: ignore[attr-defined]
     later = (name for name in cls._ranges if name not in ("lr", "sync_loss"))  # type: ignore[attr-defined]
     cls._later = (*later, "constraint")  # type: ignore[attr-defined]
     if common:
@@ -70,8 +70,8 @@ def _plain(hint: Any) -> Any:
 
 
 def _range(hint: Any) -> Allowed | None:
-    found = [extra for extra in get_args(hint)[1:] if isinstance(extra, Allowed)]
-    return found[0] if found else None
+    ranges = [extra for extra in get_args(hint)[1:] if isinstance(extra, Allowed)]
+    return ranges[0] if ranges else None
 
 
 def _checked(init: Callable[..., None], signature: inspect.Signature) -> Callable[..., None]:
@@ -161,7 +161,7 @@ def check_params(owner: str, params: Iterable[Tensor], fused: bool | None = None
             )
         if fused and p.device.type not in KERNELS:
             raise ValueError(f"{owner}: fused=True has no kernel for the device {p.device}: leave it out.")
-        if fused and p.is_cpu and not INTERPRETED and p.dtype in REALS:
+        if fused and p.is_cpu and not INTERPRETED and p.dtype in C_TYPES:
             kernels(p.dtype)
 
 
@@ -172,8 +172,8 @@ def documented(doc: str | None, common: type) -> str | None:
         return doc
     source = f"{common.__doc__}{Common.__doc__}"
     names = sorted(get_type_hints(common), key=Common.__annotations__.__contains__)
-    found = re.findall(r"^(        (\w+): .*\n(?:            .*\n)*)", source, re.MULTILINE)
-    entries = {name: text for text, name in found}
+    matches = re.findall(r"^(        (\w+): .*\n(?:            .*\n)*)", source, re.MULTILINE)
+    entries = {name: text for text, name in matches}
     added = "".join(entries[name] for name in names if f"\n        {name}: " not in doc)
     raises = re.search(r"^    Raises:\n(?:        .*\n)+", Common.__doc__ or "", re.MULTILINE)
     errors = "" if raises is None or "    Raises:\n" in doc else f"\n{raises[0]}"

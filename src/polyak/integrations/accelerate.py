@@ -41,10 +41,10 @@ def step_size(optimizer: Any) -> dict[str, float]:
 
 
 def _inner(optimizer: Any) -> Any:
-    found = polyak_in(optimizer)
-    if found is None:
+    inner = polyak_in(optimizer)
+    if inner is None:
         raise TypeError(
             f"Only a Polyak optimizer needs the loss, but a {type(optimizer).__name__} holds none: "
             "write accelerator.backward(loss)."
         )
-    return found
+    return inner

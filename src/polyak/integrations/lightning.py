@@ -55,10 +55,10 @@ class PolyakCallback(Callback):
         if not self._log or trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
-        found = [polyak for polyak in map(polyak_in, trainer.optimizers) if polyak is not None]
-        for i, optimizer in enumerate(found):
+        optimizers = [polyak for polyak in map(polyak_in, trainer.optimizers) if polyak is not None]
+        for i, optimizer in enumerate(optimizers):
             if not has_stepped(optimizer):
                 continue
-            prefix = f"optimizer/{i}/" if len(found) > 1 else ""
+            prefix = f"optimizer/{i}/" if len(optimizers) > 1 else ""
             values = {prefix + name: value.float() for name, value in measurements(optimizer).items()}
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)

@@ -60,19 +60,19 @@ def misfits(args: Any, *, scheduler_given: bool = False) -> list[str]:
         args: the TrainingArguments.
         scheduler_given: the user made the scheduler, so that the one named in the arguments is not used.
     """
-    found = []
+    sentences = []
     if args.max_grad_norm and args.max_grad_norm > 0:
-        found.append(
+        sentences.append(
             f"max_grad_norm={args.max_grad_norm:g} shrinks the gradient but not the loss, so a Polyak step becomes "
             "longer: write TrainingArguments(max_grad_norm=0.0), since learning_rate already caps the step."
         )
     schedule = _schedule(args)
     if schedule not in CONSTANT and not scheduler_given:
-        found.append(
+        sentences.append(
             f"lr_scheduler_type={schedule!r} lowers the cap of a method that adapts its step to the loss already: "
             "write TrainingArguments(lr_scheduler_type='constant')."
         )
-    return found
+    return sentences
 
 
 def unused(args: Any, optimizer: Any) -> list[str]:
@@ -82,25 +82,25 @@ def unused(args: Any, optimizer: Any) -> list[str]:
         args: the TrainingArguments.
         optimizer: the Polyak optimizer of the Trainer.
     """
-    found, name = [], type(optimizer).__name__
+    sentences, name = [], type(optimizer).__name__
     rate, default = args.learning_rate, type(args).learning_rate
     if rate != default and all(float(group["lr"]) != rate for group in optimizer.param_groups):
-        found.append(
+        sentences.append(
             f"learning_rate={rate:g} has no effect on an optimizer that is given to the Trainer: write "
             f"polyak.{name}(params, lr={rate:g}), and leave TrainingArguments(learning_rate=...) out."
         )
     decays = [group.get("weight_decay") for group in optimizer.param_groups]
     if "weight_decay" not in optimizer.defaults and args.weight_decay:
-        found.append(
+        sentences.append(
             f"weight_decay={args.weight_decay:g} has no effect on polyak.{name}: write "
             f"polyak.{name}(params, constraint=polyak.L2Ball(relative=1.5)), and TrainingArguments(weight_decay=0.0)."
         )
     elif args.weight_decay and args.weight_decay not in decays:
-        found.append(
+        sentences.append(
             f"weight_decay={args.weight_decay:g} has no effect on an optimizer that is given to the Trainer: write "
             f"polyak.{name}(params, weight_decay={args.weight_decay:g}), and TrainingArguments(weight_decay=0.0)."
         )
-    return found
+    return sentences
 
 
 def _schedule(args: Any) -> str:

@@ -114,20 +114,20 @@ class ALIGPlus(PolyakOptimizer):
         losses = (full(given.detach()).to_dense() if isinstance(given, Tensor) else as_scalar(given, like)).reshape(-1)
         if losses.is_meta and not like.is_meta:
             refuse_meta("loss")
-        found = read_indices(owner, indices, like.device)
+        samples = read_indices(owner, indices, like.device)
         if losses.is_complex():
             check_single(losses)
-        if len(losses) != len(found) or not len(losses):
+        if len(losses) != len(samples) or not len(losses):
             shape = tuple(given.shape) if isinstance(given, Tensor) else ()
             raise ValueError(
-                f"{owner}: the loss needs one value for each of {len(found)} indices, but its shape is {shape}: "
+                f"{owner}: the loss needs one value for each of {len(samples)} indices, but its shape is {shape}: "
                 f"{SAMPLES}."
             )
-        check_indices(owner, found, len(groups[0]["targets"]) if groups else 1)
-        losses, found = cast(losses, like), found.long()
+        check_indices(owner, samples, len(groups[0]["targets"]) if groups else 1)
+        losses, samples = cast(losses, like), samples.long()
         if self._sync_loss and is_initialized():
-            losses, found = self._processes.gather(losses, found)
-        self._watched.samples = losses, found
+            losses, samples = self._processes.gather(losses, samples)
+        self._watched.samples = losses, samples
         return losses.mean()
 
     def averages(self) -> dict[str, Any]:
@@ -177,9 +177,9 @@ def revised(targets: Tensor, steps: Tensor, best: Tensor, stage: Any) -> dict[st
     """Lower the targets that were reached by half of their last increase, and raise the others half way."""
     reached = best <= targets
     revise = torch.as_tensor(stage, device=best.device) & (best < UNSEEN)
-    found = torch.where(reached, steps, (best - targets).clamp(min=0.0) / 2)
-    moved = torch.where(reached, (targets - found / 2).clamp(min=0.0), (targets + best) / 2)
-    return {"targets": torch.where(revise, moved, targets), "target_steps": torch.where(revise, found, steps)}
+    deltas = torch.where(reached, steps, (best - targets).clamp(min=0.0) / 2)
+    moved = torch.where(reached, (targets - deltas / 2).clamp(min=0.0), (targets + best) / 2)
+    return {"targets": torch.where(revise, moved, targets), "target_steps": torch.where(revise, deltas, steps)}
 
 
 def read_indices(owner: str, indices: Any, device: torch.device) -> Tensor:

@@ -80,13 +80,13 @@ class SlackSPS(PolyakOptimizer):
         moves = squares > 0
         if delta is None:
             gamma = positive_part(loss - free * s) / (squares + free)
-            found = free * (s + gamma)
+            slack = free * (s + gamma)
         else:
             shift = delta * group["slack"]
             gamma = positive_part(loss - s + shift) / (squares + delta)
-            found = positive_part(s - shift + delta * gamma)
+            slack = positive_part(s - shift + delta * gamma)
             gamma = minimum(gamma, loss / where(moves, squares, 1.0))
-        averages["slack_value"], averages["slack_step"] = where(moves, found, s), where(moves, gamma, 0.0)
+        averages["slack_value"], averages["slack_step"] = where(moves, slack, s), where(moves, gamma, 0.0)
         return line
 
     def step_size(self, line: Line, group: Group) -> tuple[Scalar, Scalar]:
