@@ -145,10 +145,9 @@ class PolyakOptimizer(Optimizer):
             The loss as a detached 0-dim tensor; None if there was none, and every `lr` is 0 or there is no gradient.
 
         Raises:
-            TypeError, ValueError: both a closure and a loss were given, or something that is no single number, or
-                `indices` that the method does not take.
-            RuntimeError: there is no loss, a gradient is sparse, backward has not ended, the method averages and
-                `grad_sq_norm` was given, it is not in training mode, or the processes differ.
+            TypeError, ValueError: both a closure and a loss, no single number, or indices without need were given.
+            RuntimeError: there is no loss, a gradient is sparse, backward has not ended, the method needs more than
+                `grad_sq_norm` or is not in training mode, or the processes differ.
         """
         if grad_sq_norm is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_inside_backward(type(self).__name__)
@@ -217,8 +216,7 @@ class PolyakOptimizer(Optimizer):
             group: index of the parameter group.
 
         Returns:
-            The loss, the slope over all groups, the uncapped ratio, the step size γ, whether it was capped, whether the
-            step was skipped, how many were skipped so far, and the cap: see `LastStep`.
+            The loss, the slope, the ratio, the step size and the other fields of `LastStep`.
 
         Raises:
             RuntimeError: there was no step, or the group was not in it.

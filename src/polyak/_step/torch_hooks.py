@@ -111,8 +111,8 @@ class RandomState:
 
 def _modules_of(ids: frozenset[int]) -> list[torch.nn.Module]:
     """Return the modules, and all in them, that hold one of the parameters; nothing leads from a parameter to them."""
-    found = [each for each in _instances("Module") if isinstance(each, torch.nn.Module) and "_parameters" in vars(each)]
-    holders = [each for each in found if not ids.isdisjoint(map(id, each.parameters()))]
+    modules = [it for it in _instances("Module") if isinstance(it, torch.nn.Module) and "_parameters" in vars(it)]
+    holders = [each for each in modules if not ids.isdisjoint(map(id, each.parameters()))]
     return [*{id(module): module for holder in holders for module in holder.modules()}.values()]
 
 
