@@ -73,8 +73,10 @@ def grad_scaler_keyword(precision: str, accumulate: int, device: str = "cpu") ->
     return witness.worst(gradient=GRADIENT[precision])
 
 
-def lightning(precision: str, accumulate: int, device: str = "cpu", by_hand: bool = False) -> float:
-    """The Lightning Trainer with our callback, or with `watch` in the training step."""
+def lightning(
+    precision: str, accumulate: int, device: str = "cpu", by_hand: bool = False, by_callback: bool = False
+) -> float:
+    """The Lightning Trainer with our callback, or with `watch` in the training step, or both."""
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.plugins import MixedPrecision
 
@@ -103,7 +105,7 @@ def lightning(precision: str, accumulate: int, device: str = "cpu", by_hand: boo
         "16": {"plugins": [MixedPrecision("16-mixed", device, scaler)]},
     }[precision]
     module = Module()
-    callbacks = [] if by_hand else [PolyakCallback()]
+    callbacks = [] if by_hand and not by_callback else [PolyakCallback()]
     trainer = quiet_trainer(Trainer, device, accumulate, callbacks=callbacks, **how)
     trainer.fit(module, DataLoader(samples(accumulate), ROWS))
     return module.witness.worst(gradient=GRADIENT[precision])
@@ -115,6 +117,33 @@ def quiet_trainer(cls: Callable[..., Any], device: str, accumulate: int, **optio
     accelerator = "gpu" if device == "cuda" else "cpu"
     settings = dict.fromkeys(off, False) | {"max_epochs": 1, "accumulate_grad_batches": accumulate} | options
     return cls(accelerator=accelerator, devices=1, **settings)
+
+
+def fabric(precision: str, accumulate: int, device: str = "cpu", by_hand: bool = False) -> float:
+    """A loop that Fabric drives, with our `backward` or with `watch`."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins import MixedPrecision
+
+    from polyak.integrations.fabric import backward
+
+    scaler = torch.amp.GradScaler(device, init_scale=512.0) if precision == "16" else None
+    names: dict[str, Any] = {"bf16": "bf16-mixed", "16": "16-mixed"}
+    plugins = [MixedPrecision(names[precision], device, scaler)] if precision in names else []
+    driver = Fabric(accelerator="gpu" if device == "cuda" else "cpu", devices=1, plugins=plugins)
+    bare = network()
+    inner = optimizer_for(bare)
+    model, optimizer = driver.setup(bare, inner)
+    witness = Witness(inner, mean_loss(bare, accumulate, precision))
+    for i, (x, y) in enumerate(driver.setup_dataloaders(DataLoader(samples(accumulate), ROWS))):
+        loss = F.cross_entropy(model(x), y) / accumulate
+        if by_hand:
+            driver.backward(optimizer.watch(loss, scaler))
+        else:
+            backward(driver, optimizer, loss)
+        if (i + 1) % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return witness.worst(gradient=GRADIENT[precision])
 
 
 def accelerate(precision: str, accumulate: int, device: str = "cpu", by_hand: bool = False) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import loops
 import polyak
 from loops import quiet_trainer
 from polyak.integrations.lightning import PolyakCallback
@@ -177,17 +178,23 @@ def test_each_of_several_optimizers_gets_its_own_loss_without_toggling(count, at
     assert all(seen == given for seen, given in module.seen)
 
 
-def test_fabric_needs_only_watch():
+@pytest.mark.parametrize("precision", ["32", "bf16", "16"])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_loss_that_is_watched_in_the_step_and_by_the_callback_counts_once(precision, accumulate):
+    assert loops.lightning(precision, accumulate, by_hand=True, by_callback=True) <= 1e-6
+
+
+def test_a_missing_loss_in_fabric_is_told_with_the_line_to_write():
     from lightning.fabric import Fabric
+
+    from polyak.integrations.fabric import backward
 
     fabric = Fabric(accelerator="cpu", devices=1)
     bare = network()
     model, optimizer = fabric.setup(bare, alig(bare))
-    for x, y in DataLoader(samples(1), ROWS):
-        optimizer.zero_grad()
-        loss = optimizer.watch(F.cross_entropy(model(x), y))
-        fabric.backward(loss)
-        assert torch.equal(optimizer.step(), loss.detach())
+    x, y = next(iter(DataLoader(samples(1), ROWS)))
     fabric.backward(F.cross_entropy(model(x), y))
-    with pytest.raises(RuntimeError, match=r"Fabric .* optimizer\.watch\(loss\) before fabric\.backward"):
+    with pytest.raises(RuntimeError, match=r"Fabric .* backward\(fabric, optimizer, loss\) from polyak"):
         optimizer.step()
+    with pytest.raises(TypeError, match=r"a SGD holds none: write fabric\.backward\(loss\)\.$"):
+        backward(fabric, torch.optim.SGD(bare.parameters(), 0.1), torch.ones(()))

@@ -43,6 +43,8 @@ def cells() -> Iterator[Cell]:
     yield from row("FSDP2, 2 processes, `watch`", loops.over_processes("fsdp2"), "32")
     yield from row("Lightning Trainer", loops.lightning, "32", "bf16", "16")
     yield from row("Lightning Trainer, `watch`", partial(loops.lightning, by_hand=True), "32", "bf16", "16")
+    yield from row("Fabric", loops.fabric, "32", "bf16", "16")
+    yield from row("Fabric, `watch`", partial(loops.fabric, by_hand=True), "32", "bf16", "16")
     yield from row("HF Trainer", loops.hf_trainer, "32", "bf16", gpu=("16",))
     yield from row("HF Trainer, label smoothing", loops.hf_trainer_smoothed, "32", "bf16", gpu=("16",))
     yield from row("HF Trainer, 2 processes", loops.over_processes("hf_trainer"), "32")

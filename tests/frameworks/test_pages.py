@@ -20,6 +20,6 @@ def test_every_snippet_of_every_loop_runs(tmp_path, monkeypatch):
 
 def test_the_readme_names_what_the_integrations_have():
     named = re.findall(r"(polyak\.integrations\.\w+)\.(\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(named) == 3
+    assert len(named) == 4
     for module, name in named:
         assert callable(getattr(importlib.import_module(module), name))

@@ -63,6 +63,16 @@ def test_clipping_and_a_decaying_schedule_are_warned_about_once_each():
     assert "TrainingArguments(lr_scheduler_type='constant')" in advice[1]
 
 
+@pytest.mark.parametrize("schedule", ["constant_with_warmup", "linear"])
+def test_a_warm_up_without_a_cap_is_refused_before_the_first_step(schedule):
+    with pytest.raises(ValueError, match=r"SPS: a warm-up multiplies lr=inf by 0, which is NaN: give a finite lr"):
+        trainer(polyak.SPS, lr_scheduler_type=schedule, warmup_steps=2).train()
+    for fine in ({"lr_scheduler_type": "constant", "warmup_steps": 2}, {"lr_scheduler_type": "constant_with_warmup"}):
+        made = trainer(polyak.SPS, **fine)
+        made.train()
+        assert made.optimizer.param_groups[0]["lr"] == math.inf
+
+
 def test_a_learning_rate_and_a_weight_decay_that_nobody_reads_are_warned_about_once_each():
     advice = advice_of(trainer(learning_rate=3e-4, weight_decay=0.1))
     assert len(advice) == 2

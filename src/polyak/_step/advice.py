@@ -180,7 +180,10 @@ _TRAINER = (
     "the Lightning Trainer hands none over, so write Trainer(callbacks=[PolyakCallback()]) "
     "with the callback of polyak.integrations.lightning"
 )
-_FABRIC = "Fabric hands none over, so write loss = optimizer.watch(loss) before fabric.backward(loss)"
+_FABRIC = (
+    "Fabric hands none over, so write backward(fabric, optimizer, loss) from polyak.integrations.fabric instead of "
+    "fabric.backward(loss)"
+)
 
 # By the module that is on the call stack, the outermost loop first: the HF Trainer drives Accelerate, and so on.
 LINES = {

@@ -1,9 +1,10 @@
-"""The step sizes of an optimizer for a framework's log."""
+"""The Polyak optimizer in the wrapper of a framework, and its step sizes for the framework's log."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .._metrics import polyak_in
 from .._step.optimizer import PolyakOptimizer
 
 
@@ -13,3 +14,13 @@ def step_sizes(optimizer: PolyakOptimizer) -> dict[str, Any]:
     if len(gammas) == 1:
         return {"step_size": gammas[0]}
     return {f"step_size/{i}": gamma for i, gamma in enumerate(gammas)}
+
+
+def inner(optimizer: Any, without: str) -> PolyakOptimizer:
+    """Return the Polyak optimizer in a wrapper; TypeError names what to write where there is none."""
+    method = polyak_in(optimizer)
+    if method is None:
+        raise TypeError(
+            f"Only a Polyak optimizer needs the loss, but a {type(optimizer).__name__} holds none: write {without}."
+        )
+    return method

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._metrics import polyak_in
-from ._wrapped import step_sizes
+from ._wrapped import inner, step_sizes
 
 
 def backward(accelerator: Any, optimizer: Any, loss: Tensor, **kwargs: Any) -> None:
@@ -24,8 +23,8 @@ def backward(accelerator: Any, optimizer: Any, loss: Tensor, **kwargs: Any) -> N
     Raises:
         TypeError: there is no Polyak optimizer in `optimizer`.
     """
-    inner = _inner(optimizer)
-    accelerator.backward(inner.watch(loss, accelerator.scaler), **kwargs)
+    watched = inner(optimizer, "accelerator.backward(loss)").watch(loss, accelerator.scaler)
+    accelerator.backward(watched, **kwargs)
 
 
 def step_size(optimizer: Any) -> dict[str, float]:
@@ -37,14 +36,4 @@ def step_size(optimizer: Any) -> dict[str, float]:
     Raises:
         TypeError: there is no Polyak optimizer in `optimizer`.
     """
-    return {name: float(gamma) for name, gamma in step_sizes(_inner(optimizer)).items()}
-
-
-def _inner(optimizer: Any) -> Any:
-    inner = polyak_in(optimizer)
-    if inner is None:
-        raise TypeError(
-            f"Only a Polyak optimizer needs the loss, but a {type(optimizer).__name__} holds none: "
-            "write accelerator.backward(loss)."
-        )
-    return inner
+    return {name: float(gamma) for name, gamma in step_sizes(inner(optimizer, "accelerator.backward(loss)")).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -28,12 +29,18 @@ class PolyakTrainerMixin:
         return self._watched(result)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the scheduler, after a warning about the settings that do not fit the Polyak optimizer."""
+        """Make the scheduler, after a warning about the settings that do not fit the Polyak optimizer.
+
+        Raises:
+            ValueError: there is a warm-up although `lr` is infinite.
+        """
         optimizer = polyak_in(getattr(self, "optimizer", None))
         if optimizer is not None:
             given = getattr(self, "lr_scheduler", None) is not None
             for advice in misfits(self.args, scheduler_given=given) + unused(self.args, optimizer):  # type: ignore[attr-defined]
                 warnings.warn(advice, UserWarning, stacklevel=2)
+            if not given:
+                _refuse_warmup(self.args, optimizer)  # type: ignore[attr-defined]
             if _schedule(self.args) == "constant" and not given:  # type: ignore[attr-defined]
                 optimizer._advice.leave_out("schedule")  # it is one in name only, so lr=inf is fine
         return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
@@ -101,6 +108,16 @@ def unused(args: Any, optimizer: Any) -> list[str]:
             f"polyak.{name}(params, weight_decay={args.weight_decay:g}), and TrainingArguments(weight_decay=0.0)."
         )
     return sentences
+
+
+def _refuse_warmup(args: Any, optimizer: Any) -> None:
+    """Raise ValueError if the schedule begins at 0 times an infinite cap, which is NaN."""
+    warms_up = _schedule(args) != "constant" and bool(args.warmup_steps or getattr(args, "warmup_ratio", None))
+    if warms_up and any(float(group["lr"]) == math.inf for group in optimizer.param_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__}: a warm-up multiplies lr=inf by 0, which is NaN: give a finite lr, or write "
+            "TrainingArguments(warmup_steps=0, lr_scheduler_type='constant')."
+        )
 
 
 def _schedule(args: Any) -> str:
