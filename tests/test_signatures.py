@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import pydoc
+import re
 from typing import get_type_hints
 
 import pytest
@@ -57,3 +58,9 @@ def test_a_method_that_takes_no_momentum_has_none():
     assert "momentum" not in Half([Parameter(torch.ones(2))]).param_groups[0]
     with pytest.raises(TypeError, match=r"^Half has no option 'momentum'[^\n]*\.$"):
         Half([Parameter(torch.ones(2))], momentum=0.5)
+
+
+@each_method
+def test_help_names_every_common_error(method):
+    raises = inspect.getdoc(method.cls).split("Raises:\n")[1].split("\n\n")[0]
+    assert {"ValueError", "TypeError", "RuntimeError"} <= set(re.findall(r"^ +(\w+): ", raises, re.MULTILINE))

@@ -88,7 +88,7 @@ class Decision(NamedTuple):
 def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decision:
     """Decide the step size of a group; its memory, its `step_size` and its count of skipped steps follow."""
     group, memory, seen = part.group, method.memory(part.group), dict(part.group)
-    found: tuple[Any, Any] | None = None
+    chosen: tuple[Any, Any] | None = None
     if method.takes_numbers:
         for name in (*memory, "lr"):
             if isinstance(seen[name], Tensor):
@@ -96,14 +96,14 @@ def decide_on_numbers(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
         if seen["lr"] < 0:
             seen["lr"] = 0.0
         try:
-            found = method.step_size(line, seen)
+            chosen = method.step_size(line, seen)
         except ZeroDivisionError:  # a ratio of tensors is inf or NaN
-            found = None
-    if found is None:
+            chosen = None
+    if chosen is None:
         seen = {**group, "lr": positive_part(group["lr"])}
         on_tensors = method.step_size(line.on(group["step_size"]), seen)
-        found = number(on_tensors[0]), number(on_tensors[1])
-    ratio, cap = found
+        chosen = number(on_tensors[0]), number(on_tensors[1])
+    ratio, cap = chosen
     cap = 0.0 if cap < 0 else cap
     gamma = 0.0 if not line.slope > 0 else cap if cap < ratio or cap != cap else ratio  # NaN if either is
     skip, keep = _refuse_numbers(gamma, line, part)

@@ -170,11 +170,21 @@ def documented(doc: str | None, common: type) -> str | None:
     arguments = re.search(r"^    Args:\n(?:        .*\n)+", doc or "", re.MULTILINE)
     if doc is None or arguments is None:
         return doc
-    source = f"{common.__doc__}{Common.__doc__}"
     names = sorted(get_type_hints(common), key=Common.__annotations__.__contains__)
-    matches = re.findall(r"^(        (\w+): .*\n(?:            .*\n)*)", source, re.MULTILINE)
-    entries = {name: text for text, name in matches}
+    entries = _entries(f"{common.__doc__}{Common.__doc__}", "Args")
     added = "".join(entries[name] for name in names if f"\n        {name}: " not in doc)
-    raises = re.search(r"^    Raises:\n(?:        .*\n)+", Common.__doc__ or "", re.MULTILINE)
-    errors = "" if raises is None or "    Raises:\n" in doc else f"\n{raises[0]}"
-    return f"{doc[: arguments.end()]}{added}{errors}{doc[arguments.end() :]}"
+    doc = f"{doc[: arguments.end()]}{added}{doc[arguments.end() :]}"
+    own, end = _entries(doc, "Raises"), arguments.end() + len(added)
+    errors = "".join(text for name, text in _entries(Common.__doc__, "Raises").items() if name not in own)
+    if not own:
+        return f"{doc[:end]}\n    Raises:\n{errors}{doc[end:]}"
+    last = [*own.values()][-1]
+    return doc.replace(last, last + errors, 1)
+
+
+def _entries(doc: str | None, section: str) -> dict[str, str]:
+    """Return the entries of all sections of one name in a docstring, by what they describe."""
+    lines = "".join(re.findall(rf"^    {section}:\n((?:        .*\n)+)", doc or "", re.MULTILINE))
+    return {
+        name: text for text, name in re.findall(r"^(        (\w+): .*\n(?:            .*\n)*)", lines, re.MULTILINE)
+    }
