@@ -95,9 +95,14 @@ def make_console(stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def say(console: Console, text: str) -> None:
+    """Print a text in one line, whatever names it holds."""
+    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def say_lines(console: Console, text: str) -> None:
     """Print lines as they are."""
-    lines = "\n".join(map(printable, text.split("\n")))
-    console.print(lines, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    for line in text.split("\n"):
+        say(console, line)
 
 
 def show(console: Console, table: Table) -> None:
@@ -135,9 +140,9 @@ def warn(error: LabError) -> None:
 
 def say_error(console: Console, text: str, details: str = "") -> None:
     """Print an error in one line, and below it its details, such as the traceback of the user's own code."""
-    say(console, printable(text))
+    say(console, text)
     if details:
-        say(console, details)
+        say_lines(console, details)
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,8 @@
 """The exceptions that the runner shows without a traceback of its own."""
 
+LONGEST_LINE = 150
+"""Characters of another package's message that are shown."""
+
 
 class LabError(RuntimeError):
     """One clear sentence for the person at the terminal."""
@@ -17,6 +20,21 @@ class RowError(LabError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def first_line(error: BaseException) -> str:
+    """Return the start of an error's message, without its full stop; the name of its type if there is none."""
+    return _message(error) or type(error).__name__
+
+
+def typed_line(error: BaseException) -> str:
+    """Return the type of an error and the start of its message, without its full stop."""
+    message = _message(error)
+    return f"{type(error).__name__}{': ' if message else ''}{message}"
+
+
+def _message(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:LONGEST_LINE].rstrip(" .")
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from polyak_lab.config.run import Run
 from polyak_lab.config.strict import check_known, shown
-from polyak_lab.errors import LabError, RowError
+from polyak_lab.errors import LabError, RowError, typed_line
 
 Kind = Literal["model", "data", "objective", "optimizer"]
 GROUPS: Final[Mapping[Kind, str]] = {
@@ -167,7 +167,7 @@ def own_code(what: str) -> Iterator[None]:
     except (LabError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # also SystemExit, and exceptions that are not derived from Exception
-        raise RowError(f"{what} raised {in_one_line(error)}", own_traceback(error)) from error
+        raise RowError(f"{what} raised {typed_line(error)}.", own_traceback(error)) from error
 
 
 @contextmanager
@@ -181,12 +181,6 @@ def row_errors(path: str) -> Iterator[None]:
         raise RowError(str(error)) from error
 
 
-def in_one_line(error: BaseException) -> str:
-    """Write the type of an error and the first line of its message."""
-    message = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return f"{type(error).__name__}{': ' if message else ''}{message[:150]}."
-
-
 def own_traceback(error: BaseException) -> str:
     """Write a traceback without the frames of the runner and of the import system."""
     whole = traceback.TracebackException.from_exception(error)
@@ -196,14 +190,23 @@ def own_traceback(error: BaseException) -> str:
     return "".join(whole.format()).rstrip() if own or isinstance(error, SyntaxError) else ""
 
 
+def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function or a class; without a signature, as some built-in ones, any keywords."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {"options": inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)}
+
+
+def takes_any_keyword(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Return whether there is a **kwargs among parameters."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
 def check_options(function: Any, options: Mapping[str, Any], what: str) -> None:
     """Refuse options that are no keyword arguments of a function."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return
-    kinds = {parameter.kind for parameter in parameters.values()}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
+    parameters = parameters_of(function)
+    if takes_any_keyword(parameters):
         return
     for key in options:
         if key not in parameters:

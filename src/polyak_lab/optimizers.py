@@ -15,7 +15,7 @@ from polyak_lab import imports
 from polyak_lab.config import run as config
 from polyak_lab.config.names import method_name
 from polyak_lab.config.strict import LARGEST_FLOAT32, check_known, is_float32, is_int64, is_number, near_miss, shown
-from polyak_lab.errors import LabError, RowError
+from polyak_lab.errors import LabError, RowError, first_line, typed_line
 
 _PUBLIC: tuple[Any, ...] = tuple(getattr(polyak, name) for name in polyak.__all__)
 METHODS: dict[str, type[polyak.PolyakOptimizer]] = {
@@ -94,11 +94,8 @@ def _with_path(choice: config.Optimizer) -> config.Optimizer:
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
     """Return the named parameters of a class."""
-    try:
-        parameters = inspect.signature(optimizer_class(name)).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = imports.parameters_of(optimizer_class(name))
     return {key: value for key, value in parameters.items() if value.kind not in variadic}
 
 
@@ -106,8 +103,7 @@ def _check_keys(choice: config.Optimizer, known: Sequence[str], takes_constraint
     """Refuse unknown options; a class with **kwargs takes all but misspellings of what it names."""
     where = f"optimizer {choice.name}"
     known = [*known, *(config.BALLS if takes_constraint else ())]
-    signature = inspect.signature(optimizer_class(choice.name))
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    takes_any = imports.takes_any_keyword(imports.parameters_of(optimizer_class(choice.name)))
     for key in choice.options:
         if not takes_any or near_miss(key, known):
             check_known(key, known, where)
@@ -176,7 +172,7 @@ def step_form(choice: config.Optimizer) -> StepForm:
         return "plain"
     optimizer, weight = _on_trial(choice)
     step: Callable[..., object] = optimizer.step
-    parameters = inspect.signature(step).parameters
+    parameters = imports.parameters_of(step)
     if "loss" in parameters:
         return "loss"
     set_mode(optimizer, training=True)
@@ -184,7 +180,7 @@ def step_form(choice: config.Optimizer) -> StepForm:
         step()
     except Exception as error:
         if not imports.is_path(choice.name):
-            raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+            raise LabError(f"optimizer {choice.name}: {first_line(error)}.") from error
         if "closure" not in parameters:
             raise _raised(choice.name, error) from error
         with imports.own_code(f"optimizer {choice.name!r}"):
@@ -202,12 +198,7 @@ def _on_trial(choice: config.Optimizer) -> tuple[torch.optim.Optimizer, Tensor]:
 
 
 def _raised(name: str, error: Exception) -> RowError:
-    return RowError(f"optimizer {name!r} raised {imports.in_one_line(error)}", imports.own_traceback(error))
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"{line[:200]}."
+    return RowError(f"optimizer {name!r} raised {typed_line(error)}.", imports.own_traceback(error))
 
 
 def build(
@@ -228,7 +219,7 @@ def build(
     except Exception as error:  # of any kind, such as IndexError for one beta
         if imports.is_path(choice.name):
             raise _raised(choice.name, error) from error
-        raise LabError(f"optimizer {choice.name}: {_first_line(error)}") from error
+        raise LabError(f"optimizer {choice.name}: {first_line(error)}.") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise RowError(f"optimizer {choice.name!r} made {type(made).__name__}, not a torch.optim.Optimizer.")
     return made

@@ -99,10 +99,9 @@ class LiveProgress(Progress):
         """Show the bar, at the epoch the run starts from."""
         super().run_started(epochs, steps, done)
         width = self.console.width
-        name = Text(printable(self.name))  # whose letters may be wide
-        name.truncate(
-            max(12, width - (TAKEN if width >= TAKEN else NARROW)), overflow="ellipsis"
-        )  # letters may be wide
+        name = Text(printable(self.name))
+        # Letters may be wide, so that columns are counted.
+        name.truncate(max(12, width - (TAKEN if width >= TAKEN else NARROW)), overflow="ellipsis")
         self.bars.reset(self.task, description=name.plain, numbers="", visible=True, total=epochs * steps)
         self.bars.update(self.task, completed=done * steps)
 

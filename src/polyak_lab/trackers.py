@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 from polyak_lab.config.run import flatten
 from polyak_lab.console import warn
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, typed_line
 from polyak_lab.processes import group
 from polyak_lab.progress import Numbers, Progress, Readable
 from polyak_lab.runs import documents
@@ -155,7 +155,7 @@ class Tracking:
             importlib.import_module(self.kind.module)
         except (Exception, SystemExit) as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == self.kind.module
-            self.stop("is not installed" if missing else f"cannot be imported ({_line(error)})", name)
+            self.stop("is not installed" if missing else f"cannot be imported ({typed_line(error)})", name)
 
     def stop(self, why: str, extra: str = "") -> None:
         """Say in one sentence that there is no tracker, and use none from now on."""
@@ -220,7 +220,7 @@ class Tracked(Progress):
         except (Exception, SystemExit) as error:  # of any kind: a tracker never stops a training
             self._tracker = None
             if self._tracking.is_on:
-                self._tracking.stop(f"failed ({_line(error)})")
+                self._tracking.stop(f"failed ({typed_line(error)})")
 
 
 def numbers(record: Numbers) -> dict[str, float]:
@@ -239,8 +239,3 @@ def _project(folder: RunFolder) -> str:
 
 def _title(folder: RunFolder) -> str:
     return f"{folder.label.row}, seed {folder.training.seed}"
-
-
-def _line(error: BaseException) -> str:
-    line = (str(error).splitlines() or [""])[0].strip().rstrip(".")
-    return f"{type(error).__name__}: {line[:120]}" if line else type(error).__name__

@@ -59,6 +59,13 @@ def test_a_name_in_the_bar_has_no_control_characters(tmp_path):
     assert not {"\x07", "\x9b"} & set(seen)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_name_does_not_split_a_line(terminal, tmp_path):
+    seen = show(tmp_path, terminal=terminal, epochs=False, name="one\ntwo")
+    assert "one\\ntwo: train loss " in seen
+    assert "one\n" not in seen
+
+
 def test_a_long_name_keeps_its_start(tmp_path):
     assert "cifar-10-al…" in show(tmp_path, terminal=True, epochs=False, name="cifar-10-ali-g-momentum-0.9", width=70)
 

@@ -7,7 +7,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from polyak_lab.console import cell, say, show, warn
+from polyak_lab.console import cell, say, say_lines, show, warn
 from polyak_lab.errors import LabError
 from polyak_lab.files import check_suffix, is_device, is_standard_stream
 from polyak_lab.recipes.recipe import find_named
@@ -43,7 +43,7 @@ def print_table(console: Console, rows: Sequence[Group], form: TableFormat, agai
     if form == "terminal":
         show(console, table.as_rich(rows, against=other))
     else:
-        say(console, export.WRITERS[form](rows, other))
+        say_lines(console, export.WRITERS[form](rows, other))
 
 
 def write_page(path: Path, rows: Sequence[Group], runs: Sequence[Path], problems: Sequence[LabError] = ()) -> None:

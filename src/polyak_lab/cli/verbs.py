@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
-from polyak_lab.cli import inspect as arguments
+from polyak_lab.cli import inspect
 from polyak_lab.config import run as config
 from polyak_lab.console import say
 from polyak_lab.errors import LabError
@@ -150,15 +150,15 @@ class Table:
 
     def execute(self, console: Console) -> None:
         """Read and print."""
-        arguments.check_page("--report", self.report)
-        arguments.check_figures(plot_lr=self.plot_lr, plot_loss=self.plot_loss)
+        inspect.check_page("--report", self.report)
+        inspect.check_figures(plot_lr=self.plot_lr, plot_loss=self.plot_loss)
         problems: list[LabError] = []
-        rows = arguments.read_rows(self.runs, problems)
-        arguments.print_table(console, rows, self.format, self.against)
+        rows = inspect.read_rows(self.runs, problems)
+        inspect.print_table(console, rows, self.format, self.against)
         if self.report is not None:
-            arguments.write_page(self.report, rows, self.runs, problems)
+            inspect.write_page(self.report, rows, self.runs, problems)
         if self.plot_lr is not None or self.plot_loss is not None:
-            arguments.write_figures(rows, plot_lr=self.plot_lr, plot_loss=self.plot_loss)
+            inspect.write_figures(rows, plot_lr=self.plot_lr, plot_loss=self.plot_loss)
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ class Report:
 
     def execute(self, console: Console) -> None:
         """Read and write."""
-        arguments.check_page("--out", self.out)
+        inspect.check_page("--out", self.out)
         problems: list[LabError] = []
-        rows = arguments.read_rows(self.runs, problems)
-        arguments.write_page(self.out, rows, self.runs, problems)
+        rows = inspect.read_rows(self.runs, problems)
+        inspect.write_page(self.out, rows, self.runs, problems)
         if not is_standard_stream(self.out):
             say(console, f"{self.out}: {len(rows)} rows, {sum(len(row.runs) for row in rows)} runs")
 
@@ -240,7 +240,7 @@ class List:
 
     def execute(self, console: Console) -> None:
         """Print the list."""
-        arguments.print_data(console)
+        inspect.print_data(console)
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class Fetch:
 
     def execute(self, console: Console) -> None:
         """Fetch."""
-        arguments.fetch_data(self.name, console)
+        inspect.fetch_data(self.name, console)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.live import Live
 
 from polyak_lab.cli import watch_view as view
 from polyak_lab.cli.signals import Terminated
-from polyak_lab.console import printable, say
+from polyak_lab.console import say
 from polyak_lab.errors import LabError
 from polyak_lab.progress import sentence
 from polyak_lab.runs.watcher import Snapshot, Watcher
@@ -92,14 +92,8 @@ def _print_lines(looks: Iterator[list[Snapshot]], console: Console) -> None:
             start = printed.get(snapshot.path, max(len(records) - 1, 0))  # of those before, the last one alone
             for record in records[start:]:
                 epochs = view.epochs(snapshot.run)
-                say(console, f"{_name(snapshot)}: epoch {record['epoch']}/{epochs}: {sentence(record)}")
+                say(console, f"{view.title(snapshot)}: epoch {record['epoch']}/{epochs}: {sentence(record)}")
             printed[snapshot.path] = len(records)
             if snapshot.is_over and snapshot.path not in over:
                 over.add(snapshot.path)
-                say(console, f"{_name(snapshot)}: {snapshot.problem or 'finished'}")
-
-
-def _name(snapshot: Snapshot) -> str:
-    if snapshot.run is None:
-        return printable(str(snapshot.path))
-    return f"{printable(snapshot.run.label.row)}, seed {snapshot.run.seeds[0]}"
+                say(console, f"{view.title(snapshot)}: {snapshot.problem or 'finished'}")

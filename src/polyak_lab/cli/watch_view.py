@@ -81,7 +81,7 @@ def _several(snapshots: Sequence[Snapshot], console: Console, now: float) -> Ren
     for snapshot in shown:
         values = _values(snapshot)
         listed.add_row(
-            cell(_name(snapshot)), *(cell(values.get(name, "")) for name in names), cell(_state(snapshot, now))
+            cell(title(snapshot)), *(cell(values.get(name, "")) for name in names), cell(_state(snapshot, now))
         )
     over = sum(snapshot.is_over for snapshot in snapshots)
     hidden = len(snapshots) - len(shown)
@@ -96,7 +96,8 @@ def _fitting(snapshots: Sequence[Snapshot], most: int) -> list[Snapshot]:
     return [snapshot for snapshot in snapshots if any(snapshot is one for one in kept)]
 
 
-def _name(snapshot: Snapshot) -> str:
+def title(snapshot: Snapshot) -> str:
+    """Name a run by its row and seed; one that cannot be read by its folder."""
     run = snapshot.run
     return snapshot.path.name or str(snapshot.path) if run is None else f"{run.label.row}, seed {run.seeds[0]}"
 

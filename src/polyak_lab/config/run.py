@@ -32,9 +32,9 @@ Precision = Literal["float32", "bfloat16"]
 Distributed = Literal["ddp", "fsdp2"]
 ScheduleName = Literal["constant", "cosine", "step"]
 BALLS: Final = ("l2_ball", "l2_ball_relative")
+"""The keys of an optimizer that become its constraint."""
 NONE: Final = "none"
 """How a recipe writes None, for which TOML has no value."""
-"""The keys of an optimizer that become its constraint."""
 Options = Mapping[str, Any]
 LARGEST_WIDTH = 1e18
 """The square of a kernel's width must be a float32 number."""

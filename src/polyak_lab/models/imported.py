@@ -41,10 +41,7 @@ def _arguments(
     builder: Callable[..., Any], shape: tuple[int, ...], outputs: int | None, options: Mapping[str, Any], what: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the named arguments of a builder."""
-    try:
-        parameters = inspect.signature(builder).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return (), dict(options)
+    parameters = imports.parameters_of(builder)
     given = {"shape": shape, "outputs": outputs}
     named = {name: value for name, value in given.items() if name in parameters} | dict(options)
     needed = [

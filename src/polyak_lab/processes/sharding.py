@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from polyak_lab.errors import RowError
+from polyak_lab.errors import RowError, first_line
 from polyak_lab.processes import group
 
 
@@ -31,9 +31,8 @@ def shard(model: nn.Module, name: str, device: torch.device) -> nn.Module:
             # Also the outermost: the weights must be sharded again after an evaluation.
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
     except Exception as error:  # scalar and non-contiguous parameters, each with an error of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:150]
         raise RowError(
-            f'model {name!r} cannot be sharded by FSDP2 ({reason}): write training.distributed = "ddp".'
+            f'model {name!r} cannot be sharded by FSDP2 ({first_line(error)}): write training.distributed = "ddp".'
         ) from error
     return model
 

@@ -10,7 +10,7 @@ import polyak
 from polyak_lab import data, models, objectives, optimizers, schedules
 from polyak_lab.config.run import Run, Training
 from polyak_lab.config.strict import check_known
-from polyak_lab.errors import LabError, RowError
+from polyak_lab.errors import LabError, RowError, first_line
 from polyak_lab.imports import is_path
 from polyak_lab.processes import group
 
@@ -63,9 +63,8 @@ def _resolve_device(name: str) -> str:
         torch.ones(1, device=device).sum().item()
         torch.Generator(device)
     except Exception as error:  # each kind of device that is not there has an error of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:120]
         raise LabError(
-            f"The device {name!r} cannot be used ({reason}): write auto, cpu or cuda as training.device."
+            f"The device {name!r} cannot be used ({first_line(error)}): write auto, cpu or cuda as training.device."
         ) from error
     return str(device)
 

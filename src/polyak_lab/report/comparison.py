@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyak_lab.config.strict import shown
-from polyak_lab.console import cell, decimals, printable, say, show, warn
+from polyak_lab.console import cell, decimals, printable, say, say_lines, show, warn
 from polyak_lab.errors import LabError
 from polyak_lab.report import differences, table
 from polyak_lab.report.statistics import deviation
@@ -138,7 +138,7 @@ def _print_tests(console: Console, names: Sequence[str], values: Sequence[dict[S
         p = f"{result.p:.2g}" if result.p >= 1e-4 else "< 0.0001"
         listed.add_row(result.name, f"{middle} [{low}, {high}]", f"{result.statistic:.2f}", f"{result.degrees:.1f}", p)
     show(console, listed)
-    say(console, ASSUMPTIONS)
+    say_lines(console, ASSUMPTIONS)
 
 
 def _print_configurations(console: Console, rows: Sequence[Group]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from polyak_lab.config.run import Training
-from polyak_lab.errors import LabError, RowError
+from polyak_lab.errors import LabError, RowError, typed_line
 from polyak_lab.files import exists, write_atomic
 from polyak_lab.processes import group
 from polyak_lab.runs.documents import read_bytes
@@ -42,10 +42,9 @@ def save(path: Path, session: Stateful, epochs: int, config_hash: str, metrics: 
     except (LabError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # pickle has no class for them all
-        reason = (str(error).splitlines() or [""])[0][:100].rstrip(".")
         raise RowError(
-            f"The state of the model or the optimizer cannot be restored from a checkpoint ({type(error).__name__}: "
-            f"{reason}): keep tensors, numbers, text, and lists and dicts of them."
+            f"The state of the model or the optimizer cannot be restored from a checkpoint ({typed_line(error)}): "
+            "keep tensors, numbers, text, and lists and dicts of them."
         ) from error
     write_atomic(path, buffer.getvalue())
 

@@ -17,7 +17,16 @@ from typing import Any
 from polyak_lab.config.run import content_hash
 from polyak_lab.errors import LabError
 from polyak_lab.files import explain_os_errors
-from polyak_lab.runs.strict_json import Check, DamageError, Object, check_keys, decode, is_number, parse_object, short
+from polyak_lab.runs.strict_json import (
+    Check,
+    DamageError,
+    Object,
+    check_keys,
+    decode,
+    is_stored_number,
+    parse_object,
+    short,
+)
 
 MAX_BYTES = 1 << 30
 """Larger than any file of a run; a damaged file system can report any size."""
@@ -181,7 +190,7 @@ def _check_record(number: int, line: Object, wanted: Mapping[str, Check]) -> Obj
 def _restore_numbers(record: Object) -> Object:
     read = {key: NOT_FINITE.get(value, value) if isinstance(value, str) else value for key, value in record.items()}
     for key, value in read.items():
-        if value is not None and not is_number(value):
+        if value is not None and not is_stored_number(value):
             raise DamageError(f"{short(key)} is not a number")
     return read
 
@@ -212,7 +221,7 @@ def is_object(value: Any) -> bool:
 
 def is_integer(value: Any) -> bool:
     """An integer of at most 64 bits that is not a boolean."""
-    return isinstance(value, int) and is_number(value)
+    return isinstance(value, int) and is_stored_number(value)
 
 
 def is_positive(value: Any) -> bool:
@@ -222,7 +231,7 @@ def is_positive(value: Any) -> bool:
 
 def is_duration(value: Any) -> bool:
     """Seconds or a speed: finite and not negative."""
-    return is_number(value) and math.isfinite(value) and value >= 0
+    return is_stored_number(value) and math.isfinite(value) and value >= 0
 
 
 def _or_none(check: Check) -> Check:
@@ -234,16 +243,16 @@ LABEL: Mapping[str, Check] = {
     "row": is_text,
     "table": _or_none(is_text),
     "position": is_integer,
-    "paper": _or_none(lambda value: is_number(value) and math.isfinite(value)),
+    "paper": _or_none(lambda value: is_stored_number(value) and math.isfinite(value)),
 }
 METRICS: Mapping[str, Check] = {
     "epoch": is_positive,
-    "train_loss": is_number,
-    "test_loss": is_number,
-    "test_accuracy": _or_none(is_number),
-    "step_size": is_number,
-    "capped": _or_none(is_number),
-    "lr": is_number,
+    "train_loss": is_stored_number,
+    "test_loss": is_stored_number,
+    "test_accuracy": _or_none(is_stored_number),
+    "step_size": is_stored_number,
+    "capped": _or_none(is_stored_number),
+    "lr": is_stored_number,
 }
 TIMINGS: Mapping[str, Check] = {
     "epoch": is_positive,

@@ -63,7 +63,7 @@ def _check_values(value: Any, depth: int = 0) -> None:
 
 
 def _is_finite(value: float) -> bool:
-    return is_number(value) and math.isfinite(value)
+    return is_stored_number(value) and math.isfinite(value)
 
 
 def check_keys(
@@ -89,7 +89,7 @@ def short(key: str) -> str:
     return ascii(key[:30])
 
 
-def is_number(value: Any) -> bool:
+def is_stored_number(value: Any) -> bool:
     """A float, or an integer of at most 64 bits that is not a boolean."""
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) < 1 << 63

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from polyak_lab.config.run import Run
 from polyak_lab.console import say
-from polyak_lab.errors import LabError
+from polyak_lab.errors import LabError, first_line
 from polyak_lab.files import explain_os_errors
 from polyak_lab.recipes.recipe import on_device
 from polyak_lab.recipes.resolve import resolve
@@ -248,4 +248,4 @@ def _reason(error: BaseException) -> str:
     """Return the first line of an error of another machine."""
     if missing := re.search(r"No module named '([\w.]+)'", str(error)):
         return f"Python finds no {missing[1]} on the node: every node needs pip install 'polyak[lab,ray]'"
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+    return first_line(error)

@@ -22,6 +22,11 @@ EVALUATION_BATCH_SIZE = {"cpu": 125}
 DEFAULT_EVALUATION_BATCH_SIZE = 1000
 
 
+def evaluation_batch_size(device: torch.device) -> int:
+    """Return the number of samples that a device evaluates at once."""
+    return EVALUATION_BATCH_SIZE.get(device.type, DEFAULT_EVALUATION_BATCH_SIZE)
+
+
 def derive_seed(purpose: str, seed: int, epoch: int = 0) -> int:
     """Return a 63-bit seed of an independent stream of random numbers."""
     digest = hashlib.sha256(f"{purpose}:{seed}:{epoch}".encode()).digest()
@@ -66,7 +71,7 @@ def evaluation_batches(
     crops: torch.Generator | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's part of a split in order; a generator crops and flips images."""
-    size = EVALUATION_BATCH_SIZE.get(split.targets.device.type, DEFAULT_EVALUATION_BATCH_SIZE)
+    size = evaluation_batch_size(split.targets.device)
     for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
         yield prepare(dataset, inputs, targets, crops)
 

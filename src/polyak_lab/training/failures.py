@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from polyak_lab.config.run import Run, Training
-from polyak_lab.errors import LabError, RowError, is_out_of_memory
-from polyak_lab.imports import in_one_line, own_traceback, uses_own_code
+from polyak_lab.errors import LabError, RowError, is_out_of_memory, typed_line
+from polyak_lab.imports import own_traceback, uses_own_code
 from polyak_lab.processes import group
 from polyak_lab.processes.torchrun import SingleRankError
 
@@ -47,7 +47,7 @@ def own_errors(run: Run) -> Iterator[None]:
             raise
         if group.world_size() > 1 and isinstance(error, RuntimeError) and group.is_lost_connection(error):
             raise
-        text = f"the run's own code raised {in_one_line(error)}"
+        text = f"the run's own code raised {typed_line(error)}."
         if run.training.distributed == "fsdp2" and "DTensor" in str(error):
             text += (
                 ' If the model reads weights of a part without calling the part, write training.distributed = "ddp".'

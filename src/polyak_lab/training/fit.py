@@ -17,8 +17,8 @@ from polyak_lab.config.run import Data, Model, Objective, Run
 from polyak_lab.data import Dataset, Split, Streamed
 from polyak_lab.data.parts import through_kernel
 from polyak_lab.data.seeded import seeded
-from polyak_lab.errors import LabError, RowError
-from polyak_lab.imports import in_one_line, is_path, own_code, own_traceback
+from polyak_lab.errors import LabError, RowError, typed_line
+from polyak_lab.imports import is_path, own_code, own_traceback
 from polyak_lab.training import streams
 from polyak_lab.training.batches import as_model_input
 from polyak_lab.training.build import check_images, load_dataset, sizes_of_batches
@@ -66,7 +66,7 @@ def _try_batch(data: Data, model: Model, objective: Objective, batch_size: int, 
             shape = tuple(inputs.shape)
             raise RowError(
                 f"model {model.name!r} cannot be trained on {data.name!r}, in a batch of shape {shape}: it raised "
-                f"{in_one_line(error)}",
+                f"{typed_line(error)}.",
                 own_traceback(error),
             ) from error
 

@@ -19,11 +19,10 @@ from polyak_lab.data.streamed import Part, Streamed, batch_of, first_of, length
 from polyak_lab.errors import RowError
 from polyak_lab.processes import group
 from polyak_lab.training.batches import (
-    DEFAULT_EVALUATION_BATCH_SIZE,
-    EVALUATION_BATCH_SIZE,
     Batch,
     batch_sizes,
     derive_seed,
+    evaluation_batch_size,
     permutation,
 )
 
@@ -59,7 +58,7 @@ def evaluation_stream(streamed: Streamed, part: Part, training: Training) -> Ite
     if isinstance(part, torch_data.DataLoader):
         loader = _seed_loader(part, training.order_seed, 0)
     else:
-        size = EVALUATION_BATCH_SIZE.get(torch.device(training.device).type, DEFAULT_EVALUATION_BATCH_SIZE)
+        size = evaluation_batch_size(torch.device(training.device))
         loader = _loader(part, size, streamed.workers, range(length(part, streamed.name)), training.order_seed, 0)
     count = 0
     for count, (batch, _) in enumerate(_parts(loader, streamed, training.device), 1):  # noqa: B007

@@ -6,6 +6,10 @@ import pytest
 
 from lab.own import package
 from lab.runs import call
+from polyak_lab import optimizers
+from polyak_lab.config import run as config
+from polyak_lab.errors import RowError, first_line, typed_line
+from polyak_lab.models import imported
 from polyak_lab.runs import stored
 
 BROKEN = {
@@ -216,3 +220,36 @@ def test_options_that_do_not_go_together_stop_before_anything_trains(acme, capsy
     (acme / "bad.toml").write_text(HEAD + line + "\n", encoding="utf-8")
     assert call("run", "bad.toml", "--out", "runs") == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["builtins:dict", "builtins:int", "acme.unsigned:NoSignature"])
+def test_an_optimizer_without_a_signature_is_tried_out(acme, name):
+    package.write(
+        acme, {"acme/unsigned.py": "import torch\n\nclass NoSignature(torch.optim.SGD):\n    __signature__ = 'none'\n"}
+    )
+    wanted = config.Optimizer(name, options={"lr": 0.5})
+    if name.startswith("builtins"):
+        with pytest.raises(RowError, match=rf"optimizer '{name}' raised \w+Error: [^\n]+\.$"):
+            optimizers.resolve(wanted)
+    else:
+        assert optimizers.resolve(wanted).options == {"lr": 0.5}
+
+
+def test_a_model_without_a_signature_takes_any_option(acme):
+    unsigned = "import torch\n\ndef make(**options):\n    return torch.nn.Linear(1, options['width'])\n"
+    package.write(acme, {"acme/unsigned.py": f"{unsigned}\nmake.__signature__ = 'none'\n"})
+    assert imported.build("acme.unsigned:make", (1,), None, {"width": 3}).out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "typed"),
+    [
+        (ValueError("One thing. \nand another"), "One thing", "ValueError: One thing"),
+        (ValueError(), "ValueError", "ValueError"),
+        (ValueError(" \n "), "ValueError", "ValueError"),
+        (ValueError("\n\nlate"), "late", "ValueError: late"),
+        (ValueError("x" * 500), "x" * 150, "ValueError: " + "x" * 150),
+    ],
+)
+def test_an_error_of_another_package_is_told_in_a_line(error, line, typed):
+    assert (first_line(error), typed_line(error)) == (line, typed)

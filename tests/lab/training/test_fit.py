@@ -32,7 +32,7 @@ BAD = {
         "Model 'resnet34' cannot be trained on 'digits', in batches of 1 or more inputs of shape (1, 8, 8)",
     ),
     "no data": ('data = "cifar100"\nmodel = "resnet8"', "polyak data fetch cifar100"),
-    "too few samples": ('data = { name = "digits", holdout = 5000 }', "holdout = 5000"),
+    "too few samples": ('data = { name = "digits", holdout = 5000 }', "holdout is 5000, but must be 1436 or less"),
     "crops of vectors": ('data = { name = "separable-logistic", augment = true }', "crops and flips"),
     "a kernel of images": (
         'data = { name = "digits", kernel_width = 1.0 }',
