@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import polyak
-from catalogue import METHODS
+from catalogue import METHODS, each_backend
 from observe import changed, refused, snapshot
 from problem import Problem, flat, take_step
 
 AVERAGING = tuple(method for method in METHODS if method.cls.averages is not polyak.PolyakOptimizer.averages)
 MODELLING = [method for method in METHODS if method.name in ("MoMo", "MoMoAdam", "SignSPS", "MuonMoMo")]
+PRECONDITIONED = ("MoMoAdam", "NGNMD", "IAMAdam", "ScheduleFreeAdamSPS", "ScheduleFreePlus", "MuonMoMo")
 each_averaging = pytest.mark.parametrize("method", AVERAGING, ids=lambda method: method.name)
 
 
@@ -190,3 +191,26 @@ def test_a_missing_gradient_counts_as_the_average_of_those_before():
         tau = min(0.7, max(f_bar + d @ x - p_bar, 0) / np.sum(d[present] ** 2))
         x = x - np.where(present, tau * d, 0.0)
     np.testing.assert_allclose(flat(params), x, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "name", ["MoMoAdam", "NGNMD", "IAMAdam", "ScheduleFreeAdamSPS", "ScheduleFreePlus", "MuonMoMo"]
+)
+@pytest.mark.parametrize("numbers", [4, 1 << 14])
+@each_backend
+def test_without_eps_a_coordinate_without_a_gradient_stays_and_the_others_move(name, numbers, backend):
+    """0/0 counts as 0 in Adam's norm."""
+    ends = []
+    for eps in (0.0, 1e-30):
+        p = torch.nn.Parameter(torch.linspace(-1.0, 1.0, numbers))
+        given = {"norm": "adam"} if name == "MuonMoMo" else {}
+        optimizer = getattr(polyak, name)([p], lr=0.1, eps=eps, **given, **backend)
+        start, here = p.detach().clone(), torch.arange(numbers) % 2 == 0
+        for _ in range(3):
+            p.grad = torch.where(here, p.detach(), 0.0)
+            optimizer.step(loss=p.grad.square().sum() / 2)
+            assert not optimizer.last_step().skipped
+        moved = (p.detach() != start) & (start != 0)
+        assert torch.equal(moved, here)
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends)

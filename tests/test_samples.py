@@ -56,6 +56,18 @@ def test_targets_of_samples_follow_the_paper(options):
     assert bool((problem.optimizer.param_groups[0]["targets"] > 0).any())
 
 
+def test_the_tables_of_a_single_sample_are_four():
+    targets = []
+    for dtype in (torch.float32, torch.float64):
+        w = nn.Parameter(torch.ones(1, dtype=dtype))
+        optimizer = polyak.ALIGPlus([w], lr=1e-3, samples=1, steps_per_epoch=1, epochs=5)
+        for loss in (4.0, 3.0, 5.0, 2.0):
+            w.grad = torch.ones(1, dtype=dtype)
+            optimizer.step(loss=torch.tensor([loss]), indices=[0])
+        targets.append([float(optimizer.param_groups[0][name]) for name in ("targets", "target_steps", "best_losses")])
+    assert targets[0] == pytest.approx(targets[1])
+
+
 def test_a_sample_in_no_batch_keeps_its_target_and_one_that_comes_twice_counts_with_its_mean():
     optimizer = polyak.ALIGPlus([w := nn.Parameter(torch.ones(1))], samples=3, steps_per_epoch=1, epochs=5)
     w.grad = torch.ones(1)

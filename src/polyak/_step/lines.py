@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
-from .._backend.scalars import Scalar, as_tensor, bias_correction, maximum, number, store_, where
+from .._backend.scalars import TINY, Scalar, as_tensor, bias_correction, maximum, number, store_, where
 from .._backend.vector import AVERAGE, add_up, dots, real, rescale_
 from .decision import NONE, Line, store
 from .parts import Group, Part, part_of
@@ -179,10 +179,15 @@ def share_before_last(group: Group) -> Scalar:
     return share
 
 
+def adam(group: Group, correction: Any, steps: Any = 0) -> Preconditioner:
+    """Return Adam's D; ε = 0 becomes the smallest number, so that a coordinate whose gradients are all 0 stays."""
+    return Preconditioner(correction, max(group["eps"], TINY[torch.float32]), steps)
+
+
 def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line:
     """Average the squares of the gradients, and return the line along D⁻¹g."""
     for part in parts:
-        part.preconditioner = Preconditioner(bias_correction(beta2, k), part.group["eps"], k)
+        part.preconditioner = adam(part.group, bias_correction(beta2, k), k)
     found = [products.sum_squares for products in average_all_(parts, None, beta2, deferred=True)]
     return line._replace(slope=add_up(found, parts[0].group["step_size"]))
 

@@ -132,9 +132,9 @@ class ALIGPlus(PolyakOptimizer):
 
     def averages(self) -> dict[str, Any]:
         """The number of steps and, for every sample, A, Δ, its last loss and its loss in the best epoch."""
-        zeros, unseen = (torch.tensor(first, device="cpu").expand(self.defaults["samples"]) for first in (0.0, UNSEEN))
-        tables = {"targets": zeros, "target_steps": zeros, "last_losses": unseen, "best_losses": unseen}
-        return {"steps": 0, **tables}
+        first = {"targets": 0.0, "target_steps": 0.0, "last_losses": UNSEEN, "best_losses": UNSEEN}
+        samples = self.defaults["samples"]
+        return {"steps": 0} | {name: torch.tensor(a, device="cpu").expand(samples) for name, a in first.items()}
 
     def linearize(self, line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
         """Return the line along the gradient, above the samples' mean target."""

@@ -7,11 +7,10 @@ from typing import Any, Unpack, final
 
 from torch.optim.optimizer import ParamsT
 
-from .._backend.moves import Preconditioner
 from .._backend.scalars import Scalar, bias_correction
 from .._backend.vector import AVERAGE, SQUARES
 from .._step.decision import Line
-from .._step.lines import MODEL, averaged, growth, learned
+from .._step.lines import MODEL, adam, averaged, growth, learned
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Betas, Cap, CommonAndBuffers, Flag, NonNegative
 from .._step.parts import Group, Part
@@ -94,7 +93,7 @@ class MoMoAdam(PolyakOptimizer):
         k = averages["steps"] = averages["steps"] + 1
         group, (beta1, beta2) = parts[0].group, parts[0].group["betas"]
         for part in parts:
-            part.preconditioner = Preconditioner(bias_correction(beta2, k), part.group["eps"], k)
+            part.preconditioner = adam(part.group, bias_correction(beta2, k), k)
         line = averaged(line, parts, averages, beta1, bias_correction(beta1, k), beta2)
         return learned(line, parts, averages) if group["learn_lower_bound"] else line
 

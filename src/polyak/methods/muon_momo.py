@@ -13,11 +13,11 @@ from torch.optim.optimizer import ParamsT
 
 from .._backend.chunks import Vector
 from .._backend.distributed import piece_of, whole_of
-from .._backend.moves import Preconditioner, divided
+from .._backend.moves import divided
 from .._backend.scalars import Scalar, where
 from .._backend.vector import AVERAGE, SQUARES, add_up, dots, sum_squares
 from .._step.decision import Line
-from .._step.lines import after_first, mean_model
+from .._step.lines import adam, after_first, mean_model
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Cap, CommonAndBuffers, Flag, Fraction, NonNegative, Norm, Polar, Rounds, is_matrix
 from .._step.parts import Group, Part
@@ -130,7 +130,7 @@ class MuonMoMo(PolyakOptimizer):
         k = averages["steps"] = averages["steps"] + 1
         group, last, like = parts[0].group, averages["nuclear_norm"], parts[0].group["step_size"]
         for part in parts:
-            part.preconditioner = Preconditioner(1.0, part.group["eps"])
+            part.preconditioner = adam(part.group, 1.0)
         line = mean_model(line, parts, averages, after_first(group["momentum"], k), after_first(group["beta2"], k))
         turned = {i: turn(part) for i, part in enumerate(parts) if has_matrices(part)}
         both = [parts[i] for _ in range(2) for i in turned]

@@ -9,11 +9,11 @@ from typing import Any, Unpack, final
 from torch.optim.optimizer import ParamsT
 
 from .._backend.general import average_all_
-from .._backend.moves import MOMENTUM, Form, Preconditioner
+from .._backend.moves import MOMENTUM, Form
 from .._backend.scalars import Scalar, bias_correction, maximum, minimum, number, where
 from .._backend.vector import AVERAGE, SQUARES, add_up, sums_abs
 from .._step.decision import Line
-from .._step.lines import along_momentum
+from .._step.lines import adam, along_momentum
 from .._step.optimizer import PolyakOptimizer
 from .._step.options import Betas, Cap, CommonAndBuffers, Count, Finite, Fraction, NonNegative
 from .._step.parts import Group, Part
@@ -139,7 +139,7 @@ class ScheduleFreePlus(PolyakOptimizer):
             last, share = (number(last), number(share)) if part.numbers else (last, share)
             part.beta, part.next_beta, part.mu = last, annealed(group, k), 1.0 - share
             part.apart = part.mu
-            part.preconditioner = Preconditioner(bias_correction(beta2, k + 1), group["eps"], k + 1)
+            part.preconditioner = adam(group, bias_correction(beta2, k + 1), k + 1)
         ahead = along_momentum(parts, [part.next_beta * part.mu for part in parts])
         average_all_(parts, beta1, beta2)
         for part in parts:
