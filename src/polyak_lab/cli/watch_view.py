@@ -10,20 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from polyak_lab.console import capped_share, cell
+from polyak_lab.report.curves import CURVES
 from polyak_lab.runs.stored import StoredRun
 from polyak_lab.runs.watcher import Snapshot
 
 BLOCKS, LETTERS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-CURVES = (  # the title, the key, the factor, and whether it is drawn by its logarithm
-    ("train loss", "train_loss", 1.0, True),
-    ("test accuracy, %", "test_accuracy", 100.0, False),
-    ("test loss", "test_loss", 1.0, True),
-    ("test perplexity", "test_perplexity", 1.0, True),
-    ("step size", "step_size", 1.0, True),
-    ("capped steps, %", "capped", 100.0, False),
-    ("gradient norm", "gradient_norm", 1.0, True),
-    ("weight norm", "weight_norm", 1.0, False),
-)
 COLUMNS = {"epoch": 0, "train loss": 80, "test": 60, "step size": 90, "capped": 100}
 """The columns of several runs, each with the width of a terminal that has place for it."""
 SILENT = 30.0
@@ -60,12 +51,13 @@ def _curves(run: StoredRun, console: Console) -> Table:
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(no_wrap=True, overflow="crop")
     width = max(console.width - 36, 8)
-    for title, key, factor, log in CURVES:
-        values = [record.get(key) for record in run.records]
+    for curve in CURVES:
+        values = [record.get(curve.key) for record in run.records]
         if any(value is not None for value in values):
             last = values[-1]
-            number = "–" if last is None else f"{factor * last:.4g}"
-            grid.add_row(cell(title), cell(number), Text(sparkline(values, width, log, _letters(console))))
+            number = "–" if last is None else f"{curve.factor * last:.4g}"
+            drawn = Text(sparkline(values, width, curve.log, _letters(console)))
+            grid.add_row(cell(curve.title.lower()), cell(number), drawn)
     return grid
 
 

@@ -59,6 +59,7 @@ CURVES = (
         trimmed=True,
     ),
     Curve("Test loss", "After each epoch, on a logarithmic axis.", "test_loss", log=True),
+    Curve("Test perplexity", "exp(loss) after each epoch, on a logarithmic axis.", "test_perplexity", log=True),
     Curve(
         "Step size",
         "Mean over the steps of an epoch, on a logarithmic axis. Dashed: the cap of a method that reads the loss.",

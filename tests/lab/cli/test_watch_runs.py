@@ -129,7 +129,7 @@ def test_the_view_of_one_run(tmp_path):
     assert "ALI-G, seed 0" in shown
     assert "epoch 2 of ?, last change 1 s ago" in shown
     assert "3 s per epoch, 1,500 samples/s, capped 25.0 %" in shown
-    assert re.search(r"train loss +0\.01 +█▁", shown)
+    assert re.search(r"training loss +0\.01 +█▁", shown)
     assert "stopped?" not in shown
     changed = Watcher(folder).look()[0].changed
     assert "last change 60 s ago: stopped?" in screen(folder, now=changed + 60)

@@ -85,7 +85,7 @@ def test_rows_are_compared_by_the_score_of_their_task_and_with_no_other_task(tas
 
 
 def test_a_report_of_mixed_tasks_draws_the_test_loss_of_those_without_accuracy(runs):
-    assert {"Test accuracy, %", "Test loss"} <= {curve.title for curve in curves.curves(rows(runs))}
+    assert {"Test accuracy, %", "Test loss", "Test perplexity"} <= {curve.title for curve in curves.curves(rows(runs))}
     alone = [row for row in rows(runs) if "digits" in row.row]
     assert "Test loss" not in {curve.title for curve in curves.curves(alone)}
 
