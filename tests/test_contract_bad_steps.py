@@ -172,18 +172,18 @@ def test_zero_from_the_start_leaves_the_parameters_alone(method, form, backend, 
 
 
 @each_method
-@pytest.mark.parametrize("lr", [-0.1, -1e-30, -math.inf])
-def test_a_negative_cap_in_a_tensor_is_zero(method, lr):
+def test_a_negative_cap_in_a_tensor_is_zero(method):
     """It cannot be refused: a step does not read a tensor on a device."""
-    params, given = fresh(), torch.tensor(0.1)
-    optimizer = method.build(params, lr=given, **({"betas": (0.0, 0.9)} if "betas" in method.defaults else {}))
+    params, lr = fresh(), torch.tensor(0.1)
+    optimizer = method.build(params, lr=lr, **({"betas": (0.0, 0.9)} if "betas" in method.defaults else {}))
     good(optimizer, 0)
-    before = snapshot(optimizer)
-    given.fill_(lr)
-    good(optimizer, 1)
-    last = optimizer.last_step()
-    assert (float(last.step_size), bool(last.skipped)) == (0.0, False)
-    assert "parameter" not in kinds(moved(before, snapshot(optimizer)))
+    for value in (-0.1, -1e-30, -math.inf):
+        before = snapshot(optimizer)
+        lr.fill_(value)
+        good(optimizer, 1)
+        last = optimizer.last_step()
+        assert (float(last.step_size), bool(last.skipped)) == (0.0, False)
+        assert "parameter" not in kinds(moved(before, snapshot(optimizer)))
 
 
 @each_form
