@@ -115,6 +115,22 @@ def test_float16_buffers_do_not_overflow(method, form, backend):
         assert all(bool(value.isfinite().all()) for value in snapshot(optimizer).values() if value.dtype == w.dtype)
 
 
+@each_backend
+def test_a_buffer_of_gradients_that_a_larger_step_size_would_make_too_long_decays_first(backend):
+    w = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = polyak.ALIG([w], lr=math.inf, eps=0.0, momentum=0.1, adjusted_momentum=True, **backend)
+    skipped = []
+    for size in (1e18, *30 * [1e-12]):  # γ is 5e23 in the second step, and γμv would be 5e40
+        before = w.detach().clone()
+        give([w], torch.tensor([size, -size]))
+        optimizer.step(loss=1.0)
+        skipped.append(bool(optimizer.last_step().skipped))
+        assert torch.equal(w, before) or not skipped[-1]
+        assert w.isfinite().all()
+    assert skipped[:3] == [False, True, True]
+    assert not skipped[-1]
+
+
 @each_form
 @each_backend
 def test_gradients_are_never_modified(method, form, backend):
