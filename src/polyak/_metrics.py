@@ -57,7 +57,7 @@ def metrics(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def measurements(optimizer: PolyakOptimizer) -> dict[str, Tensor]:
     """Return the same as 0-dim tensors, without a synchronisation."""
-    found, several = dict[str, Tensor](), len(optimizer.param_groups) > 1
+    named, several = dict[str, Tensor](), len(optimizer.param_groups) > 1
     for i in range(len(optimizer.param_groups)):
         last = optimizer.last_step(i)
         values = {
@@ -68,13 +68,13 @@ def measurements(optimizer: PolyakOptimizer) -> dict[str, Tensor]:
             "skipped": last.skipped,
             "skipped_steps": last.skipped_steps,
         }
-        found |= {f"{name}/{i}" if several else name: value for name, value in values.items()}
+        named |= {f"{name}/{i}" if several else name: value for name, value in values.items()}
     if optimizer.param_groups:
-        found["gradient_norm"] = gradient_norm(optimizer)
+        named["gradient_norm"] = gradient_norm(optimizer)
     if optimizer._squares and isinstance(ball := optimizer._constraint, L2Ball) and ball.radius is not None:
         norm = as_tensor(optimizer._squares[0], optimizer.param_groups[0]["step_size"]).sqrt()
-        found["weight_norm"] = norm.clamp(max=ball.radius)
-    return found
+        named["weight_norm"] = norm.clamp(max=ball.radius)
+    return named
 
 
 def gradient_norm(optimizer: PolyakOptimizer) -> Tensor:

@@ -133,7 +133,7 @@ def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Scalar:
         return 0.0
     dtype = scalar_dtype([*x, *y])
 
-    def here(pairs: list[tuple[Tensor, Tensor]]) -> Scalar:
+    def local_dot(pairs: list[tuple[Tensor, Tensor]]) -> Scalar:
         first = pairs[0][0]
         alike = {tensor.dtype for pair in pairs for tensor in pair} == {first.dtype}
         if alike and first.dtype.itemsize > 2 and not must_not_sync(first.device):  # without a large temporary
@@ -142,7 +142,7 @@ def dot(x: Vector, y: Vector, owners: Sequence[Tensor] | None = None) -> Scalar:
         products = [torch.sum(send(a, b).to(dtype) * b, dtype=dtype) for a, b in pairs]
         return add_up(products, products[0])
 
-    return over_processes(here, owners or y, zip(x, y, strict=True))
+    return over_processes(local_dot, owners or y, zip(x, y, strict=True))
 
 
 def assign_(x: Vector, values: Vector) -> None:
@@ -156,21 +156,21 @@ def relative_rounding(x: Vector) -> float:
     return max([4 * EPS[scalar_dtype(x)], *(EPS[dtype] for dtype in types(x))])
 
 
-def over_processes(here: Callable[[list[Any]], Scalar], owners: Sequence[Tensor], rows: Iterable[Any]) -> Scalar:
-    """Return the sum of what every process finds in its rows, if the owners of the rows are sharded."""
-    return sums_over_processes(lambda some: [here(some)], owners, rows)[0]
+def over_processes(local_sum: Callable[[list[Any]], Scalar], owners: Sequence[Tensor], rows: Iterable[Any]) -> Scalar:
+    """Return the `local_sum` of the rows, added up over the processes if the owners of the rows are sharded."""
+    return sums_over_processes(lambda some: [local_sum(some)], owners, rows)[0]
 
 
 def sums_over_processes(
-    here: Callable[[list[Any]], list[Scalar]], owners: Sequence[Tensor], rows: Iterable[Any]
+    local_sums: Callable[[list[Any]], list[Scalar]], owners: Sequence[Tensor], rows: Iterable[Any]
 ) -> list[Scalar]:
     """Return several such sums, which travel in one message for each layout of the owners."""
     if not any_sharded(owners):
-        return here(rows if isinstance(rows, list) else list(rows))
+        return local_sums(rows if isinstance(rows, list) else list(rows))
     like = torch.zeros((), dtype=scalar_dtype(owners), device=owners[0].device)
     totals = []
     for layout, some in by_layout(owners, rows).items():
-        sums = torch.stack([cast(as_tensor(scalar, like), like) for scalar in here(some)])
+        sums = torch.stack([cast(as_tensor(scalar, like), like) for scalar in local_sums(some)])
         totals.append(total(sums, layout))
     return [add_up(column, like) for column in zip(*[sums.unbind() for sums in totals], strict=True)]
 
@@ -237,20 +237,20 @@ def average_squares_(v: Vector, y: Vector, beta: Scalar, skip: Tensor | None = N
 
 
 def sums_of_parts(
-    parts: Sequence[Any], columns: Iterable[Sequence[Vector]], here: Callable[[Any, list[Vector]], list[Scalar]]
+    parts: Sequence[Any], columns: Iterable[Sequence[Vector]], local_sums: Callable[[Any, list[Vector]], list[Scalar]]
 ) -> list[list[Scalar]]:
-    """Return for each part what is found `here` in the columns of its vectors; one message sums it over processes."""
+    """Return for each part the `local_sums` of the columns of its vectors; one message adds them up over processes."""
     owners = [p for part in parts for p in part.owners]
     rows = [(i, row) for i, vectors in enumerate(columns) for row in zip(*vectors, strict=True)]
 
-    def all_here(some: list[Any]) -> list[Scalar]:
+    def all_sums(some: list[Any]) -> list[Scalar]:
         mine: list[list[Any]] = [[] for _ in parts]
         for i, row in some:
             mine[i].append(row)
         vectors = [[[*column] for column in zip(*own, strict=True)] for own in mine]
-        return [scalar for part, own in zip(parts, vectors, strict=True) for scalar in here(part, own)]
+        return [scalar for part, own in zip(parts, vectors, strict=True) for scalar in local_sums(part, own)]
 
-    sums = sums_over_processes(all_here, owners, rows)
+    sums = sums_over_processes(all_sums, owners, rows)
     each = len(sums) // len(parts)
     own = [sums[i : i + each] for i in range(0, len(sums), each)]
     return [[*map(number, scalars)] if part.numbers else scalars for part, scalars in zip(parts, own, strict=True)]
@@ -274,10 +274,10 @@ def dots(parts: Sequence[Any], x: Sequence[Vector], y: Sequence[Vector]) -> list
 def sums_abs(parts: Sequence[Any], x: Sequence[Vector]) -> list[Scalar]:
     """Return ‖x‖₁ of a vector of each part, in one message over all processes that hold a piece of one."""
 
-    def here(part: Any, own: list[Vector]) -> list[Scalar]:
+    def local_norm(part: Any, own: list[Vector]) -> list[Scalar]:
         return [add_up([*map(absolutes, own[0])], part.group["step_size"]) if own else 0.0]
 
-    return [sums[0] for sums in sums_of_parts(parts, zip(x), here)]
+    return [sums[0] for sums in sums_of_parts(parts, zip(x), local_norm)]
 
 
 def average_together(parts: Sequence[Any], beta: Scalar | None, beta2: Scalar | None, with_x: bool) -> list[Products]:

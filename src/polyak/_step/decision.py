@@ -124,8 +124,8 @@ def decide_on_tensors(method: PolyakOptimizer, line: Line, part: Part) -> Decisi
     seen["lr"] = positive_part(seen["lr"]) if isinstance(seen["lr"], Tensor) else seen["lr"]
     for name in memory:
         seen[name] = seen[name].to(group["step_size"].dtype)  # counts, too: their root would be float32
-    found, cap = method.step_size(line, seen)
-    ratio = cast(Tensor, found)
+    uncapped, cap = method.step_size(line, seen)
+    ratio = cast(Tensor, uncapped)
     cap = positive_part(send(cap, ratio).to(ratio.dtype) if isinstance(cap, Tensor) else cap)
     zero = torch.zeros_like(group["step_size"])  # a number would be sent to the device once for each `where`
     gamma = torch.where(line.slope > 0, minimum(ratio, cap), zero)
@@ -148,25 +148,25 @@ def _refuse_numbers(gamma: float, line: Line, part: Part) -> tuple[bool, float]:
     scalars = LARGEST[part.group["step_size"].dtype]  # a larger tensor of this type would be inf, and so would the step
     slope = line.slope if line.slope <= scalars else line.slope * math.inf
     length = gamma * (gamma * slope) + (line.value - line.value)  # NaN if a measurement is not finite
-    fits = length <= part.largest and gamma <= scalars
+    representable = length <= part.largest and gamma <= scalars
     if part.form is Form.ADJUSTED:
-        fits = fits and _buffer_fits(gamma, slope, part)
-    if fits and part.has_float16:
-        fits = sum_after(part, gamma) < math.inf
-    return not fits, part.mu if length == length else 1.0
+        representable = representable and _buffer_fits(gamma, slope, part)
+    if representable and part.has_float16:
+        representable = sum_after(part, gamma) < math.inf
+    return not representable, part.mu if length == length else 1.0
 
 
 def _refuse_tensors(gamma: Tensor, line: Line, part: Part) -> tuple[Tensor, Tensor]:
     """Return the same on the device."""
     length = gamma * (gamma * line.slope) + (line.value - line.value)
-    fits = length <= part.largest
+    representable = length <= part.largest
     if part.form is Form.ADJUSTED:
-        fits &= _buffer_fits(gamma, line.slope, part)
+        representable &= _buffer_fits(gamma, line.slope, part)
     if part.has_float16:
-        fits &= cast(Tensor, sum_after(part, gamma)) < math.inf
+        representable &= cast(Tensor, sum_after(part, gamma)) < math.inf
     if part.form is Form.PLAIN:
-        return ~fits, gamma  # there is no momentum to keep
-    return ~fits, torch.where(length == length, as_tensor(part.mu, length), 1.0)
+        return ~representable, gamma  # there is no momentum to keep
+    return ~representable, torch.where(length == length, as_tensor(part.mu, length), 1.0)
 
 
 def _buffer_fits(gamma: Any, slope: Any, part: Any) -> Any:
@@ -254,15 +254,15 @@ def sum_after(part: Any, gamma: Any) -> Scalar:
     rows = [*zip(part.owners, *general.columns(), strict=True)]
     narrow = [row for row in rows if torch.float16 in (row[1].dtype, row[3].dtype)]
 
-    def here(some: list[tuple[Tensor, ...]]) -> Scalar:
-        found: list[Scalar] = []
+    def local_sum(some: list[tuple[Tensor, ...]]) -> Scalar:
+        norms: list[Scalar] = []
         _, *columns = [[*column] for column in zip(*some, strict=True)]
         for x, u, v, *others in chunks(*columns, foreach=part.group["foreach"]):
             trial, buffer = [tensor.clone() for tensor in x], [tensor.clone() for tensor in v]
             general.move_chunk([trial, u, buffer, *others], gamma)
             moved = trial if part.form is Form.PLAIN else [*trial, *buffer]
-            found += [torch.linalg.vector_norm(tensor, 1, dtype=torch.float32) for tensor in moved]
-        return add_up(found, part.group["step_size"])
+            norms += [torch.linalg.vector_norm(tensor, 1, dtype=torch.float32) for tensor in moved]
+        return add_up(norms, part.group["step_size"])
 
-    scalar = over_processes(here, [row[0] for row in narrow], narrow)
+    scalar = over_processes(local_sum, [row[0] for row in narrow], narrow)
     return number(scalar) if part.numbers else scalar

@@ -149,8 +149,8 @@ def along_momentum(parts: Sequence[Part], factors: Sequence[Any]) -> Scalar:
     """Return Σ a⟨g, v⟩ with a factor a for each part that has a momentum buffer v."""
     pairs = [(part, a) for part, a in zip(parts, factors, strict=True) if MOMENTUM in part.buffers]
     having = [part for part, _ in pairs]
-    found = dots(having, [part.g for part in having], [part.buffers[MOMENTUM] for part in having])
-    return add_up([a * dot for (_, a), dot in zip(pairs, found, strict=True)], parts[0].group["step_size"])
+    products = dots(having, [part.g for part in having], [part.buffers[MOMENTUM] for part in having])
+    return add_up([a * dot for (_, a), dot in zip(pairs, products, strict=True)], parts[0].group["step_size"])
 
 
 def schedule_free(line: Line, parts: list[Part], c_before: Scalar, c: Scalar) -> Line:
@@ -188,8 +188,8 @@ def precondition(line: Line, parts: list[Part], k: Scalar, beta2: float) -> Line
     """Average the squares of the gradients, and return the line along D⁻¹g."""
     for part in parts:
         part.preconditioner = adam(part.group, bias_correction(beta2, k), k)
-    found = [products.sum_squares for products in average_all_(parts, None, beta2, deferred=True)]
-    return line._replace(slope=add_up(found, parts[0].group["step_size"]))
+    squares = [products.sum_squares for products in average_all_(parts, None, beta2, deferred=True)]
+    return line._replace(slope=add_up(squares, parts[0].group["step_size"]))
 
 
 def averaged(

@@ -190,9 +190,9 @@ class Kept:
         return parts
 
 
-def _are(found: Collection[Any], kept: Sequence[Any]) -> bool:
+def _are(present: Collection[Any], kept: Sequence[Any]) -> bool:
     """Return whether these are the very objects that were kept."""
-    return len(found) == len(kept) and all(map(is_, found, kept))
+    return len(present) == len(kept) and all(map(is_, present, kept))
 
 
 def _options_of(method: Any) -> list[tuple[Any, ...]]:
@@ -277,14 +277,14 @@ def _by_kernel(kernels: Any, group: Group, params: list[Tensor], vectors: Mappin
     parts: list[Part] = []
     others: list[tuple[Tensor, ...]] = []
     for owned in by_type([params, *vectors.values()]):
-        here = owned[0][0].device.type == params[0].device.type  # whose kernels these are
-        packed, rows = pack(owned[1:], kernels.TYPES) if here else [], []
+        on_device = owned[0][0].device.type == params[0].device.type  # whose kernels these are
+        packed, rows = pack(owned[1:], kernels.TYPES) if on_device else [], []
         if not packed:
             rows = [*zip(*owned, strict=True)]
-            alike = [here and same_layout(row[1:]) for row in rows]
-            owned = columns([row for row, fits in zip(rows, alike, strict=True) if fits])
+            alike = [on_device and same_layout(row[1:]) for row in rows]
+            owned = columns([row for row, is_alike in zip(rows, alike, strict=True) if is_alike])
             packed = pack(owned[1:], kernels.TYPES) if owned else []
-            rows = [row for row, fits in zip(rows, alike, strict=True) if not (packed and fits)]
+            rows = [row for row, is_alike in zip(rows, alike, strict=True) if not (packed and is_alike)]
         if packed:
             buffers = dict(zip(vectors, packed, strict=True))
             parts.append(kernels(group, owned[0], buffers.pop("x"), buffers.pop("g"), buffers))

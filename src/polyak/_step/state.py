@@ -124,14 +124,14 @@ DAMAGED = "which it cannot be: load the state of an earlier step."
 
 def _check_scalar(owner: str, name: str, value: Any, first: Any) -> None:
     """Raise ValueError unless a value may be that of a scalar, or of a table, whose first value is given."""
-    fits = is_number(value)
+    valid = is_number(value)
     if isinstance(value, torch.Tensor):
         shape = first.shape if isinstance(first, torch.Tensor) else ()
-        fits = not value.is_complex() and (value.shape == shape or value.numel() == 1 == max(shape, default=1))
-    if fits and not (isinstance(value, torch.Tensor) and value.is_meta):
+        valid = not value.is_complex() and (value.shape == shape or value.numel() == 1 == max(shape, default=1))
+    if valid and not (isinstance(value, torch.Tensor) and value.is_meta):
         numbers = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
-        fits = not bool(numbers.isnan().any()) and not (isinstance(first, int) and bool((numbers < 0).any()))
-    if not fits:
+        valid = not bool(numbers.isnan().any()) and not (isinstance(first, int) and bool((numbers < 0).any()))
+    if not valid:
         raise ValueError(f"{owner}: the state holds {name}={said(value)}, {DAMAGED}")
 
 
@@ -223,17 +223,17 @@ def init_group(self: Any) -> None:
     """Create the buffers that are missing; torch.compile runs a method of this kind eagerly."""
     self._check_options()
     check_fit(self.param_groups, self._constraint)
-    if self._places != (found := places(self.param_groups)):  # a model was moved, or got another type
+    if self._places != (present := places(self.param_groups)):  # a model was moved, or got another type
         follow_parameters(self)
-        self._places = found
+        self._places = present
     for group in self.param_groups:
         add_buffers(self.state, group, self.buffers(group))
 
 
 def places(groups: Sequence[Group]) -> list[Any]:
     """Return what scalars and buffers depend on: the type of every parameter, and the first device of every group."""
-    found: list[Any] = [p.dtype for group in groups for p in group["params"]]
-    return found + [group["params"][0].device for group in groups if group["params"]]
+    types: list[Any] = [p.dtype for group in groups for p in group["params"]]
+    return types + [group["params"][0].device for group in groups if group["params"]]
 
 
 def add_buffers(state: Mapping[Tensor, dict[str, Any]], group: Group, names: Sequence[str]) -> None:

@@ -127,10 +127,10 @@ def _products(parts: Sequence[Any]) -> list[list[Scalar]]:
         singly = zip(parts, pairs, strict=True)
         return [[part.sum_squares(x), part.dot(x, v), part.sum_squares(v)] for part, (x, v) in singly]
 
-    def here(part: Any, own: list[Any]) -> list[Scalar]:
+    def products(part: Any, own: list[Any]) -> list[Scalar]:
         return [vector.sum_squares(own[0]), vector.dot(*own), vector.sum_squares(own[1])] if own else [0.0] * 3
 
-    return vector.sums_of_parts(parts, pairs, here)
+    return vector.sums_of_parts(parts, pairs, products)
 
 
 def measured_ball(parts: Sequence[Any], shared: object) -> L2Ball | None:

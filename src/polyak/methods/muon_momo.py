@@ -134,8 +134,8 @@ class MuonMoMo(PolyakOptimizer):
         line = mean_model(line, parts, averages, after_first(group["momentum"], k), after_first(group["beta2"], k))
         turned = {i: turn(part) for i, part in enumerate(parts) if has_matrices(part)}
         both = [parts[i] for _ in range(2) for i in turned]
-        found = dots(both, [*chain(*zip(*turned.values(), strict=True))], [part.u for part in both])
-        nuclear, others = [*zip(turned, found, strict=False)], found[len(turned) :]
+        products = dots(both, [*chain(*zip(*turned.values(), strict=True))], [part.u for part in both])
+        nuclear, others = [*zip(turned, products, strict=False)], products[len(turned) :]
         others += [part.squares for i, part in enumerate(parts) if i not in turned]
         others += [norm for i, norm in nuclear if not parts[i].group["stale"]]
         now = averages["nuclear_norm"] = add_up([norm for i, norm in nuclear if parts[i].group["stale"]], like)
