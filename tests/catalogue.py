@@ -90,6 +90,11 @@ class Method:
         return self.paper(x, f, steps, **{self.symbols.get(name, name): value for name, value in given.items()})
 
     @property
+    def largest_lr(self) -> float:
+        """No cap; a factor is finite."""
+        return 1e38 if self.factor else math.inf
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The default of every option."""
         return dict(self.build([torch.nn.Parameter(torch.zeros(1))]).defaults)
@@ -474,6 +479,7 @@ METHODS: tuple[Method, ...] = (
 CLASSIC = METHODS[:3]  # γ = min{gap / (c‖g‖² + ε), lr} along −g, with Nesterov's momentum if any
 
 BUFFERED = tuple(method for method in METHODS if "float32_momentum" in method.defaults)
+UNCAPPED = tuple(method for method in METHODS if not method.factor)
 CAPPED = tuple(method for method in METHODS if not (method.own_cap or method.factor))
 SCALE_FREE = tuple(method for method in METHODS if method.scale_free)
 IN_ONE_GRAPH = tuple(method for method in METHODS if method.evaluations == 1)
@@ -501,6 +507,7 @@ each_classic, each_classic_form = _each(CLASSIC), _each_form(CLASSIC)
 each_kernel_form = _each_form(method for method in METHODS if method.has_kernel)
 each_buffered, each_buffered_form = _each(BUFFERED), _each_form(BUFFERED)
 each_capped, each_capped_form = _each(CAPPED), _each_form(CAPPED)
+each_uncapped = _each(UNCAPPED)
 each_in_one_graph, each_form_in_one_graph = _each(IN_ONE_GRAPH), _each_form(IN_ONE_GRAPH)
 each_undecayed, each_scale_free_form = _each(UNDECAYED), _each_form(SCALE_FREE)
 KINDS_OF_MOVE = {"ALIG", "MomSPS", "MoMo", "MoMoAdam"}  # for tests that take seconds

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import polyak
-from catalogue import each_classic, each_form, each_method, each_undecayed
+from catalogue import each_classic, each_form, each_method, each_uncapped, each_undecayed
 from observe import SOUGHT, give
 from polyak._step.advice import Advice
 from problem import Problem
@@ -130,7 +130,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@each_method
+@each_uncapped
 @pytest.mark.parametrize("scheduler", SCHEDULERS.keys())
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["float", "tensor"])
 def test_a_schedule_on_an_infinite_cap_is_told_once(method, scheduler, kind):
@@ -148,7 +148,7 @@ def test_a_schedule_on_an_infinite_cap_is_told_once(method, scheduler, kind):
     assert sentence.endswith("give a finite lr.")
 
 
-@each_method
+@each_uncapped
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (12, 10)])
 def test_a_plateau_on_an_infinite_cap_is_told_in_short_runs_and_when_it_comes_late(method, before, after, monkeypatch):
     monkeypatch.setattr(Advice, "SOUGHT", SOUGHT)
@@ -160,7 +160,7 @@ def test_a_plateau_on_an_infinite_cap_is_told_in_short_runs_and_when_it_comes_la
     assert schedule.optimizer is optimizer
 
 
-@each_method
+@each_uncapped
 def test_a_schedule_on_an_infinite_cap_that_is_loaded_is_told(method):
     optimizer, saved = method.build(fresh(), lr=0.1), method.build(fresh(), lr=math.inf).state_dict()
     lr_scheduler.StepLR(optimizer, 1)
@@ -184,7 +184,7 @@ def test_a_schedule_that_sets_the_cap_itself_is_fine(method, scheduler):
         schedule.step()
 
 
-@each_method
+@each_uncapped
 def test_no_schedule_on_an_infinite_cap_is_fine(method):
     run(method.build(fresh(), lr=math.inf), 30, loss=1e-3)
 

@@ -91,7 +91,7 @@ def test_the_next_good_step_is_as_if_the_bad_one_had_not_been(method, form, back
 @each_backend
 def test_a_step_that_would_overflow_is_skipped(method, form, backend):
     params = fresh()
-    optimizer = method.build(params, form, lr=math.inf, **backend)
+    optimizer = method.build(params, form, lr=method.largest_lr, **backend)
     first_cap = optimizer.param_groups[0].get("init_step_size", math.inf)
     give(params, *(1e-3 * grad for grad in random_like(params)))
     before = snapshot(optimizer)
@@ -108,7 +108,7 @@ def test_a_step_that_would_overflow_is_skipped(method, form, backend):
 def test_float16_buffers_do_not_overflow(method, form, backend):
     """Gradients that float16 can hold, but not their sum over the steps, nor their product with a later, larger γ."""
     w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float16))
-    optimizer = method.build([w], form, lr=math.inf, **backend)
+    optimizer = method.build([w], form, lr=method.largest_lr, **backend)
     for size in (5e4, 5e4, 5e4, 1e4, 1e-3, 1e-3):
         give([w], torch.tensor([size, -size], dtype=torch.float16))
         optimizer.step(loss=1.0)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import polyak
-from catalogue import METHODS, each_capped_form, each_classic, each_classic_form, each_form, each_method
+from catalogue import METHODS, each_capped_form, each_classic, each_classic_form, each_form, each_method, each_uncapped
 from observe import changed, give, is_average, moved, random_like, snapshot
 
 LR = 0.1
@@ -136,7 +136,7 @@ def test_a_state_with_a_scheduler_goes_on_exactly(method):
     assert changed(*runs) == set()
 
 
-@each_method
+@each_uncapped
 @pytest.mark.parametrize("factor", [0.0, -1.0], ids=["nan", "negative"])
 def test_a_schedule_on_an_infinite_or_negative_cap_is_refused(method, factor):
     params = fresh()
@@ -149,7 +149,7 @@ def test_a_schedule_on_an_infinite_or_negative_cap_is_refused(method, factor):
     assert {name for name in changed(before, snapshot(optimizer)) if name in before} == set()
 
 
-@each_method
+@each_uncapped
 def test_an_infinite_cap_in_one_group_is_refused_before_another_moves(method):
     params = fresh()
     optimizer = method.build([{"params": params[:1], "lr": LR}, {"params": params[1:], "lr": math.inf}])

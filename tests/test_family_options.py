@@ -272,3 +272,28 @@ def test_groups_with_a_cap_and_a_decay_of_their_own_follow_one_model(method, sta
 def test_the_average_of_gradients_is_named_as_the_method_names_it(cls, given, said):
     with refused(TypeError, f"{cls} has no option {given!r}: did you mean {said}?"):
         getattr(polyak, cls)([nn.Parameter(torch.ones(2))], **{given: 0.9})
+
+
+@pytest.mark.parametrize("infinite", [math.inf, torch.tensor(math.inf)], ids=["float", "tensor"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_factor_is_finite_at_every_door(infinite, steps):
+    """`lr` of ScheduleFreePlus multiplies the step; inf stopped training without a word."""
+    words = "ScheduleFreePlus: lr=", "it must be a finite number ≥ 0"
+    with refused(ValueError, *words):
+        polyak.ScheduleFreePlus([nn.Parameter(torch.ones(2))], lr=infinite)
+    p = nn.Parameter(torch.ones(2))
+    optimizer = polyak.ScheduleFreePlus([p], lr=0.5)
+    with refused(ValueError, *words):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": infinite})
+    for _ in range(steps):
+        p.grad = torch.ones(2)
+        optimizer.step(loss=1.0)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["lr"] = infinite
+    with refused(ValueError, *words):
+        optimizer.load_state_dict(state)
+    optimizer.param_groups[0]["lr"], p.grad = infinite, torch.ones(2)
+    before = snapshot(optimizer)
+    with refused(ValueError, *words):
+        optimizer.step(loss=1.0)
+    assert {key for key in changed(before, snapshot(optimizer)) if key in before} == set()

@@ -52,7 +52,7 @@ def test_smooth_sps_measures_above_the_bound_and_stays_below_the_constant_cap():
 @each_form
 def test_a_loss_below_its_bound_never_climbs(method, form, backend, lr):
     w, loss = _line(value=-3.0)
-    optimizer = method.build([w], form, lr=lr, **backend)
+    optimizer = method.build([w], form, lr=min(lr, method.largest_lr), **backend)
     optimizer.step(loss=loss)
     assert torch.equal(w, torch.tensor([1.0, -2.0]))
     assert optimizer.last_step().step_size == 0

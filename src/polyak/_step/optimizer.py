@@ -43,6 +43,7 @@ class PolyakOptimizer(Optimizer):
 
     _ranges: ClassVar[dict[str, Any]] = {}
     _later: ClassVar[tuple[str, ...]] = ()  # the options that a step looks at when they are changed
+    _finite_lr: ClassVar[bool] = False  # whether lr is no cap, but a factor
     _has_own_line: ClassVar[bool] = False
     takes_numbers: ClassVar[bool] = False  # whether `step_size` can do with plain numbers, which are faster on the CPU
     momentum_form: ClassVar[Form] = Form.NESTEROV

@@ -52,6 +52,10 @@ def _is_cap(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
+def _is_factor(value: Any) -> bool:
+    return _is_cap(value) and ((isinstance(value, Tensor) and value.is_meta) or bool(value < math.inf))
+
+
 def _is_real_number(value: Tensor) -> bool:
     is_real = not value.is_complex() and value.dtype is not torch.bool and value.layout is torch.strided
     return is_real and value.numel() == 1
@@ -77,6 +81,7 @@ _POSITIVE = numbers(lambda value: 0 < value < math.inf, "a finite number > 0")
 _FRACTION = numbers(lambda value: 0 <= value < 1, "a number in [0, 1)")
 _CAP_WORDS = "a number ≥ 0 or a tensor of one such number (math.inf for no cap)"
 Cap = Annotated[float | Tensor, Allowed(_is_cap, _CAP_WORDS, _keep_cap)]
+Factor = Annotated[float | Tensor, Allowed(_is_factor, "a finite number ≥ 0 or a tensor of one such number", _keep_cap)]
 Finite = Annotated[float, numbers(math.isfinite, "a finite number")]
 Positive = Annotated[float, _POSITIVE]
 PositiveOrNone = Annotated[float | None, or_none(_POSITIVE)]
@@ -196,10 +201,14 @@ def check(owner: str, group: dict[str, Any], options: Mapping[str, Any], ranges:
 
 def check_decay(owner: str, group: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Raise ValueError if a weight decay is scaled by a cap of inf; a device is not asked."""
-    lr = group["lr"]
     by_lr = group.get("weight_decay") and _GAMMA_DECAYS.isdisjoint(options)
-    if by_lr and (lr.is_cpu if isinstance(lr, Tensor) else True) and lr == math.inf:
+    if by_lr and is_infinite(group["lr"]):
         raise ValueError(f"{owner}: weight_decay needs a finite lr, which scales it: lower lr from inf.")
+
+
+def is_infinite(lr: Any) -> bool:
+    """Return whether lr is known to be inf; a device is not asked."""
+    return bool((lr.is_cpu if isinstance(lr, Tensor) else True) and lr == math.inf)
 
 
 def is_off(value: Any) -> bool:
@@ -233,8 +242,8 @@ def check_value(owner: str, name: str, value: Any, allowed: Allowed | None) -> A
     return allowed.keep(value)
 
 
-def check_cap(owner: str, group: dict[str, Any], options: Mapping[str, Any]) -> None:
-    """Raise ValueError where a schedule, or other code, has made lr something that is no cap."""
+def check_lr(owner: str, group: dict[str, Any], options: Mapping[str, Any], allowed: Allowed | None) -> None:
+    """Raise ValueError where a schedule, or other code, has made lr something that is no cap, or no finite factor."""
     lr = group.setdefault("lr", options["lr"])  # which a group that was put into the list may lack
     if isinstance(lr, Tensor) and not is_scalar(lr):
         if not _is_real_number(lr):
@@ -244,6 +253,8 @@ def check_cap(owner: str, group: dict[str, Any], options: Mapping[str, Any]) -> 
         raise ValueError(
             f"{owner}: lr={said(lr)} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
         )
+    if is_infinite(lr):
+        check_value(owner, "lr", lr, allowed)
     check_decay(owner, group, options)
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice, starmap
@@ -24,7 +23,7 @@ from .._backend.moves import MOMENTUM, Form, Preconditioner
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
 from .._backend.vector import Products, add_up, real
-from .options import check_dense, is_scalar
+from .options import check_dense, is_infinite, is_scalar
 
 Group = dict[str, Any]
 IS_CUDA = Tensor.is_cuda.__get__  # type: ignore[attr-defined]
@@ -225,8 +224,8 @@ def _again(method: Any) -> list[Part]:
     parts: list[Part] = method._kept[0].again(method) if method._kept else []
     for part in parts:
         lr = part.group["lr"]
-        decays = part.group.get("weight_decay") and getattr(lr, "is_cpu", True) and lr == math.inf  # to be looked at
-        if decays or not (is_scalar(lr) if isinstance(lr, Tensor) else isinstance(lr, float) and lr >= 0):
+        too_large = (method._finite_lr or part.group.get("weight_decay")) and is_infinite(lr)
+        if too_large or not (is_scalar(lr) if isinstance(lr, Tensor) else isinstance(lr, float) and lr >= 0):
             return []
         part.form, part.mu = method.form(part.group), part.group.get("momentum") or 0.0
     return parts

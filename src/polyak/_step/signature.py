@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
@@ -21,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from .._backend.chunks import INTERPRETED
 from .._backend.cpu_build import C_TYPES, kernels
 from .._backend.scalars import TYPES, said
-from .options import Allowed, Common, check, check_cap, is_matrix, is_off, unknown
+from .options import Allowed, Common, check, check_lr, is_matrix, is_off, unknown
 from .projection import check_constraint, check_fit
 
 NOT_OPTIONS = frozenset({"self", "params", "constraint", "sync_loss", "process_group"})  # they belong to no group
@@ -41,6 +42,7 @@ def complete(cls: type, base: Callable[..., Any]) -> None:
     parameters = [p.replace(annotation=_plain(types.get(p.name, p.annotation))) for p in (*own, *more)]
     cls.__init__ = _checked(init, inspect.Signature(parameters))  # type: ignore[misc]
     cls._ranges = {p.name: allowed for p in parameters if (allowed := _range(types.get(p.name)))}  # type: ignore[attr-defined]
+    cls._finite_lr = "lr" in cls._ranges and not cls._ranges["lr"].test(math.inf)  # type: ignore[attr-defined]
     later = (name for name in cls._ranges if name not in ("lr", "sync_loss"))  # type: ignore[attr-defined]
     cls._later = (*later, "constraint")  # type: ignore[attr-defined]
     if common:
@@ -102,7 +104,7 @@ def check_options(self: Any) -> None:
     """Raise ValueError if an option in a group has got a value since the last step that is not allowed."""
     groups = self.param_groups
     for group in groups:
-        check_cap(type(self).__name__, group, self.defaults)
+        check_lr(type(self).__name__, group, self.defaults, self._ranges.get("lr"))
     values = [group.get(name) for group in groups for name in self._later]
     if len(values) == len(self._options) and all(map(is_, values, self._options)):
         return

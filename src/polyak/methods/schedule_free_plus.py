@@ -15,7 +15,7 @@ from .._backend.vector import AVERAGE, SQUARES, add_up, sums_abs
 from .._step.decision import Line
 from .._step.lines import adam, along_momentum
 from .._step.optimizer import PolyakOptimizer
-from .._step.options import Betas, Cap, CommonAndBuffers, Count, Finite, Fraction, NonNegative
+from .._step.options import Betas, CommonAndBuffers, Count, Factor, Finite, Fraction, NonNegative
 from .._step.parts import Group, Part
 from .._step.state import LAST_MOMENTUM, check_training, evaluate, train
 
@@ -79,7 +79,7 @@ class ScheduleFreePlus(PolyakOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: Cap = 1.0,
+        lr: Factor = 1.0,
         *,
         betas: Betas = (0.9, 0.95),
         eps: NonNegative = 1e-8,
