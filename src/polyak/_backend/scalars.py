@@ -45,7 +45,7 @@ def as_tensor(scalar: Scalar, like: Tensor) -> Tensor:
 
 
 def store_(old: Tensor, new: Tensor) -> None:
-    """old ← new, and in compiled code, too: see `vector.real`."""
+    """old ← new, and in compiled code, too: see `vector.local_real_view`."""
     if torch.compiler.is_compiling():
         torch._foreach_copy_([old], [new])
     else:
@@ -101,7 +101,7 @@ def where(condition: Tensor | bool, a: Scalar, b: Scalar) -> Any:
     return a if condition else b
 
 
-def said(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return a value as it is quoted in a sentence, on one line and not too long."""
     if isinstance(value, Tensor) and (value.numel() != 1 or value.layout is not torch.strided):
         return f"a tensor of shape {tuple(value.shape)}"

@@ -22,7 +22,7 @@ EPS = {t: torch.finfo(t).eps for t in (torch.float64, torch.float32, torch.bfloa
 DOUBLE = frozenset({torch.float64, torch.complex128})
 
 
-def real(tensor: Tensor) -> Tensor:
+def local_real_view(tensor: Tensor) -> Tensor:
     """Return the tensor itself, its local piece if it is sharded, or a real view if it is complex.
 
     In compiled code a 0-dim tensor becomes a view of one number: Dynamo of torch 2.13 takes the call of a method that

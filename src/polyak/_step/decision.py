@@ -18,7 +18,7 @@ from .._backend.chunks import chunks
 from .._backend.distributed import send
 from .._backend.general import as_general
 from .._backend.moves import MOMENTUM, Form
-from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part, said, store_
+from .._backend.scalars import LARGEST, TINY, Scalar, as_tensor, minimum, number, positive_part, quoted, store_
 from .._backend.vector import add_up, over_processes
 from .parts import Group, Part
 
@@ -237,7 +237,7 @@ def last_step_of(groups: Sequence[Group], last: Sequence[Any], index: int) -> La
     try:
         index = operator.index(index)
     except TypeError as error:
-        raise TypeError(f"last_step() takes the index of a parameter group, but {said(index)} was given.") from error
+        raise TypeError(f"last_step() takes the index of a parameter group, but {quoted(index)} was given.") from error
     if not -len(groups) <= index < len(groups):
         raise IndexError(f"last_step({index}): the optimizer has {len(groups)} parameter groups, counted from 0.")
     for decided in last[1:]:

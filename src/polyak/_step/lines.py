@@ -12,7 +12,7 @@ from torch import Tensor
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
 from .._backend.scalars import TINY, Scalar, as_tensor, bias_correction, maximum, number, store_, where
-from .._backend.vector import AVERAGE, add_up, dots, real, rescale_
+from .._backend.vector import AVERAGE, add_up, dots, local_real_view, rescale_
 from .decision import NONE, Line, store
 from .parts import Group, Part, part_of
 from .state import LAST_MOMENTUM, check_training
@@ -142,7 +142,7 @@ def rescale_idle(part: Part, a: Scalar) -> None:
     a = number(a) if part.numbers else a
     ratio = where(a > 0, part.apart / where(a > 0, a, 1.0), 0.0)
     if idle and (isinstance(ratio, Tensor) or ratio != 1.0):
-        rescale_([real(part.state[p][MOMENTUM]) for p in idle], ratio)
+        rescale_([local_real_view(part.state[p][MOMENTUM]) for p in idle], ratio)
 
 
 def along_momentum(parts: Sequence[Part], factors: Sequence[Any]) -> Scalar:

@@ -1,4 +1,4 @@
-"""What each option may be, as data: checked for every parameter group, and said in one sentence when it is not so."""
+"""What each option may be, as data: checked for every parameter group, and refused in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from .._backend.scalars import is_number, said
+from .._backend.scalars import is_number, quoted
 from ..constraints import Constraint
 
 if TYPE_CHECKING or torch.distributed.is_available():
@@ -182,7 +182,7 @@ def as_group(owner: str, group: Any) -> dict[str, Any]:
     """Return a parameter group; raise TypeError unless it is a dict with parameters."""
     if isinstance(group, dict) and "params" in group:
         return group
-    given = f"the dict {said(group)}" if isinstance(group, dict) else f"a {type(group).__name__}"
+    given = f"the dict {quoted(group)}" if isinstance(group, dict) else f"a {type(group).__name__}"
     raise TypeError(f'{owner}: a parameter group is {given}, but must be a dict such as {{"params": [p], "lr": 0.1}}.')
 
 
@@ -238,7 +238,7 @@ def check_value(owner: str, name: str, value: Any, allowed: Allowed | None) -> A
     if allowed is None:
         return value
     if not allowed.test(value):
-        raise ValueError(f"{owner}: {name}={said(value)} is not allowed, it must be {allowed.words}.")
+        raise ValueError(f"{owner}: {name}={quoted(value)} is not allowed, it must be {allowed.words}.")
     return allowed.keep(value)
 
 
@@ -247,11 +247,11 @@ def check_lr(owner: str, group: dict[str, Any], options: Mapping[str, Any], allo
     lr = group.setdefault("lr", options["lr"])  # which a group that was put into the list may lack
     if isinstance(lr, Tensor) and not is_scalar(lr):
         if not _is_real_number(lr):
-            raise ValueError(f"{owner}: lr={said(lr)} is not allowed, it must be {_CAP_WORDS}.")
+            raise ValueError(f"{owner}: lr={quoted(lr)} is not allowed, it must be {_CAP_WORDS}.")
         group["lr"] = lr = _keep_cap(lr).reshape(())
     if not isinstance(lr, Tensor) and not (is_number(lr) and lr >= 0):
         raise ValueError(
-            f"{owner}: lr={said(lr)} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
+            f"{owner}: lr={quoted(lr)} is no cap on a step size: a schedule needs a finite lr > 0 to start from."
         )
     if is_infinite(lr):
         check_value(owner, "lr", lr, allowed)

@@ -22,7 +22,7 @@ from .._backend.general import General, Several, squares_of_gradients
 from .._backend.moves import MOMENTUM, Form, Preconditioner
 from .._backend.pieces import Pieces
 from .._backend.scalars import Scalar
-from .._backend.vector import Products, add_up, real
+from .._backend.vector import Products, add_up, local_real_view
 from .options import check_dense, is_infinite, is_scalar
 
 Group = dict[str, Any]
@@ -114,13 +114,13 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
     kinds = set()
     for tensor in (*params, *grads):
         kinds.add((tensor.__class__, tensor.layout, tensor.dtype))
-    common = kinds <= COMMON and not torch.compiler.is_compiling()  # which wants `real` views, too
+    common = kinds <= COMMON and not torch.compiler.is_compiling()  # which wants `local_real_view`, too
     if not common:
         for grad in grads:
             check_dense(grad)
-        x = [real(p) for p in params]
-        grads = x if grads is params else [real(aligned(grad, p)) for grad, p in zip(grads, params, strict=True)]
-        buffers = {name: [real(tensor) for tensor in buffer] for name, buffer in buffers.items()}
+        x = [local_real_view(p) for p in params]
+        grads = x if grads is params else [local_real_view(aligned(g, p)) for g, p in zip(grads, params, strict=True)]
+        buffers = {name: [local_real_view(tensor) for tensor in buffer] for name, buffer in buffers.items()}
     elif not kernels and are_on_host([*x, *grads, *chain(*buffers.values())]):
         return Pieces(group, params, x, grads, buffers)
     vectors = {"x": x, "g": grads, **buffers}

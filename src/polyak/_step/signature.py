@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from .._backend.chunks import INTERPRETED
 from .._backend.cpu_build import C_TYPES, kernels
-from .._backend.scalars import TYPES, said
+from .._backend.scalars import TYPES, quoted
 from .options import Allowed, Common, check, check_lr, is_matrix, is_off, unknown
 from .projection import check_constraint, check_fit
 
@@ -127,8 +127,8 @@ def check_together(self: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         for other in given:
             if other != first:
                 raise ValueError(
-                    f"{owner}: one value of {name} holds for all parameter groups, but {said(first)} and {said(other)} "
-                    "were given: give every group the same."
+                    f"{owner}: one value of {name} holds for all parameter groups, but {quoted(first)} and "
+                    f"{quoted(other)} were given: give every group the same."
                 )
     for group, own in zip(groups, self.param_groups, strict=False):  # torch refuses another number of groups
         if "norm" in self.defaults and group.get("norm") == "spectral":

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 from .._backend.distributed import RADIUS
 from .._backend.moves import MOMENTUM
-from .._backend.scalars import TYPES, away_from_zero, is_number, said
-from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, real, scalar_dtype
+from .._backend.scalars import TYPES, away_from_zero, is_number, quoted
+from .._backend.vector import AVERAGE, SQUARES, WIDE, add_, local_real_view, scalar_dtype
 from .options import check
 from .parts import Group
 from .projection import check_fit
@@ -102,7 +102,7 @@ def check_state(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
         if group.get(LAST_MOMENTUM) is not None:
             _check_scalar(owner, LAST_MOMENTUM, group[LAST_MOMENTUM], 0.0)
         if not isinstance(group.get(TRAIN_MODE, True), bool):
-            raise ValueError(f"{owner}: the state holds {TRAIN_MODE}={said(group[TRAIN_MODE])}, {DAMAGED}")
+            raise ValueError(f"{owner}: the state holds {TRAIN_MODE}={quoted(group[TRAIN_MODE])}, {DAMAGED}")
 
 
 def _not_a_state(owner: str) -> ValueError:
@@ -132,7 +132,7 @@ def _check_scalar(owner: str, name: str, value: Any, first: Any) -> None:
         numbers = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
         valid = not bool(numbers.isnan().any()) and not (isinstance(first, int) and bool((numbers < 0).any()))
     if not valid:
-        raise ValueError(f"{owner}: the state holds {name}={said(value)}, {DAMAGED}")
+        raise ValueError(f"{owner}: the state holds {name}={quoted(value)}, {DAMAGED}")
 
 
 def _method_of(group: Mapping[str, Any]) -> str | None:
@@ -285,7 +285,7 @@ def _switch(optimizer: Any, training: bool) -> None:
         group[TRAIN_MODE] = training
         moved = [p for p in group["params"] if MOMENTUM in optimizer.state.get(p, {})]
         if moved:
-            x, v = [real(p) for p in moved], [real(optimizer.state[p][MOMENTUM]) for p in moved]
+            x, v = [local_real_view(p) for p in moved], [local_real_view(optimizer.state[p][MOMENTUM]) for p in moved]
             a = (1.0 - group[LAST_MOMENTUM]) * optimizer.extrapolation(group)
             add_(x, v, a if training else -a, foreach=group["foreach"])
             reshard(moved)

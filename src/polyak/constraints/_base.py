@@ -13,8 +13,8 @@ from torch.nn import Parameter
 
 from .._backend.chunks import Vector
 from .._backend.distributed import full, piece_of
-from .._backend.scalars import is_number, said
-from .._backend.vector import real
+from .._backend.scalars import is_number, quoted
+from .._backend.vector import local_real_view
 
 
 class Constraint(ABC):
@@ -45,7 +45,7 @@ class Constraint(ABC):
 def check_size(owner: str, name: str, value: float | None) -> None:
     """Raise ValueError unless a radius is a finite number > 0."""
     if value is None or not (is_number(value) and 0 < value < math.inf):
-        raise ValueError(f"{owner}: {name}={said(value)} is not allowed, it must be a finite number > 0.")
+        raise ValueError(f"{owner}: {name}={quoted(value)} is not allowed, it must be a finite number > 0.")
 
 
 def constrained(params: Iterable[Tensor]) -> list[Tensor]:
@@ -56,7 +56,7 @@ def constrained(params: Iterable[Tensor]) -> list[Tensor]:
 def real_only(constraint: Constraint, params: Sequence[Tensor]) -> Vector:
     """Return the local pieces of the parameters; raise ValueError or TypeError unless they are of the set's kind."""
     constraint.check(params)
-    return [real(p) for p in params]
+    return [local_real_view(p) for p in params]
 
 
 def flatten(owners: Sequence[Tensor]) -> Tensor:

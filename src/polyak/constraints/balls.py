@@ -66,7 +66,7 @@ class L2Ball(Constraint):
 
     def project_(self, params: Sequence[Tensor]) -> None:
         """x ← x · min{1, radius/‖x‖₂}."""
-        x = [vector.real(p) for p in params]
+        x = [vector.local_real_view(p) for p in params]
         factor = self.scale(vector.sum_squares(x, params), vector.relative_rounding(x)) if x else None
         if factor is not None:
             vector.rescale_(x, factor)

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from .._backend.scalars import is_number, said
+from .._backend.scalars import is_number, quoted
 from ._base import Constraint, check_size, real_only
 
 
@@ -42,7 +42,7 @@ class Box(Constraint):
     def __post_init__(self) -> None:
         if not (is_number(self.low) and is_number(self.high) and self.low < self.high):
             raise ValueError(
-                f"Box({said(self.low)}, {said(self.high)}) is not allowed, low must be a number below high."
+                f"Box({quoted(self.low)}, {quoted(self.high)}) is not allowed, low must be a number below high."
             )
 
     def project_(self, params: Sequence[Tensor]) -> None:

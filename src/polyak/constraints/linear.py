@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._backend import vector
 from .._backend.distributed import send
-from .._backend.scalars import is_number, positive_part, said
+from .._backend.scalars import is_number, positive_part, quoted
 from ._base import Constraint, flatten, real_only, split_like
 
 
@@ -44,10 +44,10 @@ class Halfspace(Constraint):
     def __post_init__(self) -> None:
         normal = self.normal
         if not (_is_finite(normal) and normal.dim() == 1 and bool(normal.any())):
-            given = f"Halfspace: normal={_said(normal)}"
+            given = f"Halfspace: normal={_described(normal)}"
             raise ValueError(f"{given} is not allowed, it must be a finite floating-point 1-dim tensor, not 0.")
         if not (is_number(self.offset) and math.isfinite(self.offset)):
-            raise ValueError(f"Halfspace: offset={said(self.offset)} is not allowed, it must be a finite number.")
+            raise ValueError(f"Halfspace: offset={quoted(self.offset)} is not allowed, it must be a finite number.")
 
     def check(self, params: Sequence[Tensor]) -> None:
         """Raise unless there are as many real coordinates as the normal has entries."""
@@ -92,7 +92,7 @@ class Affine(Constraint):
     def __post_init__(self) -> None:
         matrix, offset = self.matrix, self.offset
         if not (_is_finite(matrix) and _is_finite(offset) and matrix.dim() == 2 and offset.shape == matrix.shape[:1]):
-            given = f"{_said(matrix)} and {_said(offset)}"
+            given = f"{_described(matrix)} and {_described(offset)}"
             raise ValueError(f"Affine needs finite floating-point tensors of shapes (m, n) and (m,), but got {given}.")
         matrix, offset = matrix.double(), offset.double()
         inverse = torch.linalg.pinv(matrix)
@@ -129,5 +129,5 @@ def _is_finite(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
-def _said(given: object) -> str:
+def _described(given: object) -> str:
     return f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from .._backend.chunks import must_not_sync
 from .._backend.distributed import full, is_initialized
-from .._backend.scalars import Scalar, said
+from .._backend.scalars import Scalar, quoted
 from .._backend.vector import cast
 from .._step.decision import Line
 from .._step.loss import Indices, as_scalar, check_single, read_loss, refuse_meta, refuse_without_loss
@@ -187,7 +187,7 @@ def read_indices(owner: str, indices: Any, device: torch.device) -> Tensor:
     try:
         return torch.as_tensor([] if indices is None else indices, device=device).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{owner}: indices are a tensor or a list of integers, but not {said(indices)}.") from error
+        raise TypeError(f"{owner}: indices are a tensor or a list of integers, but not {quoted(indices)}.") from error
 
 
 def check_indices(owner: str, indices: Tensor, samples: int) -> None:
