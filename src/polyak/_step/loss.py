@@ -1,4 +1,4 @@
-"""The three doors through which the loss reaches a step: `loss=`, a closure, and a watched loss."""
+"""The three ways to give a step its loss: `loss=`, a closure, and a watched loss."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _wide(number: Tensor) -> Tensor:
 def read_loss(
     self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
 ) -> Tensor | float | None:
-    """Return the loss from whichever door it came through, or None if it came through none."""
+    """Return the loss that was given, returned by the closure or watched; None if there is none."""
     if indices is not None:
         raise TypeError(f"{type(self).__name__}.step() takes no indices: ALIGPlus alone has targets for samples.")
     watched: WatchedLoss = self._watched
@@ -169,7 +169,7 @@ def read_loss(
 def read_first(
     self: Any, closure: Callable[[], Any] | None, loss: Tensor | float | None, indices: Indices | None = None
 ) -> Tensor | float | None:
-    """Return the loss from a closure that the step evaluates again; there is no other door."""
+    """Return the loss from a closure that the step evaluates again; the loss cannot be given otherwise."""
     owner, groups = type(self).__name__, self.param_groups
     if (closure is None and loss is not None) or not (closure is None or callable(closure)):
         raise TypeError(f"{owner}.step() evaluates the loss twice, so a value is not enough: {CLOSURE}.")

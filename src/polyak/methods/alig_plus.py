@@ -55,8 +55,10 @@ class ALIGPlus(PolyakOptimizer):
         eps: δ ≥ 0. Default 1e-9, the authors' value.
 
     Raises:
-        ValueError: an option is outside its range, or `step` is given losses and indices of unequal number.
-        TypeError: `step` is given indices that are no integers.
+        ValueError: an option is outside its range, a group misspells it, or `step` is given losses and indices of
+            unequal number.
+        TypeError: an argument does not exist, `constraint` is not a Constraint, a parameter is sparse or not
+            floating-point, or `step` is given indices that are no integers.
         IndexError: an index is below 0 or not below `samples`; not checked on a device, whose numbers are not read.
 
     Example:
