@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 import polyak
@@ -19,6 +20,7 @@ import sharing
 from catalogue import METHODS
 from messages import MESSAGES
 from observe import SMALL_BALLS
+from polyak._backend import distributed
 
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 HERE = Path(__file__).parent
@@ -172,6 +174,20 @@ def test_a_bound_on_some_processes_alone_is_refused_on_all(seen, step):
         assert sentence.startswith("ALIG: some processes give lower_bound to step() and others do not")
         assert sentence.endswith("give it on all of them or on none.")
         assert moved == step
+
+
+@pytest.mark.parametrize("given", [(), (0,), (0, 1)], ids=str)
+def test_where_the_host_may_not_read_it_such_a_loss_is_nan(given, monkeypatch):
+    """So the step is skipped on all processes."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    loss, bound = torch.tensor(3.0), torch.tensor(1.0)
+    sent = [distributed._message(loss * i, bound * i if i in given else 0.0) for i in range(2)]
+    mean, mean_bound = distributed.Processes("ALIG", None).receive(sum(sent) / 2, loss, bound)
+    assert bool(mean.isnan()) == (len(given) == 1)
+    if len(given) != 1:
+        assert mean == 1.5
+    if len(given) == 2:
+        assert mean_bound == 0.5
 
 
 @pytest.mark.parametrize("kind", sharing.RADII)
