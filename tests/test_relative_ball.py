@@ -32,6 +32,7 @@ def norm_after_a_long_step(optimizer: polyak.PolyakOptimizer) -> float:
 
 
 @each_method
+@pytest.mark.usefixtures("arithmetic")
 def test_the_radius_is_a_multiple_of_the_norm_of_all_groups_at_construction(method):
     ball = polyak.L2Ball(relative=1.5)
     groups = [{"params": [ones(9)]}, {"params": [ones(16)]}]

@@ -95,12 +95,12 @@ class L2Ball(Constraint):
             return squared_norm
         for part in parts:
             k, v, foreach = part.ahead, part.buffers[MOMENTUM], part.group["foreach"]
-            shrink = factor - 1.0 if part.skip is None else torch.where(part.skip, 0.0, factor - 1.0)
-            part.scale_(v, 1.0 + shrink * k)
-            vector.add_(v, part.x, shrink, foreach=foreach)
-            share = (1.0 - k) * shrink / (1.0 + shrink * k)  # of y + k·v, in which v is the new one
-            part.scale_(part.x, 1.0 + share)
-            vector.add_(part.x, v, share * k, foreach=foreach)
+            own = factor if part.skip is None else torch.where(part.skip, 1.0, factor)
+            kept = (1.0 - k) + k * own  # 1 + k(own - 1) would round a small factor off
+            part.scale_(v, kept)
+            vector.add_(v, part.x, own - 1.0, foreach=foreach)
+            part.scale_(part.x, own / kept)  # y ← y + (1 − k)(own − 1)(y + k·v)/kept, in which v is the new one
+            vector.add_(part.x, v, k * (1.0 - k) * (own - 1.0) / kept, foreach=foreach)
         return squared_norm
 
     def scale(self, squared_norm: Scalar, rounding: float) -> Scalar | None:
