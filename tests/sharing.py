@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -160,6 +161,38 @@ def micro_batches_of_heads(mesh: DeviceMesh) -> list[float]:
     return [float(sum(losses).detach()) / 2, float(optimizer.last_step().loss)]
 
 
+class Heads(nn.Module):
+    """A network with two heads, of which a batch takes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.heads = nn.Linear(4, 8), nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
+
+    def forward(self, x: Tensor, head: int) -> Tensor:
+        return self.heads[head](self.body(x))
+
+
+def a_gradient_that_another_pass_reduces(kind: str) -> list[float]:
+    """Give a head an optimizer of its own; its gradient is averaged at the end of a pass that does not reach it."""
+    torch.manual_seed(0)
+    net: Any = Heads()
+    weight = net.heads[0].weight
+    if kind == "FSDP2":
+        fully_shard(net)
+        weight = net.heads[0].weight
+    model = net if kind == "FSDP2" else nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+    optimizer, reached = polyak.ALIG([weight], lr=0.1), torch.zeros(())
+    for i, head in enumerate((1, 0, 1)):
+        if kind == "FSDP2":
+            net.set_requires_gradient_sync(i == 2)
+        with contextlib.nullcontext() if kind == "FSDP2" or i == 2 else model.no_sync():
+            loss = optimizer.watch(model(torch.ones(2, 4), head).square().mean())
+            (loss / 3).backward()
+        reached += (loss.detach() / 3) * (head == 0)
+    optimizer.step()
+    return [float(reached), float(optimizer.last_step().loss)]
+
+
 def a_skipped_step(wrap: Callable[[nn.Module], nn.Module]) -> list[float]:
     """Let a GradScaler skip the first of two steps; return the loss of the second, and what the step saw."""
     torch.manual_seed(0)
@@ -236,6 +269,8 @@ def checks(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
         if hasattr(method.cls, "eval"):
             passes = [forward_passes_alone(method.name, forward) for forward in (False, True)]
             found[f"forward passes {method.name}"] = passes
+    for kind in ("DDP", "FSDP2"):
+        found[f"reduced later {kind}"] = a_gradient_that_another_pass_reduces(kind)
     for door in ("loss", "closure", "samples"):
         found[f"partial {door}"] = partial_numbers(door, mesh)
     found["unequal batches"] = unequal_batches(rank)

@@ -213,7 +213,10 @@ def test_a_process_without_parameters_shares_a_loss_in_float64(seen):
     assert first[1:] == pytest.approx([0.9, 0.9], rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ["heads", "skipped DistributedDataParallel", "skipped fully_shard"])
+@pytest.mark.parametrize(
+    "case",
+    ["heads", "skipped DistributedDataParallel", "skipped fully_shard", "reduced later DDP", "reduced later FSDP2"],
+)
 def test_a_watched_loss_is_that_of_the_gradients_that_are_there(seen, case):
     for found in seen:
         loss, watched = found["shared"][case]

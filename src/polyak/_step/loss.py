@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from numbers import Rational, Real
 from typing import Any, NoReturn
 
@@ -38,7 +39,7 @@ class WatchedLoss:
     def __init__(self) -> None:
         self._reached: Tensor | None = None  # the sum over the passes that reach the parameters
         self._others: Tensor | None = None
-        self._running: dict[int, list[tuple[Tensor, Any]]] = {}  # by the pass, which has not ended
+        self._running: dict[int, list[tuple[Tensor, list[Tensor], list[Any]]]] = {}  # by the pass, not ended yet
         self._leaves = Leaves()
         self.replay = Replay()
         self.samples: Any = None  # the losses and the indices of a batch
@@ -71,14 +72,18 @@ class WatchedLoss:
             self._count(part, is_reached=True)
             return
         task, queue = torch._C._current_graph_task_id(), torch.autograd.Variable._execution_engine.queue_callback
-        before = None if self._is_reached(groups) else _gradients(groups)
-        self._running.setdefault(task, []).append((part, before))
+        leaves = self._leaves.of([p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf])
+        reached = [*islice(filter(_is_executed, leaves), 1)]
+        handles = [] if reached else [p.register_post_accumulate_grad_hook(reached.append) for p in leaves]
+        self._running.setdefault(task, []).append((part, reached, handles))
         queue(lambda: queue(lambda: self._end(task, groups)))  # after the callback in which FSDP2 sets p.grad
 
     def _end(self, task: int, groups: Groups) -> None:
         """Count the losses of a pass: checkpoints with use_reentrant=True compute gradients in passes of their own."""
-        for part, before in self._running.pop(task, ()):
-            self._count(part, before is None or _gradients(groups) != before)
+        for part, reached, handles in self._running.pop(task, ()):
+            for handle in handles:
+                handle.remove()
+            self._count(part, is_reached=bool(reached))
         self._landed = _any_gradient(groups)
 
     def _count(self, part: Tensor, is_reached: bool) -> None:
@@ -87,19 +92,17 @@ class WatchedLoss:
         else:
             self._others = part if self._others is None else self._others + part
 
-    def take(self, groups: Groups = ()) -> Tensor | None:
+    def take(self) -> Tensor | None:
         """Return the value and forget it; inside backward, with what this pass has added so far."""
         if self._running and not is_compiling():
-            self._end(torch._C._current_graph_task_id(), groups)
+            self._end(torch._C._current_graph_task_id(), ())
+            for _, _, handles in chain.from_iterable(self._running.values()):  # of passes that raised an error
+                for handle in handles:
+                    handle.remove()
             self._running.clear()
         value = self._others if self._reached is None else self._reached
         self._reached, self._others, self._landed = None, None, False
         return value
-
-    def _is_reached(self, groups: Groups) -> bool:
-        """Return whether the backward pass that is running accumulates a gradient of one of the parameters."""
-        params = [p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf]
-        return any(map(_is_executed, self._leaves.of(params)))
 
 
 SCALINGS = frozenset({"MulBackward0", "DivBackward0", "ToCopyBackward0", "CloneBackward0", "AliasBackward0"})
@@ -112,11 +115,6 @@ def _multiplied(loss: Tensor) -> Iterator[tuple[Any, int]]:
         yield node, key
         inputs = [each for each in node.next_functions if each[0] is not None] if node.name() in SCALINGS else []
         node, key = inputs[0] if len(inputs) == 1 else (None, 0)
-
-
-def _gradients(groups: Groups) -> list[Any]:
-    """Return numbers that change when a pass changes a gradient."""
-    return [(id(p.grad), _version(p)) for group in groups for p in group["params"]]
 
 
 def _is_executed(p: Tensor) -> bool:
@@ -158,11 +156,9 @@ def read_loss(
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-        seen = watched.take(
-            self.param_groups
-        )  # a watched loss is exact under accumulation, a framework's return value may not be
+        seen = watched.take()  # a watched loss is exact under accumulation, a framework's return value may not be
         return loss if seen is None else seen
-    seen = watched.take(self.param_groups)
+    seen = watched.take()
     return seen if loss is None else loss
 
 
