@@ -67,7 +67,7 @@ def histories(draw: st.DrawFn) -> History:
     call = st.builds(Call, losses, st.tuples(*[contents] * count), st.integers(0, 99))
     options = {
         **draw(st.sampled_from(list(BACKENDS.values()))),
-        "lr": draw(st.sampled_from([1e-3, 0.1, 10.0, math.inf])),
+        "lr": draw(st.sampled_from([1e-3, 0.1, 10.0, method.largest_lr])),
         "constraint": draw(st.sampled_from([None, polyak.L2Ball(1.0)])),
     }
     return History(method, form, options, tuple(groups), tuple(draw(st.lists(call, min_size=1, max_size=6))))
