@@ -1,6 +1,6 @@
 """Methods that average their iterates and store no z: gradients may be missing, and options may change.
 
-The transcriptions store x, y and z of every parameter. One that has no gradient keeps all three.
+The transcriptions store x, y and z of every parameter. One that has no gradient keeps x and z.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def transcribed(name: str, momenta: list, present: list[tuple[bool, bool]], **op
         for i in now:
             z[i] = z[i] - γ * (m[i] / (1 - 0.9**t) if plus else g[i]) / D[i]
             x[i] = (1 - c) * x[i] + c * z[i]
-            y[i] = β * x[i] + (1 - β) * z[i] if name in FREE else x[i]
+        y = [β * x[i] + (1 - β) * z[i] if name in FREE else x[i] for i in range(2)]
         last = β
         yield [*x, *y] if name in FREE else [*x]
 
@@ -135,7 +135,7 @@ def test_a_momentum_that_changes_is_that_of_the_steps_after_it(name, backend, mo
     compare(name, momenta, both(), **backend)
 
 
-@pytest.mark.parametrize("name", ["IAM", "IAMAdam", "SafeSPS"])
+@each_name
 @each_backend
 def test_both_at_once(name, backend):
     compare(name, CYCLE, ABSENT, **backend)
@@ -186,3 +186,26 @@ def test_a_state_without_the_last_momentum_goes_on_from_the_options(method, tria
             optimizer.step(loss=p.detach().square().sum())
         ends.append(p.detach().numpy().copy())
     np.testing.assert_allclose(*ends, rtol=1e-14)
+
+
+@each_name
+def test_a_state_holds_the_last_momentum_as_a_number(name):
+    """On a device it may be a tensor; torch.distributed.checkpoint wants what a new optimizer's state has."""
+    torch.compiler.reset()
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+    optimizer = getattr(polyak, name)([p], lr=0.1, momentum=0.9)
+    step = torch.compile(optimizer.step, backend="eager")
+    for momentum in (0.9, 0.9, 0.6, 0.7):
+        optimizer.param_groups[0]["momentum"] = momentum
+        p.grad = 2 * p.detach()
+        step(loss=p.detach().square().sum())
+    assert isinstance(optimizer.param_groups[0]["last_momentum"], torch.Tensor)
+    state = optimizer.state_dict()
+    assert type(state["param_groups"][0]["last_momentum"]) is float
+    resumed = getattr(polyak, name)([q := torch.nn.Parameter(p.detach().clone())], lr=0.1)
+    resumed.load_state_dict(state)
+    for each in (optimizer, resumed):
+        param = each.param_groups[0]["params"][0]
+        param.grad = torch.tensor([0.5, 1.0, -1.0])
+        each.step(loss=1.0)
+    torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._backend.general import average_all_
 from .._backend.moves import MOMENTUM, Preconditioner
 from .._backend.scalars import TINY, Scalar, as_tensor, bias_correction, maximum, number, store_, where
-from .._backend.vector import AVERAGE, add_up, dots, local_real_view, rescale_
+from .._backend.vector import AVERAGE, add_, add_up, dots, local_real_view, rescale_
 from .decision import NONE, Line, store
 from .parts import Group, Part, part_of
 from .state import LAST_MOMENTUM, check_training
@@ -116,7 +116,7 @@ def follow(self: Any, parts: list[Part], decisions: Sequence[Any]) -> None:
             continue
         note_momentum(part)
         if len(part.params) < len(part.group["params"]):
-            rescale_idle(part, self.extrapolation(part.group))
+            keep_idle(part, self.extrapolation(part.group))
 
 
 def note_momentum(part: Part) -> None:
@@ -136,13 +136,18 @@ def note_momentum(part: Part) -> None:
         group[LAST_MOMENTUM] = now
 
 
-def rescale_idle(part: Part, a: Scalar) -> None:
-    """Rescale v of the parameters that have no gradient, which z − x = av from now on would otherwise change."""
+def keep_idle(part: Part, a: Scalar) -> None:
+    """Keep x and z of what has no gradient, although z − x = av and y = x + (1 − β)(z − x) have another a and β."""
     idle = [p for p in part.group["params"] if p.grad is None and p in part.state and MOMENTUM in part.state[p]]
-    a = number(a) if part.numbers else a
+    if not idle:
+        return
+    v, beta = [local_real_view(part.state[p][MOMENTUM]) for p in idle], part.group[LAST_MOMENTUM]
+    a, beta = (number(a), number(beta)) if part.numbers else (a, beta)
+    if part.form.holds_y and (isinstance(beta, Tensor) or beta != part.beta):
+        add_([local_real_view(p) for p in idle], v, (part.beta - beta) * part.apart, foreach=part.group["foreach"])
     ratio = where(a > 0, part.apart / where(a > 0, a, 1.0), 0.0)
-    if idle and (isinstance(ratio, Tensor) or ratio != 1.0):
-        rescale_([local_real_view(part.state[p][MOMENTUM]) for p in idle], ratio)
+    if isinstance(ratio, Tensor) or ratio != 1.0:
+        rescale_(v, ratio)
 
 
 def along_momentum(parts: Sequence[Part], factors: Sequence[Any]) -> Scalar:

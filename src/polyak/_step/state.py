@@ -30,11 +30,9 @@ EARLIEST = {  # states of 0.1.0 name no method, but these options tell
     "gamma": "SmoothSPS",
     "c": "SPS",
 }
-
 TRAIN_MODE = "train_mode"  # the key of a schedule-free group that is False while its parameters hold the average
 LAST_MOMENTUM = "last_momentum"  # the key of the momentum with which the last step averaged, whatever the option is now
 KEPT = frozenset({METHOD, RADIUS, TRAIN_MODE, LAST_MOMENTUM})
-
 BUFFERS = {MOMENTUM: "momentum", AVERAGE: "gradient average", SQUARES: "average of squares"}
 
 
@@ -75,12 +73,11 @@ def _prepare(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """
     check_state(optimizer, state_dict)
     check_together(optimizer, state_dict["param_groups"])
-    state = {key: _wrapped(buffers) for key, buffers in state_dict["state"].items()}
+    state = {
+        key: {name: OfThisProcess(value) if name in BUFFERS else value for name, value in buffers.items()}
+        for key, buffers in state_dict["state"].items()
+    }
     return {**state_dict, "state": state}
-
-
-def _wrapped(buffers: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: OfThisProcess(value) if name in BUFFERS else value for name, value in buffers.items()}
 
 
 def check_state(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
@@ -170,6 +167,8 @@ def for_saving(state_dict: dict[str, Any]) -> dict[str, Any]:
     for group in groups:
         if "constraint" in group:  # the key stays, since torch.distributed.checkpoint expects every key of a group
             group["constraint"] = None
+        if isinstance(last := group.get(LAST_MOMENTUM), Tensor) and not last.is_meta:  # always a number or None
+            group[LAST_MOMENTUM] = last.item()
     return {**state_dict, "param_groups": groups}
 
 

@@ -110,9 +110,12 @@ def unused(args: Any, optimizer: Any) -> list[str]:
     return sentences
 
 
+WITHOUT_WARMUP = frozenset({"constant", "reduce_lr_on_plateau", "greedy"})  # schedules that ignore warmup_steps
+
+
 def _refuse_warmup(args: Any, optimizer: Any) -> None:
     """Raise ValueError if the schedule begins at 0 times an infinite cap, which is NaN."""
-    warms_up = _schedule(args) != "constant" and bool(args.warmup_steps or getattr(args, "warmup_ratio", None))
+    warms_up = _schedule(args) not in WITHOUT_WARMUP and bool(args.warmup_steps or getattr(args, "warmup_ratio", None))
     if warms_up and any(float(group["lr"]) == math.inf for group in optimizer.param_groups):
         raise ValueError(
             f"{type(optimizer).__name__}: a warm-up multiplies lr=inf by 0, which is NaN: give a finite lr, or write "

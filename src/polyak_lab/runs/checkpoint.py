@@ -14,7 +14,7 @@ from polyak_lab.processes import group
 from polyak_lab.runs.documents import read_bytes
 
 FORMAT = 1
-LATER_KEYS = {"polyak_method"}
+LATER_KEYS = {"polyak_method", "last_momentum"}
 """Keys of parameter groups that the checkpoints of older versions lack."""
 
 

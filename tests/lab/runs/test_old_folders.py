@@ -5,9 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from lab.runs import call
-from polyak_lab.runs import stored
+from lab.runs import call, run
+from polyak_lab.config.run import Optimizer
+from polyak_lab.recipes.resolve import resolve
+from polyak_lab.runs import checkpoint, stored
+from polyak_lab.training.build import build_session
 
 OLD = Path(__file__).with_name("version_0_1_0")
 TRAIN = ("train", "--data", "digits", "--model", "logistic", "--optimizer", "alig", "--lr", 1.0, "--momentum", 0.9)
@@ -55,3 +59,16 @@ def test_an_interrupted_run_resumes_from_its_checkpoint(folder, capsys):
 def test_another_run_is_refused(folder, capsys):
     assert call(*TRAIN, *OPTIONS, "--seed", 1, "--out", folder / "interrupted") == 1
     assert "holds another run: its training.seed is 0, but 1 was requested" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["iam", "iam-adam", "safe-sps", "schedule-free-sps", "schedule-free-plus", "alig"])
+def test_a_checkpoint_may_lack_the_keys_that_came_later(name, tmp_path):
+    wanted = resolve(run(Optimizer(name)))
+    path, session = tmp_path / "checkpoint.pt", build_session(wanted)
+    checkpoint.save(path, session, 1, "hash", "metrics")
+    content = torch.load(path, weights_only=True)
+    for group in content["state"]["optimizer"]["param_groups"]:
+        for key in checkpoint.LATER_KEYS:
+            group.pop(key, None)
+    torch.save(content, path)
+    assert checkpoint.load(path, build_session(wanted), "hash", wanted.training) == (1, "metrics")
