@@ -26,8 +26,8 @@ def page(name: str) -> str:
     members = MEMBERS.get(thing)
     if issubclass(thing, polyak.Constraint):
         members = "project_"
-    elif issubclass(thing, tuple):
-        members = ", ".join([*thing._fields, *(["gap"] if name == "Line" else [])])
+    elif thing is polyak.Line:
+        members = "gap"
     text = [*lines, _directive("autoclass", name, members)]
     if issubclass(thing, polyak.PolyakOptimizer) and thing is not polyak.PolyakOptimizer:
         text.append(COMMON)
