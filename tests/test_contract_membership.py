@@ -20,6 +20,7 @@ from catalogue import each_backend, each_method
 from observe import SMALL_BALLS, bits
 from polyak._step import torch_hooks
 
+FROZEN = "ignore:.*requires_grad=False has a gradient"
 pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 
 ROLES = ("used", "unused", "frozen", "frozen with a stale gradient", "frozen without a gradient")
@@ -41,6 +42,7 @@ def cast(roles: tuple[str, ...]) -> list[nn.Parameter]:
 
 @each_method
 @each_backend
+@pytest.mark.filterwarnings(FROZEN)
 def test_a_ball_holds_for_what_requires_a_gradient_and_for_nothing_else(method, backend, monkeypatch):
     # SAMSPS looks for the modules of its parameters once, which takes a second among the objects of a test run
     monkeypatch.setattr(torch_hooks, "_modules_of", lambda ids: [])
@@ -54,7 +56,7 @@ def test_a_ball_holds_for_what_requires_a_gradient_and_for_nothing_else(method, 
         assert {p: bits(p) for p in frozen} == frozen, (roles, cut)
 
 
-@pytest.mark.filterwarnings("ignore:.*moves nothing")  # the last of the parameters that have a gradient is frozen
+@pytest.mark.filterwarnings("ignore:.*moves nothing", FROZEN)  # the last one that is left is frozen
 def test_a_parameter_may_be_frozen_and_released_between_steps():
     params = cast(("used", "used", "unused"))
     optimizer = polyak.ALIG(params, lr=1.0, momentum=0.9, constraint=polyak.L2Ball(7.0))

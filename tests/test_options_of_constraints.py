@@ -185,3 +185,23 @@ def test_a_set_of_ones_own_needs_no_more_than_a_projection():
     w.grad = torch.ones_like(w)
     optimizer.step(loss=1.0)
     assert not w.any()
+
+
+@each_method
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("make", [lambda: polyak.L2Ball(9.0), lambda: polyak.Box(-9, 9)], ids=["L2Ball", "Box"])
+def test_a_frozen_parameter_that_moves_out_of_its_set_is_warned_about_once(method, later, make):
+    w, v = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    optimizer = method.build([w, v], lr=0.1, constraint=make())
+    v.requires_grad_(later)
+    for p in (w, v):
+        p.grad = torch.ones(2)
+    if later:
+        optimizer.step(loss=1.0)
+        v.requires_grad_(False)
+    name = type(make()).__name__
+    with pytest.warns(UserWarning, match=f"requires_grad=False has a gradient.*{name} does not hold for it"):
+        optimizer.step(loss=1.0)
+    optimizer.step(loss=1.0)
+    v.grad = None
+    optimizer.step(loss=1.0)

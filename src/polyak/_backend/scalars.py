@@ -62,13 +62,13 @@ def away_from_zero(a: Scalar, dtype: torch.dtype) -> Scalar:
 def minimum(a: Scalar, b: Scalar) -> Scalar:
     """Return min{a, b}, or NaN if either is NaN."""
     if isinstance(a, Tensor):
-        return a.clamp(max=_held(b, a.dtype))
+        return a.clamp(max=_representable(b, a.dtype))
     if isinstance(b, Tensor):
-        return b.clamp(max=_held(a, b.dtype))
+        return b.clamp(max=_representable(a, b.dtype))
     return b if b < a or b != b else a
 
 
-def _held(b: Scalar, dtype: torch.dtype) -> Scalar:
+def _representable(b: Scalar, dtype: torch.dtype) -> Scalar:
     """Return b, or ±inf for a number that a type cannot hold, at which `clamp` would raise."""
     return b if isinstance(b, Tensor) or abs(b) <= LARGEST.get(dtype, math.inf) else b * math.inf
 

@@ -97,18 +97,18 @@ def iterate_average(line: Line, parts: list[Part], t: Scalar = 0) -> Line:
 
 
 def weight_of_x(momentum: Any, t: Scalar) -> Any:
-    """Return λ."""
+    """Return the weight λ of x in x ← (λx + z) / (1 + λ): μ / (1 − μ), or t without a momentum."""
     return t if momentum is None else momentum / (1.0 - momentum)
 
 
 def weight_after(group: Group) -> Any:
-    """Return λ, as of the last step."""
+    """Return the λ of the last step."""
     t = group["steps"].to(group["step_size"].dtype) if "steps" in group else 0.0
     return weight_of_x(group[LAST_MOMENTUM], t)
 
 
-def follow(self: Any, parts: list[Part], decisions: Sequence[Any]) -> None:
-    """Note what follows from the decisions: the learned bound, and z of methods that average their iterates."""
+def after_move(self: Any, parts: list[Part], decisions: Sequence[Any]) -> None:
+    """Learn the bound, and keep what z of methods that average their iterates is computed from."""
     if "learn_lower_bound" in self.shared and parts[0].group["learn_lower_bound"]:
         learn(self.param_groups, parts, decisions)
     for part in parts:
@@ -178,7 +178,7 @@ def any_time(line: Line, parts: list[Part], averages: dict[str, Any]) -> Line:
 
 
 def share_before_last(group: Group) -> Scalar:
-    """Return the 1 − c of the last step of this."""
+    """Return the 1 − c of the last step of `any_time`."""
     t = group["steps"].to(group["step_size"].dtype)
     share: Scalar = t / (t + 1)
     return share

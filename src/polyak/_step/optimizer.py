@@ -19,7 +19,7 @@ from . import options as _options
 from . import state as _state
 from .advice import Advice
 from .decision import NONE, LastStep, Line, decide_on_numbers, decide_on_tensors, is_unusual, last_step_of
-from .lines import follow, measure
+from .lines import after_move, measure
 from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_inside_backward, refuse_without_loss
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
@@ -186,7 +186,7 @@ class PolyakOptimizer(Optimizer):
                 gamma = part.scaled(decided.gamma) if self._has_own_line else decided.gamma
                 squares.append(part.move(gamma, decided.keep, decided.skip, ball is not None))
         if self._has_own_line:
-            follow(self, parts, self._last[1:])
+            after_move(self, parts, self._last[1:])
         whole = ball if len(squares) == len(parts) else None
         self._squares[:] = [] if whole is None else [whole.shrink_(parts, squares)]
         if whole is None and squares:
@@ -196,7 +196,8 @@ class PolyakOptimizer(Optimizer):
         """Let backward itself report the loss, for loops whose step() carries none.
 
         The hook adds ∂objective/∂loss · loss when backward reaches the loss, so that the sum over micro-batches is the
-        very objective whose gradient was accumulated. `step` uses the sum once; `zero_grad` drops it.
+        very objective whose gradient was accumulated. `step` uses the sum once; `zero_grad` drops it. A loss that is
+        watched twice counts once, and so does a multiple of it; one that is watched after its multiple counts again.
 
         Args:
             loss: the loss of a micro-batch, before any division or scaling.

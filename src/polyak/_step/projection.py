@@ -16,7 +16,7 @@ from .._backend.distributed import PIECES, RADIUS, is_shard_of_zero, needs_whole
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import number
 from .._backend.vector import add_, add_up, assign_, squares_together
-from ..constraints._base import constrained
+from ..constraints._base import constrained, is_frozen
 from ..constraints.balls import L2Ball
 from .advice import Advice
 from .parts import Group, Part, whole
@@ -49,13 +49,25 @@ def check_constraint(owner: str, constraint: Any) -> Any:
     return constraint
 
 
-def check_fit(groups: Sequence[Group], shared: Constraint | None) -> None:
-    """Raise ValueError or TypeError, before anything moves, unless every constraint fits its parameters."""
+def check_fit(self: Any) -> None:
+    """Raise ValueError or TypeError, before anything moves, unless every constraint fits its parameters.
+
+    A frozen parameter that may move, and for which its constraint does not hold, is warned about once.
+    """
+    groups, shared = self.param_groups, self._constraint
     own = [(group["constraint"], [group]) for group in groups if group.get("constraint") is not None]
     for constraint, members in [*own, *([] if shared is None else [(shared, _sharing(groups))])]:
-        params = constrained([p for group in members for p in group["params"]])
+        moved = [p for group in members for p in group["params"]]
+        params = constrained(moved)
         if params and hasattr(constraint, "check"):  # a constraint needs no more than `project_`
             constraint.check(params)
+        if len(params) < len(moved) and any(p.grad is not None and is_frozen(p) for p in moved):
+            self._advice.give(
+                "frozen",
+                f"a parameter with requires_grad=False has a gradient, so that a step may move it, but the constraint "
+                f"{type(constraint).__name__} does not hold for it: set its .grad to None to leave it where it is, or "
+                "call requires_grad_() to constrain it.",
+            )
 
 
 def _project_ahead(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[Part]) -> None:

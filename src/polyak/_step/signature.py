@@ -114,7 +114,7 @@ def check_options(self: Any) -> None:
         _check_later_constraint(type(self).__name__, changed.get("constraint"))
         group.update(changed)
     check_together(self, groups)
-    check_fit(groups, self._constraint)
+    check_fit(self)
     self._options[:] = [group.get(name) for group in groups for name in self._later]
 
 

@@ -221,7 +221,7 @@ def buffer_dtype(group: Group, p: Tensor, name: str) -> torch.dtype:
 def init_group(self: Any) -> None:
     """Create the buffers that are missing; torch.compile runs a method of this kind eagerly."""
     self._check_options()
-    check_fit(self.param_groups, self._constraint)
+    check_fit(self)
     if self._places != (present := places(self.param_groups)):  # a model was moved, or got another type
         follow_parameters(self)
         self._places = present

@@ -48,9 +48,14 @@ def check_size(owner: str, name: str, value: float | None) -> None:
         raise ValueError(f"{owner}: {name}={quoted(value)} is not allowed, it must be a finite number > 0.")
 
 
+def is_frozen(p: Tensor) -> bool:
+    """Return whether no constraint holds for a parameter; a plain tensor, such as one of torch.func, is not frozen."""
+    return not p.requires_grad and isinstance(p, Parameter)
+
+
 def constrained(params: Iterable[Tensor]) -> list[Tensor]:
-    """Return the parameters that a constraint holds for: frozen ones are not, plain tensors are."""
-    return [p for p in params if p.requires_grad or not isinstance(p, Parameter)]
+    """Return the parameters that a constraint holds for."""
+    return [p for p in params if not is_frozen(p)]
 
 
 def real_only(constraint: Constraint, params: Sequence[Tensor]) -> Vector:

@@ -9,13 +9,12 @@ from typing import Any, ClassVar, final, overload
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .._backend import vector
 from .._backend.chunks import must_not_sync
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import Scalar, number
-from ._base import Constraint, check_size, flatten, real_only, split_like
+from ._base import Constraint, check_size, flatten, is_frozen, real_only, split_like
 
 
 @final
@@ -142,7 +141,7 @@ def measured_ball(parts: Sequence[Any], shared: object) -> L2Ball | None:
             return None
         moving = iter(part.params)
         for p in part.group["params"]:
-            if (p.requires_grad or not isinstance(p, Parameter)) and p is not next(moving, None):
+            if (p.requires_grad or not is_frozen(p)) and p is not next(moving, None):
                 return None
         if next(moving, None) is not None:  # what is frozen moves, but is no member
             return None
