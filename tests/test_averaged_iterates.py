@@ -141,6 +141,12 @@ def test_both_at_once(name, backend):
     compare(name, CYCLE, ABSENT, **backend)
 
 
+@each_name
+@pytest.mark.usefixtures("device_arithmetic")
+def test_both_at_once_on_a_device(name):
+    compare(name, CYCLE, ABSENT)
+
+
 @pytest.mark.parametrize("name", ["IAM", "IAMAdam"])
 @each_backend
 def test_the_average_of_all_iterates_may_be_switched_on_and_off(name, backend):

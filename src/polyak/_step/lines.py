@@ -166,7 +166,8 @@ def schedule_free(line: Line, parts: list[Part], c_before: Scalar, c: Scalar) ->
     for part in parts:
         check_training(part.group)
         last = part.group[LAST_MOMENTUM]
-        part.beta, part.mu = number(last) if part.numbers else last, 1.0 - c_before
+        part.beta = number(last) if part.numbers else last * 1.0  # a copy, since `note_momentum` changes the tensor
+        part.mu = 1.0 - c_before
         part.apart, part.ahead = part.mu, part.group["momentum"] * (1.0 - c)
     return line._replace(value=line.value + along_momentum(parts, [part.beta * part.mu for part in parts]))
 

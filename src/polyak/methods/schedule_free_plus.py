@@ -136,7 +136,7 @@ class ScheduleFreePlus(PolyakOptimizer):
             group = part.group
             check_training(group)
             last, share = (group[LAST_MOMENTUM], group["share"])
-            last, share = (number(last), number(share)) if part.numbers else (last, share)
+            last, share = (number(last), number(share)) if part.numbers else (last * 1.0, share)  # see `schedule_free`
             part.beta, part.next_beta, part.mu = last, annealed(group, k), 1.0 - share
             part.apart = part.mu
             part.preconditioner = adam(group, bias_correction(beta2, k + 1), k + 1)
