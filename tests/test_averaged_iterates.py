@@ -62,6 +62,9 @@ def transcribed(name: str, momenta: list, present: list[tuple[bool, bool]], **op
         for i in now:
             z[i] = z[i] - γ * (m[i] / (1 - 0.9**t) if plus else g[i]) / D[i]
             x[i] = (1 - c) * x[i] + c * z[i]
+        if "radius" in options:  # the ball holds for z, that of parameters without a gradient, too
+            factor = min(1.0, options["radius"] / np.linalg.norm(z))
+            x, z = [x[i] + c * (factor - 1) * z[i] for i in range(2)], [factor * z[i] for i in range(2)]
         y = [β * x[i] + (1 - β) * z[i] if name in FREE else x[i] for i in range(2)]
         last = β
         yield [*x, *y] if name in FREE else [*x]
@@ -70,6 +73,8 @@ def transcribed(name: str, momenta: list, present: list[tuple[bool, bool]], **op
 def trained(name: str, momenta: list, present: list[tuple[bool, bool]], **options) -> Iterator[list[np.ndarray]]:
     """Yield the same of the optimizer, which evaluates after every step."""
     params = [torch.nn.Parameter(torch.full((4,), float(s), dtype=torch.float64)) for s in (1, -1)]
+    if "radius" in options:
+        options["constraint"] = polyak.L2Ball(options.pop("radius"))
     optimizer = getattr(polyak, name)(params, momentum=momenta[0], **options)
     for t, (momentum, here) in enumerate(zip(momenta, present, strict=True)):
         optimizer.param_groups[0]["momentum"] = momentum
@@ -139,6 +144,13 @@ def test_a_momentum_that_changes_is_that_of_the_steps_after_it(name, backend, mo
 @each_backend
 def test_both_at_once(name, backend):
     compare(name, CYCLE, ABSENT, **backend)
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.usefixtures("arithmetic")
+@each_backend
+def test_a_ball_holds_for_the_z_of_all(name, backend):
+    compare(name, [0.9] * STEPS, ABSENT, radius=3.0, **backend)
 
 
 @each_name

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from .._backend.distributed import PIECES, RADIUS, is_shard_of_zero, needs_whole, send
 from .._backend.moves import MOMENTUM
 from .._backend.scalars import number
-from .._backend.vector import add_, add_up, assign_, squares_together
+from .._backend.vector import add_, add_up, assign_, local_real_view, squares_together
 from ..constraints._base import constrained, is_frozen
 from ..constraints.balls import L2Ball
 from .advice import Advice
@@ -71,22 +71,27 @@ def check_fit(self: Any) -> None:
 
 
 def _project_ahead(groups: Sequence[Group], shared: Constraint | None, parts: Sequence[Part]) -> None:
-    """Project z = y + ahead·v, where the parameters hold y; x and y follow as averages of such points."""
+    """Project z = y + ahead·v, where the parameters hold y; x and y follow as averages of such points.
+
+    What has no gradient in this step has a z, too.
+    """
     if shared is None and all([group.get("constraint") is None for group in groups]):
         return
     before = []
     for part in parts:
-        y = [tensor.clone() for tensor in part.x]
-        add_(part.x, part.buffers[MOMENTUM], part.ahead, foreach=part.group["foreach"])
-        before.append((y, [tensor.clone() for tensor in part.x]))
+        having = [p for p in part.group["params"] if MOMENTUM in part.state.get(p, {})]
+        x, v = [local_real_view(p) for p in having], [local_real_view(part.state[p][MOMENTUM]) for p in having]
+        y = [tensor.clone() for tensor in x]
+        add_(x, v, part.ahead, foreach=part.group["foreach"])
+        before.append((x, v, y, [tensor.clone() for tensor in x]))
     project(groups, shared)
-    for part, (y, z) in zip(parts, before, strict=True):
-        moved = [new - old for new, old in zip(part.x, z, strict=True)]
+    for part, (x, v, y, z) in zip(parts, before, strict=True):
+        moved = [new - old for new, old in zip(x, z, strict=True)]
         if part.skip is not None:
             moved = [tensor.masked_fill(send(part.skip, tensor), 0.0) for tensor in moved]
-        assign_(part.x, y)
-        add_(part.x, moved, 1.0 - part.ahead, foreach=part.group["foreach"])
-        add_(part.buffers[MOMENTUM], moved, 1.0, foreach=part.group["foreach"])
+        assign_(x, y)
+        add_(x, moved, 1.0 - part.ahead, foreach=part.group["foreach"])
+        add_(v, moved, 1.0, foreach=part.group["foreach"])
 
 
 def _project(constraint: Constraint, groups: Sequence[Group]) -> None:
