@@ -76,6 +76,22 @@ def test_one_step_that_moves_starts_the_count_again(method):
         run(optimizer, 1, loss=1.0)
 
 
+@pytest.mark.parametrize(
+    "name", ["MoMo", "MoMoAdam", "SignSPS", "MuonMoMo", "IAM", "IAMAdam", "ScheduleFreeSPS", "ScheduleFreePlus"]
+)
+@pytest.mark.parametrize("bound", [0.0, -2.0])
+def test_a_run_that_has_come_to_its_bound_says_nothing(name, bound):
+    """The model of the loss that these methods follow is then below the bound, by its rounding or its momentum."""
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = getattr(polyak, name)([w], lr=0.1, lower_bound=bound)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = (w - 3).relu().sum() + (w - 1).abs().clamp(min=0.01).sum() - 0.02 + bound
+        loss.backward()
+        optimizer.step(loss=loss)
+    assert loss < bound + 0.1
+
+
 @each_method
 def test_a_cap_of_zero_is_meant(method):
     optimizer = method.build(fresh(), lr=0.0)

@@ -24,6 +24,7 @@ from .options import INSTEAD, REFUSED, is_off
 from .parts import Part
 
 PATIENCE = 50  # steps without a move
+ROUNDING = 1e-5  # of the first loss, to which a model of the loss in float32 is exact
 RISEN = 20  # steps with a loss far above the first one; in runs that converged the loss came nowhere near that
 # Options of single methods; names that other code may use, too, are left out.
 METHODS_OPTIONS = frozenset(
@@ -86,11 +87,18 @@ class Advice:
                 self.give("gradient", WITHOUT_GRADIENT[closure is not None])
         elif any(isinstance(decision.gamma, Tensor) or decision.gamma != 0 for decision in decisions):
             self._idle, self._has_moved = 0, True
-        elif any(decision.cap > 0 for decision in decisions) and not (self._has_moved and _is_at_bound(decisions[0])):
+        elif any(decision.cap > 0 for decision in decisions) and not (self._has_moved and self._is_at_bound(optimizer)):
             self._idle += 1
             if self._idle == PATIENCE:
                 self.give("idle", _why_idle(decisions[0], number(optimizer._last[0])))
         self.is_due = self._idle > 0 or self._suspects
+
+    def _is_at_bound(self, optimizer: Any) -> bool:
+        """Return whether the loss, or the method's model of it, is its bound but for rounding: training has ended."""
+        loss, decision = number(optimizer._last[0]), optimizer._last[1]
+        value, bound = decision.line.value, decision.line.lower_bound
+        rounding = max(0.0, ROUNDING * (self._first - bound))  # 0 if there was no first loss above the bound
+        return not decision.skip and min(abs(loss - bound), abs(value - bound)) <= rounding
 
     def _look_at_loss(self, value: Any, lower_bound: Any) -> None:
         """Warn of a loss that stays far above the first one; on a device it is not read."""
@@ -135,11 +143,6 @@ WITHOUT_GRADIENT = (
     "step(loss=loss) moves nothing, as no parameter has a gradient: call loss.backward() before it.",
     "step(closure) moves nothing, as no parameter has a gradient: call loss.backward() in the closure.",
 )
-
-
-def _is_at_bound(decision: Decision) -> bool:
-    """Return whether the loss is just its bound, where training has come to its end."""
-    return not decision.skip and decision.line.value == decision.line.lower_bound
 
 
 def _why_idle(decision: Decision, loss: float) -> str:
