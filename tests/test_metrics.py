@@ -18,6 +18,16 @@ pytestmark = pytest.mark.filterwarnings(SMALL_BALLS)
 NAMES = ["step_size", "cap", "capped", "ratio", "skipped", "skipped_steps"]
 
 
+@each_method
+@each_backend
+def test_the_gradient_of_a_batch_whose_loss_is_not_finite_is_not_said_to_be_zero(method, backend):
+    params = [nn.Parameter(torch.ones(3))]
+    optimizer = method.build(params, **backend)
+    give(params, torch.ones(3))
+    optimizer.step(loss=math.inf)
+    assert polyak.metrics(optimizer)["gradient_norm"] != 0
+
+
 @each_backend
 @each_form
 def test_metrics_are_the_numbers_of_the_last_step(method, form, backend):

@@ -40,8 +40,8 @@ def measure(method: PolyakOptimizer, line: Line, parts: list[Part], groups: list
         return line
     if all([part.numbers for part in parts]):
         line, skip = line.as_numbers(), None
-        if not all(map(math.isfinite, line)):
-            return line._replace(value=math.nan)
+        if not all(map(math.isfinite, line)):  # a slope that is not needed may not have been measured
+            return line._replace(value=math.nan, slope=line.slope if method.needs_norm else math.nan)
         for name in names:
             scalars[name] = groups[0][name].item() if groups[0][name].dim() == 0 else groups[0][name]
     else:
