@@ -148,7 +148,7 @@ def test_a_ball_without_members_is_refused_by_what_it_lacks():
 
 def test_a_group_added_later_that_does_not_fit_into_the_ball_warns():
     optimizer = polyak.ALIG([ones(4)], constraint=polyak.L2Ball(relative=1.0))
-    with pytest.warns(UserWarning, match=r"rescales the parameters from norm 4 to 2 "):
+    with pytest.warns(UserWarning, match=r"rescales the parameters from norm 4 to 2 as a group is added.* of its own"):
         optimizer.add_param_group({"params": [ones(12)]})
 
 

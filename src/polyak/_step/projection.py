@@ -150,9 +150,18 @@ def _check_values(groups: Sequence[Group], shared: Constraint | None, advice: Ad
             )
 
 
+CONSTRUCTED = (
+    "at construction, which can ruin a model: write L2Ball(relative=1.5) for 1.5 times their norm, or a larger radius."
+)
+ADDED = (
+    "as a group is added, since the ball is relative to the norm of the groups before it, which can ruin a model: give "
+    "the optimizer all parameters at construction, or the group a constraint of its own."
+)
+
+
 def _with_radius(ball: L2Ball, groups: Sequence[Group], advice: Advice) -> L2Ball:
     """Return the ball with a radius, which its groups keep where it is relative; warn if they lie well outside."""
-    norm = _norm(groups)
+    norm, why = _norm(groups), ADDED if RADIUS in groups[0] else CONSTRUCTED
     if ball.radius is None:
         ball = L2Ball(_multiple(ball, norm))
         groups[0][RADIUS] = ball.radius
@@ -160,11 +169,7 @@ def _with_radius(ball: L2Ball, groups: Sequence[Group], advice: Advice) -> L2Bal
         if groups[0].get(RADIUS) == ball.radius:
             group[RADIUS] = ball.radius
     if norm is not None and ball.radius is not None and ball.radius < 0.99 * norm < math.inf:
-        advice.give(
-            "ball",
-            f"{ball} rescales the parameters from norm {norm:.4g} to {ball.radius:.4g} at construction, which can "
-            "ruin a model: write L2Ball(relative=1.5) for 1.5 times their norm, or a larger radius.",
-        )
+        advice.give("ball", f"{ball} rescales the parameters from norm {norm:.4g} to {ball.radius:.4g} {why}")
     return ball
 
 
