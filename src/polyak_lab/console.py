@@ -177,6 +177,11 @@ def decimals(form: str, *numbers: float) -> list[str]:
     return [format(number, f"{form.removesuffix(form.lstrip('+'))}.2e" if huge else form) for number in numbers]
 
 
+def counted(number: int, noun: str) -> str:
+    """Write how many there are: 1 run, 2 runs."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def capped_share(share: float) -> str:
     """Format the fraction of capped steps, with a note if the method is effectively SGD."""
     return f"{100 * share:.1f} %" + (" (effectively SGD)" if share > MOSTLY_CAPPED else "")

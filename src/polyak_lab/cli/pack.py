@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from polyak_lab.cli import inspect
-from polyak_lab.console import say, warn
+from polyak_lab.console import counted, say, warn
 from polyak_lab.errors import LabError
 from polyak_lab.files import exists, write_atomic
 from polyak_lab.report.run_list import state
@@ -34,7 +34,7 @@ def pack(paths: Sequence[Path], out: Path, overwrite: bool, console: Console) ->
     write_atomic(file, content)
     left_out = len(runs) + sum(isinstance(problem, UnreadableRunError) for problem in problems) - len(lines)
     note = f"; {left_out} left out" if left_out else ""
-    say(console, f"{file}: {len(lines)} run{'s' * (len(lines) != 1)}, {len(content):,} bytes{note}")
+    say(console, f"{file}: {counted(len(lines), 'run')}, {len(content):,} bytes{note}")
 
 
 def _by_name(runs: Sequence[StoredRun], paths: Sequence[Path]) -> dict[str, StoredRun]:

@@ -14,7 +14,7 @@ from polyak_lab.cli.inspect import read_runs
 from polyak_lab.cli.jobs import Job, check_jobs, cores_warning, train_side_by_side
 from polyak_lab.config.run import Run, as_json, content_hash
 from polyak_lab.config.strict import shown
-from polyak_lab.console import say, warn
+from polyak_lab.console import counted, say, warn
 from polyak_lab.errors import LabError, RowError
 from polyak_lab.imports import uses_own_code
 from polyak_lab.processes import group
@@ -81,7 +81,8 @@ def run_recipe(
         warn(problem)
     damaged = group.on_rank_zero(lambda: sum(job.is_damaged for _, job in jobs))
     if before := sum(job.finished for _, job in jobs) - damaged:
-        say(console, f"{before} of {len(jobs)} runs were finished before.")
+        verb = "was" if before == 1 else "were"
+        say(console, f"{before} of {counted(len(jobs), 'run')} {verb} finished before.")
     failures = _train_all(jobs, count, console, track)
     if failures < len(jobs):
         group.on_rank_zero(lambda: show(recipe, folder, console, with_report, [job for _, job in jobs], smoke))
@@ -91,15 +92,18 @@ def run_recipe(
 
 def _remedies(rows: int, failures: int, damaged: int, total: int) -> Iterator[str]:
     """Yield a sentence for each kind of what went wrong."""
+    runs = counted(total, "run")
     if rows:
-        yield f"{rows} rows cannot be trained: correct them, and run the same command again."
+        them = "it" if rows == 1 else "them"
+        yield f"{counted(rows, 'row')} cannot be trained: correct {them}, and run the same command again."
     if failures:
-        yield f"{failures} of {total} runs failed: run the same command again to retry them."
+        them = "it" if failures == 1 else "them"
+        yield f"{failures} of {runs} failed: run the same command again to retry {them}."
     if damaged:
         verb = "is" if damaged == 1 else "are"
         yield (
-            f"{damaged} of {total} runs {verb} damaged and not in the table: restore the files that are named above, "
-            "or delete those folders to train the runs again."
+            f"{damaged} of {runs} {verb} damaged and not in the table: restore the files that are named above, or "
+            "delete those folders to train the runs again."
         )
 
 
@@ -164,7 +168,8 @@ def show(
     terminal.show(console, table.as_rich(rows, recipe.title))
     if others:
         names = ", ".join(sorted({repr(run.label.row) for run in others}))
-        problems.append(LabError(f"{folder} also holds {len(others)} runs that are not of this recipe ({names})."))
+        number, verb = counted(len(others), "run"), "is" if len(others) == 1 else "are"
+        problems.append(LabError(f"{folder} also holds {number} that {verb} not of this recipe ({names})."))
         say(console, str(problems[-1]))
     if with_report:
         from polyak_lab.report import page as report  # Jinja2

@@ -14,7 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from polyak_lab.cli import inspect
 from polyak_lab.config import run as config
-from polyak_lab.console import say
+from polyak_lab.console import counted, say
 from polyak_lab.errors import LabError
 from polyak_lab.files import is_standard_stream
 
@@ -177,7 +177,8 @@ class Report:
         rows = inspect.read_rows(self.runs, problems)
         inspect.write_page(self.out, rows, self.runs, problems)
         if not is_standard_stream(self.out):
-            say(console, f"{self.out}: {len(rows)} rows, {sum(len(row.runs) for row in rows)} runs")
+            found = counted(sum(len(row.runs) for row in rows), "run")
+            say(console, f"{self.out}: {counted(len(rows), 'row')}, {found}")
 
 
 @dataclass(frozen=True)

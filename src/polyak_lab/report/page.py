@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from polyak_lab.console import printable
+from polyak_lab.console import counted, printable
 from polyak_lab.errors import LabError
 from polyak_lab.files import write_atomic
 from polyak_lab.report import curves, differences, run_list
@@ -64,8 +64,8 @@ def _notices(rows: Sequence[Group], runs: Sequence[run_list.RunLine], problems: 
     """Return what a reader should know before comparing rows."""
     found = [str(problem) for problem in problems if not isinstance(problem, UnreadableRunError)]
     if odd := sum(run.is_problem for run in runs):
-        noun, verb = "run" if len(runs) == 1 else "runs", "is" if odd == 1 else "are"
-        found.append(f"{odd} of {len(runs)} {noun} {verb} unfinished, empty or damaged; see the list of runs.")
+        verb = "is" if odd == 1 else "are"
+        found.append(f"{odd} of {counted(len(runs), 'run')} {verb} unfinished, empty or damaged; see the list of runs.")
     recipes = {group.runs[0].label.table for group in rows}
     if len(recipes) > 1:
         named = ", ".join(sorted(name or "none" for name in recipes))

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
-from polyak_lab.console import printable
+from polyak_lab.console import counted, printable
 from polyak_lab.errors import LabError
 from polyak_lab.report.statistics import mean
 from polyak_lab.report.table import EMPTY, Group
@@ -60,10 +60,10 @@ def state(run: StoredRun) -> str:
     """Describe how far a run came."""
     epochs, done = run.config["training"].get("epochs"), len(run.records)
     if run.finished:
-        return f"finished, {_count(done, 'epoch')}"
+        return f"finished, {counted(done, 'epoch')}"
     if not done:
         return "empty: no epoch is finished yet"
-    return f"unfinished: {done} of {_count(epochs, 'epoch')}" if epochs else f"unfinished: {_count(done, 'epoch')}"
+    return f"unfinished: {done} of {counted(epochs, 'epoch')}" if epochs else f"unfinished: {counted(done, 'epoch')}"
 
 
 def read_timing(run: StoredRun) -> Timing:
@@ -133,7 +133,3 @@ def _speed(speed: float | None) -> str:
 
 def _shown(path: Path, root: Path) -> str:
     return printable((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
-
-
-def _count(number: Any, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

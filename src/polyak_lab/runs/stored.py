@@ -134,7 +134,9 @@ def find_runs(
             on_problem(LabError(f"No runs in {path}: {NO_RUNS}"))
     runs = [run for files in distinct if (run := _load_or_report(files, on_problem)) is not None]
     if not runs:
-        raise LabError(f"None of the {len(distinct)} runs in {', '.join(map(str, paths))} can be read.")
+        places, alone = ", ".join(map(str, paths)), len(distinct) == 1
+        subject = f"The only run in {places} cannot" if alone else f"None of the {len(distinct)} runs in {places} can"
+        raise LabError(f"{subject} be read.")
     return _without_duplicates(runs, on_problem)
 
 

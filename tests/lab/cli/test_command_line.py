@@ -189,4 +189,4 @@ def test_a_seed_that_is_named_twice_is_one_run(recipe, tmp_path, capsys):
     assert call("run", recipe, *flags) == 0
     printed = capsys.readouterr().out
     assert printed.count("[1/1] SGD, seed 3: train loss") == 1
-    assert "1 of 1 runs were finished before." in printed
+    assert "1 of 1 run was finished before." in printed

@@ -173,7 +173,7 @@ def test_the_row_is_named_and_the_others_are_trained(acme, capsys, case):
     assert traceback in errors
     if case not in ("late", "evaluation", "exit", "state", "loaded state"):
         assert "bad.toml, row 'bad' (line 11): " in errors
-        assert "polyak: 1 rows cannot be trained" in errors
+        assert "polyak: 1 row cannot be trained: correct it" in errors
     else:
         assert "polyak: [2/2] bad, seed 0: " in errors
         assert "1 of 2 runs failed" in errors

@@ -14,7 +14,7 @@ from lab.report.test_tables import TABLE, finish, store
 from lab.runs import call
 from polyak_lab.config.run import content_hash
 from polyak_lab.report import page as report
-from polyak_lab.report import table
+from polyak_lab.report import run_list, table
 from polyak_lab.runs import stored
 
 
@@ -117,6 +117,10 @@ def test_what_is_missing_is_named_in_its_place(runs, tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
     page = written(tmp_path, runs, tmp_path / "nothing")
     states = dict(re.findall(r'<th scope="row">(\S+)</th>.*?state">(.*?)</td>', page.source, re.DOTALL))
+    seeds = dict(
+        re.findall(r'<th scope="row">(\S+)</th>.*?<td>(\d*–?)</td><td class="long state', page.source, re.DOTALL)
+    )
+    assert [seeds[f"sgd/seed-{seed}"] for seed in (0, 2, 3)] == ["0", "2", "3"]
     assert states["sgd/seed-0"] == "finished, 3 epochs"
     assert states["sgd/seed-2"] == "unfinished: 3 epochs"
     assert states["sgd/seed-3"] == "empty: no epoch is finished yet"
@@ -205,6 +209,25 @@ def test_a_page_replaces_no_file_of_another_kind(verb, name, runs, tmp_path, cap
     assert printed.out == ""  # before any run is read
     assert re.fullmatch(rf"polyak: {verb[1]} is [^\n]+, but must be a file that ends in .html or .htm\.\n", printed.err)
     assert file.read_text() == "precious"
+
+
+def test_the_command_counts_rows_and_runs(runs, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    for folder, found in (
+        (runs, "2 rows, 5 runs"),
+        (runs / "sgd", "1 row, 2 runs"),
+        (runs / "sgd/seed-0", "1 row, 1 run"),
+    ):
+        assert call("report", folder, "-o", page) == 0
+        assert capsys.readouterr().out == f"{page}: {found}\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0.04, "0.0 s"), (99.9, "99.9 s"), (100, "1.7 min"), (5994, "99.9 min"), (6000, "1.7 h")],
+)
+def test_a_time_is_written_in_the_unit_that_suits_it(seconds, text):
+    assert run_list.write_time(seconds) == text
 
 
 @pytest.mark.parametrize("name", ["page.html", "page.HTM"])

@@ -26,7 +26,8 @@ TABLE = {
 def store(folder, row, optimizer, paper, seed, accuracy, capped, finished=True, options=None, data=None, **numbers):
     """Write what a run of three epochs leaves behind."""
     folder.mkdir(parents=True)
-    run = {"optimizer": {"name": optimizer, "options": options or {}}, "training": {"seed": seed, "shuffle_seed": seed}}
+    seeds = {"seed": seed, "shuffle_seed": seed + 100}
+    run = {"optimizer": {"name": optimizer, "options": options or {}}, "training": seeds}
     run |= {} if data is None else {"data": data}
     label = {"row": row, "table": "t", "position": list(TABLE).index(row) if row in TABLE else 9, "paper": paper}
     (folder / "config.json").write_text(json.dumps({"hash": content_hash(run), "label": label, "run": run}))

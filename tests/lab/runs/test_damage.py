@@ -158,7 +158,7 @@ def test_a_table_of_bad_runs_alone(folder, capsys):
     assert call("table", folder) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
-    assert said[1].startswith("polyak: None of the 1 runs in ")
+    assert said[1].startswith("polyak: The only run in ")
 
 
 BAD_STATES = {

@@ -177,7 +177,7 @@ def test_a_recipe_whose_name_is_not_utf8(tmp_path, monkeypatch, capsys):
         assert call("run", recipe, "--report") == 0
     said, errors = capsys.readouterr()
     assert (said.count("\\udce9"), errors) == (4, "")  # a title and a path each
-    assert "1 of 1 runs were finished before." in said
+    assert "1 of 1 run was finished before." in said
 
 
 def test_a_command_that_is_not_utf8_is_stored(tmp_path, monkeypatch):

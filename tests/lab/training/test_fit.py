@@ -116,7 +116,7 @@ def test_rows_that_are_not_of_this_recipe_are_named_below_its_table(tmp_path, ca
     assert call("run", path, "--out", out) == 0
     shown, _, below = capsys.readouterr().out.partition("also holds")
     assert ("new name" in shown, "old name" in shown) == (True, False)
-    assert "1 runs that are not of this recipe ('old name')" in below
+    assert "1 run that is not of this recipe ('old name')" in below
     other = tmp_path / "elsewhere" / "recipe.toml"  # another recipe of the same name
     other.parent.mkdir()
     other.write_text(STALE.replace("old name", "third"))
@@ -133,7 +133,7 @@ def test_other_settings_of_a_row_with_another_seed_are_not_of_this_recipe(tmp_pa
     assert call("run", path, "--out", out) == 0
     shown, _, below = capsys.readouterr().out.partition("also holds")
     assert "[" not in shown.split("old name", 2)[1].splitlines()[0]
-    assert "1 runs that are not of this recipe ('old name')" in below
+    assert "1 run that is not of this recipe ('old name')" in below
 
 
 TWO_ROWS = f"{STALE}[[row]]\nname = 'other'\noptimizer = {{ name = 'sgd', lr = 0.1 }}\n"
