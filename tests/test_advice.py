@@ -256,6 +256,11 @@ def test_a_large_momentum_without_a_cap_is_told_once(method, momentum):
     method.build(fresh(), lr=math.inf, momentum=0.5)
 
 
+def test_the_momentum_of_alig_plus_without_a_cap_is_told_at_its_default():
+    with warned("ALIGPlus", "momentum=0.9", "lr=inf", "give a finite lr"):
+        polyak.ALIGPlus(fresh(), lr=math.inf, samples=4, steps_per_epoch=2, epochs=5)
+
+
 @each_method
 def test_a_warning_points_to_the_line_of_the_caller(method):
     optimizer = method.build(fresh())

@@ -93,7 +93,14 @@ def test_a_set_for_another_number_of_parameters_is_refused(constraint):
         polyak.ALIG([nn.Parameter(torch.ones(2))], constraint=constraint)
 
 
-@pytest.mark.parametrize("constraint", [polyak.L1Ball(1.0), polyak.Simplex(), polyak.Box(0.0, 1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        *[polyak.L1Ball(1.0), polyak.LInfBall(1.0), polyak.Simplex(), polyak.Box(0.0, 1.0), polyak.NonNegative()],
+        *[polyak.Halfspace(torch.ones(2), 1.0), polyak.Affine(torch.ones(1, 2), torch.ones(1))],
+    ],
+    ids=lambda constraint: type(constraint).__name__,
+)
 def test_a_set_of_real_vectors_refuses_complex_parameters(constraint):
     with refused(TypeError, type(constraint).__name__, "one is complex: use L2Ball, or torch.view_as_real"):
         polyak.ALIG([nn.Parameter(torch.ones(2, dtype=torch.complex64))], constraint=constraint)

@@ -58,7 +58,7 @@ def test_clipping_and_a_decaying_schedule_are_warned_about_once_each():
     advice = advice_of(trainer(max_grad_norm=1.0, lr_scheduler_type="linear"))
     assert len(advice) == 2
     assert "max_grad_norm=1 " in advice[0]
-    assert "TrainingArguments(max_grad_norm=0.0)" in advice[0]
+    assert "TrainingArguments(max_grad_norm=0.0), since the optimizer's lr already caps the step" in advice[0]
     assert "lr_scheduler_type='linear'" in advice[1]
     assert "TrainingArguments(lr_scheduler_type='constant')" in advice[1]
 

@@ -65,8 +65,8 @@ class Advice:
 
     def on_momentum(self, group: Mapping[str, Any], form: Form) -> None:
         """Warn of a momentum that makes steps without a cap many times too long."""
-        capped_otherwise = "steps_per_epoch" in group  # SmoothSPS has a cap that grows
-        if form not in (Form.NESTEROV, Form.ADJUSTED) or capped_otherwise:
+        has_own_cap = "init_step_size" in group  # from which that of SmoothSPS grows
+        if form not in (Form.NESTEROV, Form.ADJUSTED) or has_own_cap:
             return
         if group["momentum"] > 0.5 and _is_infinite(group["lr"]):
             factor = 1 / (1 - group["momentum"])

@@ -71,7 +71,7 @@ def misfits(args: Any, *, scheduler_given: bool = False) -> list[str]:
     if args.max_grad_norm and args.max_grad_norm > 0:
         sentences.append(
             f"max_grad_norm={args.max_grad_norm:g} shrinks the gradient but not the loss, so a Polyak step becomes "
-            "longer: write TrainingArguments(max_grad_norm=0.0), since learning_rate already caps the step."
+            "longer: write TrainingArguments(max_grad_norm=0.0), since the optimizer's lr already caps the step."
         )
     schedule = _schedule(args)
     if schedule not in CONSTANT and not scheduler_given:
