@@ -52,6 +52,18 @@ def test_a_csv_file_of_seeds_holds_every_run(runs, capsys):
     assert unfinished["folder"].endswith("unfinished")
 
 
+def test_a_run_without_an_epoch_has_a_line_in_the_csv_file_of_seeds(runs, capsys):
+    store(runs / "ALI-G" / "begun", "ALI-G", "ali", None, 8, 0.1, 0.25, finished=False)
+    (runs / "ALI-G" / "begun" / "metrics.jsonl").write_text("")
+    begun = next(line for line in read(runs, capsys, "--format", "csv-seeds") if line["seed"] == "8")
+    assert (begun["finished"], begun["epochs"], begun["test_accuracy_percent"], begun["capped"]) == (
+        "False",
+        "0",
+        "",
+        "",
+    )
+
+
 def test_the_capped_steps_of_a_seed_are_those_of_the_whole_run(tmp_path, capsys):
     store(tmp_path / "run", "ALI-G", "alig", None, 0, 0.9, 0.0)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -82,6 +94,24 @@ def test_rows_are_compared_seed_by_seed(runs, capsys):
         "SGD & co": "-2.33 [-6.13, +1.46]",
         "Adam_1": "-40.00",
     }
+
+
+def test_a_row_on_other_data_has_no_difference_in_a_csv_file(tmp_path, capsys):
+    for name in ("digits", "cifar10"):
+        store(tmp_path / name, name, "alig", None, 0, 0.9, 0.5, data={"name": name})
+    lines = {line["row"]: line for line in read(tmp_path, capsys, "--format", "csv", "--against", "digits")}
+    found = {name: value for name, value in lines["cifar10"].items() if name.startswith("difference")}
+    assert found == {"difference_mean": "", "difference_low": "", "difference_high": "", "difference_n": "0"}
+
+
+def test_a_mean_with_a_run_that_diverged_is_nan_in_a_csv_file(tmp_path, capsys):
+    for seed, loss in enumerate((0.5, "inf")):
+        store(
+            tmp_path / f"{seed}", "ALI-G", "alig", None, seed, 0.9, 0.5, validation_loss=loss, validation_accuracy=None
+        )
+    (line,) = read(tmp_path, capsys, "--format", "csv")
+    assert (line["validation_loss_mean"], line["validation_loss_std"]) == ("nan", "")
+    assert line["test_accuracy_percent_mean"] == "90.0"
 
 
 def test_a_row_to_compare_with_that_is_not_there(runs, capsys):

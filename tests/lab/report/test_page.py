@@ -13,8 +13,8 @@ from lab.report import large
 from lab.report.test_tables import TABLE, finish, store
 from lab.runs import call
 from polyak_lab.config.run import content_hash
+from polyak_lab.report import curves, run_list, table
 from polyak_lab.report import page as report
-from polyak_lab.report import run_list, table
 from polyak_lab.runs import stored
 
 
@@ -148,12 +148,31 @@ def test_rows_of_several_recipes_are_named(tmp_path):
 
 def test_times_and_speeds_are_those_of_the_runs(runs, tmp_path):
     for folder in sorted((runs / "alig").iterdir()):
-        timing = {"seconds": 2.0, "evaluation_seconds": 1.0, "images_per_second": 1500.0}
-        text = "".join(json.dumps({"epoch": epoch, **timing}) + "\n" for epoch in (1, 2, 3))
-        (folder / "timings.jsonl").write_text(text)
+        times = [{"seconds": epoch, "images_per_second": 3000.0 / epoch} for epoch in (1.0, 2.0, 3.0)]
+        lines = [json.dumps({"epoch": i, "evaluation_seconds": 1.0, **time}) + "\n" for i, time in enumerate(times, 1)]
+        (folder / "timings.jsonl").write_text("".join(lines))
         finish(folder)
     page = written(tmp_path, runs)
     assert page.text.count("9.0 s") == page.text.count("1,500") == 4  # in its row, and for each of three runs
+
+
+@pytest.mark.parametrize(
+    ("lr", "capped", "levels"),
+    [(0.3, 0.5, [0.3]), (0.3, 0.0, [0.3]), (0.3, None, []), ("inf", 0.0, []), (0.0, 1.0, []), ("nan", 0.0, [])],
+)
+def test_the_cap_of_a_method_that_has_one_is_drawn(lr, capped, levels, tmp_path):
+    store(tmp_path / "runs", "a", "alig", None, 0, 0.9, capped, lr=lr)
+    page = written(tmp_path, tmp_path / "runs")
+    assert [line["value"] for line in page.charts()["Step size"]["lines"]] == levels
+
+
+def test_a_row_whose_colour_another_has_is_dashed(tmp_path):
+    colours = len(curves.PALETTE)
+    for index in range(2 * colours + 1):
+        store(tmp_path / "runs" / f"{index:02}", f"row {index:02}", "alig", None, 0, 0.9, 0.5)
+    rows = written(tmp_path, tmp_path / "runs").data["rows"]
+    assert [row["colour"] for row in rows] == [*curves.PALETTE, *curves.PALETTE, curves.PALETTE[0]]
+    assert [row["dashed"] for row in rows] == [False] * colours + [True] * colours + [False]
 
 
 @pytest.mark.parametrize(("key", "radius"), [("l2_ball", 20.0), ("l2_ball_relative", 1.5)])
