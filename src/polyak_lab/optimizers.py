@@ -206,7 +206,7 @@ def build(
     parameters: Iterable[Tensor],
     steps_per_epoch: int,
 ) -> torch.optim.Optimizer:
-    """Make the optimizer; one that counts epochs learns their length unless the row says it."""
+    """Make the optimizer; `steps_per_epoch` is filled in if the class has it and the row does not give it."""
     options: dict[str, Any] = dict(choice.options)
     if "steps_per_epoch" in _parameters(choice.name):
         options.setdefault("steps_per_epoch", steps_per_epoch)

@@ -189,7 +189,7 @@ def store(groups: list[Group], name: str, scalar: Any, skip: Any) -> None:
 
 
 def is_unusual(advice: Any, groups: Sequence[Group], parts: Sequence[Part], last: Sequence[Any]) -> bool:
-    """Return whether a step is of a kind on which there may be advice; nothing is read from a device."""
+    """Count the step, and return whether it is of a kind on which there may be advice; no device is read."""
     advice.steps += 1
     gamma, value = last[1].gamma, last[1].line.value
     if (gamma.__class__ is float and gamma == 0.0) or not parts[0].params:

@@ -114,7 +114,7 @@ def part_of(group: Group, params: list[Tensor], grads: Vector, buffers: Mapping[
     kinds = set()
     for tensor in (*params, *grads):
         kinds.add((tensor.__class__, tensor.layout, tensor.dtype))
-    common = kinds <= COMMON and not torch.compiler.is_compiling()  # which wants `local_real_view`, too
+    common = kinds <= COMMON and not torch.compiler.is_compiling()  # which needs `local_real_view`, too
     if not common:
         for grad in grads:
             check_dense(grad)
@@ -254,7 +254,7 @@ def decay_momentum(part: Part, keep: Scalar) -> None:
 
 
 def _kernels_for(group: Group, params: list[Tensor]) -> Any:
-    """Return the class of the kernels on the parameters' device; None if there are none or the group wants none."""
+    """Return the class of the kernels on the parameters' device; None if there are none or the group excludes them."""
     device, fused = params[0].device, group.get("fused")
     asks = fused or (fused is None and device.type == "cuda" and group["foreach"] is None and all(map(IS_CUDA, params)))
     if not asks or torch.compiler.is_compiling() or device != group["step_size"].device:  # which a kernel reads there

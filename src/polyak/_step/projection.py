@@ -185,7 +185,7 @@ def _multiple(ball: L2Ball, norm: float | None) -> float:
 
 
 def _norm(groups: Sequence[Group]) -> float | None:
-    """Return ‖x‖₂ of what is not frozen, NaN where it has no values yet, None if nothing does."""
+    """Return ‖x‖₂ of what is not frozen: NaN on the meta device, None if everything is."""
     parts = _parts(groups)
     if not parts:
         return None

@@ -28,7 +28,7 @@ class AdaSPS(PolyakOptimizer):
     Args:
         params: parameters or parameter groups, as for every torch optimizer.
         lr: a cap γ_b on the step size, ≥ 0. Default `math.inf`, none, as in the paper.
-        c: scale of the squared norm, > 0. Default 1. For s times the loss, c/√s gives the same points.
+        c: scale of the squared norm, > 0. Default 1, our choice. For s times the loss, c/√s gives the same points.
 
     Example:
         >>> import torch, polyak

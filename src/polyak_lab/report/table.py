@@ -159,7 +159,7 @@ def compare(group: Group, against: Group, score: Score) -> Difference | None:
 
 
 def cells(rows: Sequence[Group], against: Group | None = None) -> tuple[list[str], list[list[str]]]:
-    """Write the table as text: its head and its lines, without the columns nobody fills."""
+    """Write the table as text: its head and its lines, without empty columns."""
     columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda group: printable(group.row))]
     columns += [(score.title, score.write) for score in [*scores(rows), TRAIN_LOSS]]
     if any(group.capped() for group in rows):

@@ -47,6 +47,7 @@ def test_a_csv_file_of_seeds_holds_every_run(runs, capsys):
     assert len(lines) == 9
     accuracies = [float(line["test_accuracy_percent"]) for line in lines if line["row"] == "ALI-G"]
     assert accuracies == pytest.approx([90.0, 92.0, 97.0, 10.0])
+    assert {line["train_loss"] for line in lines} == {"0.001"}  # of the last of three epochs
     unfinished = next(line for line in lines if line["seed"] == "7")
     assert (unfinished["finished"], unfinished["epochs"]) == ("False", "3")
     assert unfinished["folder"].endswith("unfinished")

@@ -166,6 +166,19 @@ def test_the_cap_of_a_method_that_has_one_is_drawn(lr, capped, levels, tmp_path)
     assert [line["value"] for line in page.charts()["Step size"]["lines"]] == levels
 
 
+@pytest.mark.parametrize("curve", curves.CURVES, ids=lambda curve: curve.key)
+def test_the_axis_of_a_curve_is_that_of_its_caption(curve, tmp_path):
+    numbers = {"accuracy": 0.9, "capped": 0.5, curve.key: 0.5}
+    if curve.key == "test_loss":
+        numbers["test_accuracy"] = None  # beside which the loss is not drawn
+    store(tmp_path / "run", "a", "alig", None, 0, **numbers)
+    chart = written(tmp_path, tmp_path / "run").charts()[curve.title]
+    assert chart["rows"][0].keys() == {"mean"}  # one seed has no band
+    assert chart["log"] == ("logarithmic axis" in chart["caption"])
+    assert chart["trimmed"] == ("leaves out the start" in chart["caption"])
+    assert ("%" in curve.title) == (curve.factor == 100.0)
+
+
 def test_a_row_whose_colour_another_has_is_dashed(tmp_path):
     colours = len(curves.PALETTE)
     for index in range(2 * colours + 1):
