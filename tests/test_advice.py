@@ -50,7 +50,7 @@ def said(call: Callable[[], None]) -> list[str]:
 
 IDLE: dict[str, tuple[float, float, str]] = {
     "loss at the bound": (0.0, 1.0, "not above lower_bound=0"),
-    "loss below the bound": (-1.0, 1.0, r"the loss \(-1\) was not above lower_bound=0: give a bound below"),
+    "loss below the bound": (-1.0, 1.0, r"since the loss \(-1\) was not above lower_bound=0: give a bound below"),
     "zero gradient": (1.0, 0.0, "the gradient was 0"),
     "loss that is not finite": (math.nan, 1.0, r"not finite .* last_step\(\)"),
     "gradient that is not finite": (1.0, math.inf, "not finite"),
@@ -90,6 +90,22 @@ def test_a_run_that_has_come_to_its_bound_says_nothing(name, bound):
         loss.backward()
         optimizer.step(loss=loss)
     assert loss < bound + 0.1
+
+
+@each_classic
+def test_a_loss_that_stays_at_its_bound_is_the_end_of_a_training_that_has_moved(method):
+    optimizer = method.build(fresh(), lr=1e-3)
+    run(optimizer, 1, loss=1.0)
+    run(optimizer, 2 * STEPS, loss=0.0)
+    with warned(method.name, f"nothing has moved for {STEPS} steps running", "the loss .-1. was not above"):
+        run(optimizer, STEPS, loss=-1.0)
+
+
+def test_a_model_of_the_loss_that_stays_below_the_bound_is_named():
+    optimizer = polyak.MoMo([nn.Parameter(torch.zeros(3))], momentum=0.9)
+    run(optimizer, STEPS - 1, loss=-1.0)
+    with warned("MoMo", r"since the method's model of the loss \(-0.8\) was not above lower_bound=0"):
+        run(optimizer, 1, loss=1.0)
 
 
 @each_method
@@ -245,11 +261,11 @@ def test_an_option_of_another_method_is_told_once(method, when):
 
 
 @each_classic
-@pytest.mark.parametrize("momentum", [0.9, 0.99])
-def test_a_large_momentum_without_a_cap_is_told_once(method, momentum):
+@pytest.mark.parametrize(("momentum", "factor"), [(0.9, "10"), (0.99, "100")])
+def test_a_large_momentum_without_a_cap_is_told_once(method, momentum, factor):
     if method.name == "SmoothSPS":
         pytest.skip("its own cap grows, so that lr=inf leaves no step without one")
-    with warned(method.name, f"momentum={momentum}", "lr=inf", "give a finite lr"):
+    with warned(method.name, f"momentum={momentum} multiplies every step by {factor} in all", "give a finite lr"):
         optimizer = method.build(fresh(), lr=math.inf, momentum=momentum)
     assert said(lambda: run(optimizer, 3, loss=1e-3)) == []
     method.build(fresh(), lr=1.0, momentum=momentum)

@@ -121,8 +121,7 @@ def _check(rows: Sequence[Group], values: Sequence[dict[Seeds, float]], score: S
 def _table(rows: Sequence[Group], score: Score) -> Table:
     listed = Table("row", score.title, "n", header_style="bold")
     for row in rows:
-        done, begun = len(row.finished), len(row.runs)
-        listed.add_row(cell(row.row), score.write(row), str(done) if done == begun else f"{done} of {begun}")
+        listed.add_row(cell(row.row), score.write(row), row.count)
     return listed
 
 

@@ -51,6 +51,12 @@ class Group:
         return [run for run in self.runs if run.finished and run.records]
 
     @property
+    def count(self) -> str:
+        """How many runs are finished, and of how many if that is not all."""
+        done, begun = len(self.finished), len(self.runs)
+        return str(done) if done == begun else f"{done} of {begun}"
+
+    @property
     def paper(self) -> float | None:
         """The paper's number."""
         return self.runs[0].label.paper
@@ -166,7 +172,7 @@ def cells(rows: Sequence[Group], against: Group | None = None) -> tuple[list[str
         columns.append((CAPPED, _capped))
     if any(group.has_ball for group in rows):
         columns.append((WEIGHT_NORM.title, WEIGHT_NORM.write))
-    columns.append(("n", _count))
+    columns.append(("n", lambda group: group.count))
     if any(group.paper is not None for group in rows):
         columns.append(("paper", lambda group: EMPTY if group.paper is None else format(group.paper, "g")))
         columns.append(("difference", lambda group: _difference(group, _paper_score_of(group, rows))))
@@ -210,11 +216,6 @@ def _has(score: Score, rows: Sequence[Group]) -> bool:
 def _capped(group: Group) -> str:
     values = group.capped()
     return capped_share(mean(values)) if values else EMPTY
-
-
-def _count(group: Group) -> str:
-    done, begun = len(group.finished), len(group.runs)
-    return str(done) if done == begun else f"{done} of {begun}"
 
 
 def _difference(group: Group, score: Score) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from lab.report.test_tables import finish, store
 from lab.runs import call
-from polyak_lab.report import comparison
+from polyak_lab.report import comparison, differences
 
 # Welch (1947) as in Wikipedia, "Welch's t-test", example 1: two samples of 15 with different variances.
 A1 = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
@@ -86,6 +86,59 @@ def test_one_run_each_has_no_test_but_is_shown(tmp_path, capsys):
     printed = said(capsys, *rows(tmp_path, [0.9], [0.8]))
     assert "There is no test: it needs two finished runs of each row" in printed
     assert "optimizer.options.lr" in printed
+
+
+def test_unfinished_runs_are_counted_beside_the_others(tmp_path, capsys):
+    first, second = rows(tmp_path, [0.9, 0.8], [0.8, 0.6])
+    (second / "seed-1" / "summary.json").unlink()
+    printed = said(capsys, first, second)
+    assert re.search(r"alig │ 85\.00 ± 7\.07 +│ 2 │", printed)
+    assert re.search(r"sgd │ 80\.00 +│ 1 of 2 │", printed)
+
+
+@pytest.mark.parametrize(
+    ("other", "ending"),
+    [
+        ({"name": "digits", "train_size": 100}, ", and tested on the same."),
+        ({"name": "cifar10"}, ": a difference of their scores says little."),
+    ],
+)
+def test_rows_that_were_trained_on_different_data_are_named(other, ending, tmp_path, capsys):
+    store(tmp_path / "a", "a", "alig", None, 0, 0.9, None, data={"name": "digits"})
+    store(tmp_path / "b", "b", "alig", None, 0, 0.8, None, data=other)
+    assert said(capsys, tmp_path / "a", tmp_path / "b").endswith(f"The rows were trained on different data{ending}")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"name": "text", "sha256": "a"}, {"name": "text", "sha256": "b"}, False),
+        ({"name": "text", "context": 64}, {"name": "text", "context": 128}, False),
+        ({"name": "a:b", "version": "1"}, {"name": "a:b", "version": "2"}, False),
+        ({"name": "a:b", "version": "1"}, {"name": "a:b"}, True),  # a run of an older version of the runner
+        ({"name": "a:b"}, {"name": "a:b", "version": "1"}, True),
+        ({"name": "a:b", "options": {"n": 1}}, {"name": "a:b"}, False),
+        ({"name": "a", "holdout": 5, "train_size": 9}, {"name": "a", "augment": True}, True),
+    ],
+)
+def test_which_data_have_the_same_test_samples(first, second, same):
+    assert differences.same_test_samples({"data": first}, {"data": second}) is same
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "none"), (True, "true"), ("Adam", "Adam"), (1e-5, "1e-05"), (3, "3"), ([0.9, False], "[0.9, false]")],
+)
+def test_a_value_is_written_as_in_a_recipe(value, text):
+    assert differences.write(value) == text
+
+
+@pytest.mark.parametrize(("number", "named"), [(3, r"'0', '1', '2'\)"), (4, r"'0', '1', '2', \.\.\.\)")])
+def test_a_folder_of_several_rows_names_the_first_three(number, named, tmp_path, capsys):
+    for name in map(str, range(number)):
+        store(tmp_path / name, name, "alig", None, 0, 0.9, None, options={"lr": float(name)})
+    assert call("compare", tmp_path, tmp_path / "0") == 1
+    assert re.search(rf"holds {number} rows \({named}: name the folder of one, such as ", capsys.readouterr().err)
 
 
 def broken(kind, tmp_path):
