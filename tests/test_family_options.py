@@ -43,12 +43,16 @@ def two_groups(method, **second: Any):
 
 
 @each_shared
-def test_groups_that_differ_in_an_option_of_all_groups_are_refused_before_anything_moves(method, name):
-    optimizer = two_groups(method, **{name: OTHER[name]})
+def test_groups_that_differ_in_an_option_of_all_groups_are_refused_at_construction_and_when_one_is_added(method, name):
+    sentence = (method.name, f"one value of {name} holds for all parameter groups", "give every group")
+    with refused(ValueError, *sentence):
+        two_groups(method, **{name: OTHER[name]})
+    optimizer = two_groups(method)
     before = snapshot(optimizer)
-    with refused(ValueError, method.name, f"one value of {name} holds for all parameter groups", "give every group"):
-        optimizer.step(loss=1.0)
-    assert {key for key in changed(before, snapshot(optimizer)) if key in before} == set()
+    with refused(ValueError, *sentence):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], name: OTHER[name]})
+    assert changed(before, snapshot(optimizer)) == set()
+    optimizer.step(loss=1.0)
 
 
 @each_shared

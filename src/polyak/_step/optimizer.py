@@ -24,7 +24,7 @@ from .loss import Indices, WatchedLoss, as_norm, as_scalar, read_loss, refuse_in
 from .options import Cap, Choice, CommonAndMomentum, Finite, Flag, Fraction, ProcessGroup
 from .parts import Group, Kept, Part, decay_momentum, parts_of, sum_squares
 from .projection import check_constraint, keep_constraints, project, start_inside, take_radii
-from .signature import check_options, check_params, complete, documented, options_of
+from .signature import check_added, check_options, complete, documented, options_of
 from .torch_hooks import hook_step
 
 
@@ -251,8 +251,7 @@ class PolyakOptimizer(Optimizer):
             if "weight_decay" not in self.defaults:
                 group.pop("weight_decay", None)
             super().add_param_group(group)
-            norm = group.get("norm") if "norm" in self.defaults else None  # else it is a key of other code
-            check_params(owner, group["params"], group.get("fused"), norm)
+            check_added(self, group)
             _state.place_scalars(self)
             if self._ready:
                 self._constraint = start_inside(self.param_groups, self._constraint, self._advice)

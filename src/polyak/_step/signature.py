@@ -141,6 +141,13 @@ def _check_later_constraint(owner: str, constraint: Any) -> None:
         raise ValueError(f"{owner}: {constraint} gets its radius at construction only: write L2Ball(radius) later.")
 
 
+def check_added(self: Any, group: Mapping[str, Any]) -> None:
+    """Raise unless the parameters of a new group can be moved as it asks, beside the groups that are there."""
+    norm = group.get("norm") if "norm" in self.defaults else None  # else it is a key of other code
+    check_params(type(self).__name__, group["params"], group.get("fused"), norm)
+    check_together(self, self.param_groups)
+
+
 def check_params(owner: str, params: Iterable[Tensor], fused: bool | None = None, norm: str | None = None) -> None:
     """Raise TypeError unless all parameters can be moved, ValueError or RuntimeError unless as it is asked."""
     for p in params:
