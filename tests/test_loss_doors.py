@@ -284,7 +284,11 @@ REFUSED: dict[str, tuple[Callable[[Optimizer], Any], type[Exception], str]] = {
     "a number watched": (lambda o: o.watch(0.5), TypeError, "before backward, but a float was given"),
     "a vector watched": (lambda o: o.watch(torch.ones(2)), ValueError, r"shape is \(2,\)"),
     "a complex loss watched": (lambda o: o.watch(torch.ones((), dtype=torch.cfloat)), TypeError, "complex"),
-    "a vector as bound": (lambda o: o.step(loss=1.0, lower_bound=torch.ones(2)), ValueError, r"lower_bound.*\(2,\)"),
+    "a vector as bound": (
+        lambda o: o.step(loss=1.0, lower_bound=torch.ones(2)),
+        ValueError,
+        r"lower_bound.*\(2,\): pass the mean of the samples' bounds",
+    ),
     "a loss without values": (lambda o: o.step(loss=torch.ones(1, device="meta")), ValueError, "meta device"),
     "a sparse loss": (lambda o: o.step(loss=torch.ones(1).to_sparse()), TypeError, "must be dense"),
     "a bound without values": (

@@ -241,12 +241,18 @@ def refuse_meta(name: str) -> NoReturn:
     raise ValueError(f"The {name} must be a number, but lies on the meta device, where it has no value.")
 
 
+ONE_NUMBER = {
+    "loss": "take the mean, call backward on that, and pass that very value",
+    "lower_bound": "pass the mean of the samples' bounds",
+    "grad_sq_norm": "pass the sum",
+}
+
+
 def check_single(number: Tensor, name: str = "loss") -> None:
     """Raise unless a tensor is one real number."""
     if number.numel() != 1:
         raise ValueError(
-            f"The {name} must have one element, but its shape is {tuple(number.shape)}: "
-            "take the mean, call backward on that, and pass that very value."
+            f"The {name} must have one element, but its shape is {tuple(number.shape)}: {ONE_NUMBER[name]}."
         )
     if number.is_complex():
         raise TypeError(f"The {name} must be real, but it is complex: pass its .real or .abs().")
