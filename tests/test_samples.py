@@ -31,11 +31,11 @@ class Regression:
     def losses(self, t: int) -> Tensor:
         return (self.A[self.order[t]] @ self.w - self.b[self.order[t]]).square()
 
-    def step(self, t: int, factor: float = 1.0) -> Tensor | None:
+    def step(self, t: int, factor: float = 1.0, indices: Tensor | list[int] | None = None) -> Tensor | None:
         losses = factor * self.losses(t)
         self.optimizer.zero_grad()
         losses.mean().backward()
-        return self.optimizer.step(loss=losses, indices=self.order[t])
+        return self.optimizer.step(loss=losses, indices=self.order[t] if indices is None else indices)
 
     def oracle(self, w: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
         A, b = self.A[self.order[t]].numpy(), self.b[self.order[t]].numpy()
@@ -54,6 +54,19 @@ def test_targets_of_samples_follow_the_paper(options):
     )  # fmt: skip
     np.testing.assert_allclose(problem.w.detach().numpy(), expected, rtol=1e-12)
     assert bool((problem.optimizer.param_groups[0]["targets"] > 0).any())
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.int8, torch.uint8, list], ids=str)
+def test_indices_of_every_kind_of_integers_are_the_same(kind):
+    first, second = Regression(), Regression()
+    for t in range(20):
+        first.step(t)
+        indices = second.order[t]
+        second.step(t, indices=indices.tolist() if kind is list else indices.to(kind))
+    assert torch.equal(first.w, second.w)
+    for name in ("targets", "target_steps", "last_losses", "best_losses"):
+        assert torch.equal(*(problem.optimizer.param_groups[0][name] for problem in (first, second)))
+    assert bool((first.optimizer.param_groups[0]["targets"] > 0).any())
 
 
 def test_the_tables_of_a_single_sample_are_four():

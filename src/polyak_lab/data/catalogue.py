@@ -145,7 +145,7 @@ def check(name: str, root: Path | None = None) -> str:
     shape = "×".join(map(str, data.shape))
     counts = f"{len(data.train.inputs):,} + {len(data.test.inputs):,}"
     where = f"in {place}" if source.downloads else source.how
-    return f"{name}, {where}: {counts} examples of shape {shape}; {_verdict(source, source.differing(contents), data)}."
+    return f"{name}, {where}: {counts} samples of shape {shape}; {_verdict(source, source.differing(contents), data)}."
 
 
 def describe(root: Path | None = None) -> list[Row]:
@@ -191,10 +191,10 @@ def _readable_place(source: Source, root: Path | None) -> Path:
 
 
 def _verdict(source: Source, differing: list[str], data: Dataset) -> str:
-    if source.examples is not None:
-        if len(data.train.targets) + len(data.test.targets) == source.examples:
+    if source.samples is not None:
+        if len(data.train.targets) + len(data.test.targets) == source.samples:
             return "as many as the official file has, for which there is no checksum"
-        return f"the official file has {source.examples:,}, so figures may differ from published ones"
+        return f"the official file has {source.samples:,}, so figures may differ from published ones"
     if not source.md5:
         return "there is no official checksum to compare with"
     if not differing:

@@ -11,7 +11,7 @@ from polyak_lab.data.source import Contents, Source, damaged, first_existing, mi
 
 SPLIT_SEED = 0
 TRAIN_SHARE = 0.8
-EXAMPLES = 8124
+SAMPLES = 8124
 _MOST_FEATURES = 1_000_000  # a larger index is a damaged line
 _MOST_NUMBERS = 1 << 28  # of all vectors together, 1 GiB: more would fill the memory
 _LARGEST = float(np.finfo(np.float32).max)
@@ -108,6 +108,6 @@ MUSHROOMS = Source(
     find=lambda root: first_existing([root / "mushrooms"]),
     open=open_place,
     parse=parse,
-    downloads=(Download("https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/mushrooms", lines=EXAMPLES),),
-    examples=EXAMPLES,
+    downloads=(Download("https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/mushrooms", lines=SAMPLES),),
+    samples=SAMPLES,
 )

@@ -39,8 +39,8 @@ class Source:
     """Contents, the place to name in errors, a text's context -> tensors; raises LabError."""
     md5: Mapping[str, str] = field(default_factory=dict)
     """MD5 sums of the official contents."""
-    examples: int | None = None
-    """Number of examples, for training and testing, where no checksum is published."""
+    samples: int | None = None
+    """Number of samples, for training and testing, where no checksum is published."""
     downloads: tuple[Download, ...] = ()
     context: int | None = None
     """Default length of a sequence of text; None for data that is no text."""

@@ -1,6 +1,6 @@
 """The synthetic problems of Loizou et al. (2021), "Stochastic Polyak step-size for SGD", arXiv:2002.10542, section 4.
 
-Both can be interpolated: the loss of every single example goes to zero at once (for the
+Both can be interpolated: the loss of every single sample goes to zero at once (for the
 factorisation, when the rank of the model is not below that of A, which is 6). They are drawn from
 `numpy.random.RandomState`, whose stream never changes, so that everyone has the same problem.
 """

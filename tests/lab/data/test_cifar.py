@@ -80,7 +80,7 @@ def test_small_archives_are_what_numpy_takes_for_official_ones():
 
 def test_check_tells_the_official_files_from_others(folder, monkeypatch):
     sentence = data.check("cifar10", folder.parent)
-    assert "50 + 10 examples of shape 3×32×32" in sentence
+    assert "50 + 10 samples of shape 3×32×32" in sentence
     assert "checksums of data_batch_1, data_batch_2" in sentence
     for file in CIFAR10.md5:
         monkeypatch.setitem(CIFAR10.md5, file, md5_of((folder / file).read_bytes()))

@@ -36,7 +36,7 @@ def test_reads_what_was_written(tmp_path, compressed, name):
 
 def test_check_says_that_other_files_are_not_the_official_ones(root):
     sentence = data.check("mnist", root)
-    assert "20 + 10 examples" in sentence
+    assert "20 + 10 samples" in sentence
     assert f"checksums of {IMAGES}, {LABELS}" in sentence
 
 
