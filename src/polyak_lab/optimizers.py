@@ -14,7 +14,15 @@ from polyak._metrics import gradient_norm
 from polyak_lab import imports
 from polyak_lab.config import run as config
 from polyak_lab.config.names import method_name
-from polyak_lab.config.strict import LARGEST_FLOAT32, check_known, is_float32, is_int64, is_number, near_miss, shown
+from polyak_lab.config.strict import (
+    LARGEST_FLOAT32,
+    check_known,
+    is_float32,
+    is_number,
+    near_miss,
+    require_storable,
+    shown,
+)
 from polyak_lab.errors import LabError, RowError, first_line, typed_line
 
 _PUBLIC: tuple[Any, ...] = tuple(getattr(polyak, name) for name in polyak.__all__)
@@ -61,6 +69,7 @@ def resolve(choice: config.Optimizer) -> config.Optimizer:
         resolved = replace(choice, options=spelled | options)
         for name, value in resolved.options.items():
             _check_option(choice.name, name, value, parameters[name].default if name in parameters else None)
+        require_storable(resolved.options, f"optimizer {choice.name}")
         _try_out(resolved)
     return resolved
 
@@ -152,8 +161,6 @@ def _check_size(optimizer: str, name: str, numbers: Sequence[Any]) -> None:
             raise LabError(
                 f"optimizer {optimizer}: {name} is {shown(number)}, but float32 ends at {LARGEST_FLOAT32:g}."
             )
-        if isinstance(number, int) and not is_int64(number):
-            raise LabError(f"optimizer {optimizer}: {name} is {shown(number)}, but must be less than 2**63.")
 
 
 def _try_out(choice: config.Optimizer) -> None:

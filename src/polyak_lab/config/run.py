@@ -22,6 +22,7 @@ from polyak_lab.config.strict import (
     require_at_least_one,
     require_int64,
     require_positive,
+    require_storable,
     shown,
 )
 from polyak_lab.errors import LabError
@@ -93,6 +94,7 @@ class Data:
     def __post_init__(self) -> None:
         require_at_least_one(self, "data", ("holdout", "train_size", "context", "outputs", "workers"))
         require_positive(self, "data", ("kernel_width",), largest=LARGEST_WIDTH)
+        require_storable(self.options, "data.options")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ class Model:
     version: Annotated[str | None, arg(name="model-version")] = None
     """The version of its package, as a pin; filled in when the run starts."""
 
+    def __post_init__(self) -> None:
+        require_storable(self.options, "model.options")
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -117,6 +122,9 @@ class Objective:
     """Keyword arguments of your own function or class."""
     version: Annotated[str | None, arg(name="objective-version")] = None
     """The version of its package, as a pin; filled in when the run starts."""
+
+    def __post_init__(self) -> None:
+        require_storable(self.options, "objective.options")
 
 
 @dataclass(frozen=True)

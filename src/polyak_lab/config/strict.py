@@ -20,6 +20,8 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 LARGEST_FLOAT32 = 3.4e38
+MOST_LEVELS = 16
+"""Of lists and tables in an option; the reader of stored runs allows twice as many in a whole file."""
 
 
 def require_at_least_one(table: Any, where: str, names: Iterable[str]) -> None:
@@ -50,6 +52,24 @@ def require_positive(
         value = getattr(table, name)
         if value is not None and not 1 / largest <= value <= largest:
             raise LabError(f"{where}.{name} is {shown(value)}, but must be a positive number of at most {largest:g}.")
+
+
+def require_storable(options: Mapping[str, Any], where: str) -> None:
+    """Refuse options that the JSON of a configuration cannot hold: the run would be trained, and never read again."""
+    for key, value in options.items():
+        _check_storable(value, f"{where}.{key}", MOST_LEVELS)
+
+
+def _check_storable(value: Any, where: str, levels: int) -> None:
+    if isinstance(value, (list, tuple, Mapping)):
+        if levels == 0:
+            raise LabError(f"{where} is nested in more than {MOST_LEVELS} levels: write it flatter.")
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_storable(item, where, levels - 1)
+    elif isinstance(value, int) and not isinstance(value, bool) and not is_int64(value):
+        raise LabError(f"{where} holds {shown(value)}, but it must lie between -2**63 and 2**63 - 1.")
+    elif value is not None and not isinstance(value, (str, int, float)):
+        raise LabError(f'{where} holds {value}, which no configuration can: write it as a text, "{value}".')
 
 
 def is_int64(value: int) -> bool:

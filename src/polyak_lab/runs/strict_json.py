@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from polyak_lab.config.strict import is_int64
+
 MAX_DEPTH = 32
 
 Object = dict[str, Any]
@@ -92,5 +94,5 @@ def short(key: str) -> str:
 def is_stored_number(value: Any) -> bool:
     """A float, or an integer of at most 64 bits that is not a boolean."""
     if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < 1 << 63
+        return not isinstance(value, bool) and is_int64(value)
     return isinstance(value, float)

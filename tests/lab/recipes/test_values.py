@@ -115,6 +115,14 @@ def test_seeds(seeds, tmp_path, capsys):
     assert "seed" in said
 
 
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_a_run_with_the_smallest_or_the_largest_seed_can_be_read(seed, tmp_path, capsys):
+    path = write(tmp_path, "row", "")
+    assert call("run", path, "--out", tmp_path / "runs", "--seeds", seed) == 0
+    assert call("table", tmp_path / "runs") == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("values", ["[nan]", f"[{HUGE * 20}]", "[true]", "[]", '["a"]', "0.1", "[1e300]"])
 def test_a_grid(values, tmp_path, capsys):
     path = write(tmp_path, "row", f"[grid]\nlr = {values}")
