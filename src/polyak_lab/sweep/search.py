@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from polyak_lab.config.run import Run, as_json, content_hash, first_difference, plain
-from polyak_lab.config.strict import is_number, read
+from polyak_lab.config.strict import is_number, read, shown
 from polyak_lab.console import encodable, say, warn
 from polyak_lab.data import NAMES
 from polyak_lab.errors import LabError
@@ -33,7 +33,7 @@ from polyak_lab.recipes.resolve import resolve, where_possible
 from polyak_lab.runs import documents, stored
 from polyak_lab.runs.lock import locked
 from polyak_lab.sweep.axes import Axis, Interval, check_values, read_axes, with_values
-from polyak_lab.sweep.study import TrialState, counted, open_study, optuna, reported
+from polyak_lab.sweep.study import SEEDS, TrialState, counted, open_study, optuna, reported
 from polyak_lab.sweep.trial import Outcome, Trial, run_trial, score
 from polyak_lab.training.fit import check_fit
 
@@ -156,7 +156,7 @@ def run_sweep(
         with locked(folder), reported(database):
             _store_or_check(folder / "sweep.json", declared, row.run)
             study = open_study(database, declared.seed)
-            left = declared.trials - len(counted(study))
+            left = max(0, declared.trials - len(counted(study)))
             epochs = row.run.training.epochs
             say(console, f"{path.stem}: {left} of {declared.trials} trials left, {epochs} epochs each at most.")
             if left > 0:
@@ -171,6 +171,8 @@ def _declared(path: Path) -> tuple[Sweep, recipes.Row]:
     declared = read(Sweep, recipe.sweep, f"{path}, sweep")
     if declared.trials < 1 or not declared.axes:
         raise LabError(f"{path}, sweep: trials must be 1 or more and axes must name an option.")
+    if not 0 <= declared.seed < SEEDS:
+        raise LabError(f"{path}, sweep: seed is {shown(declared.seed)}, but must lie between 0 and 2**32 - 1.")
     row, *others = recipes.select(recipe.rows, [declared.row], f"{path}, sweep.row")
     if others:
         raise LabError(f"{path}, sweep: row = {declared.row!r} names {1 + len(others)} rows of the grid: name one.")

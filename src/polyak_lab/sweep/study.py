@@ -15,10 +15,11 @@ except ImportError as error:
     raise LabError("polyak sweep needs Optuna: install it with pip install 'polyak[sweep]'.") from error
 
 # What needs Optuna comes from here.
-__all__ = ["TrialState", "counted", "open_study", "optuna", "reported"]
+__all__ = ["SEEDS", "TrialState", "counted", "open_study", "optuna", "reported"]
 
 RESUMES = "resumes"  # the attribute of a trial that repeats an interrupted one
 LOCK_TIMEOUT = 10.0  # seconds
+SEEDS = 1 << 32  # how many seeds a sampler has
 
 
 def open_study(path: Path, seed: int) -> optuna.Study:
@@ -32,7 +33,7 @@ def open_study(path: Path, seed: int) -> optuna.Study:
     except Exception as error:  # a damaged database raises SQL, JSON, key and type errors
         raise _unusable(path, error) from error
     with reported(path):
-        study.sampler = optuna.samplers.TPESampler(seed=seed + len(trials))
+        study.sampler = optuna.samplers.TPESampler(seed=(seed + len(trials)) % SEEDS)
         _enqueue_interrupted(study, trials)
     return study
 

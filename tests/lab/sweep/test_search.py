@@ -176,6 +176,23 @@ def test_a_finished_search_counts_nothing_twice(recipe, tmp_path, capsys):
     assert "0 of 6 trials left" in capsys.readouterr().out
 
 
+def test_fewer_trials_than_are_finished_leave_none(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    recipe.write_text(RECIPE.replace("trials = 6", "trials = 2"))
+    assert call("sweep", recipe, "--out", out) == 0
+    recipe.write_text(RECIPE.replace("trials = 6", "trials = 1"))
+    assert call("sweep", recipe, "--out", out) == 0
+    assert "0 of 1 trials left" in capsys.readouterr().out
+
+
+def test_a_search_with_the_largest_seed_goes_on(recipe, tmp_path):
+    out = tmp_path / "out"
+    for trials in (1, 2):
+        recipe.write_text(RECIPE.replace("trials = 6", f"trials = {trials}\nseed = {2**32 - 1}"))
+        assert call("sweep", recipe, "--out", out) == 0
+    assert result(out)["trials"] == 2
+
+
 def test_another_search_in_the_same_folder_is_refused(recipe, tmp_path, capsys):
     assert call("sweep", recipe, "--out", tmp_path / "out") == 0
     recipe.write_text(RECIPE.replace("1e-3", "1e-2"))
@@ -190,6 +207,8 @@ def test_another_search_in_the_same_folder_is_refused(recipe, tmp_path, capsys):
         ("trials = 6", "trials = 0", "trials must be 1 or more"),
         ('row = "ALI-G"\ntr', 'row = "ALIH"\ntr', "search.toml, sweep.row: 'ALIH' is not known; did you mean 'ALI-G'"),
         ("low = 1e-3", "least = 1e-3", "'least' is not known"),
+        ("trials = 6", "trials = 6\nseed = -1", "sweep: seed is -1, but must lie between 0 and 2**32 - 1."),
+        ("trials = 6", f"trials = 6\nseed = {2**32}", "sweep: seed is 4294967296, but must lie between"),
     ],
 )
 def test_what_is_refused(old, new, said, recipe, tmp_path, capsys):
@@ -197,6 +216,7 @@ def test_what_is_refused(old, new, said, recipe, tmp_path, capsys):
     recipe.write_text(RECIPE.replace(old, new))
     assert call("sweep", recipe, "--out", tmp_path / "out") == 1
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 AXES = {
