@@ -82,15 +82,19 @@ LONGEST_SLUG = 120
 """Bytes; a file name has at most 255, and some of them are taken by temporary files."""
 
 
+RESERVED = re.compile(r"config\.json|runs\.jsonl|report\.html|(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+"""Names of files that are looked for, or written, beside the folders of rows; and those of the devices of Windows."""
+
+
 def slug(name: str) -> str:
     """Spell a name so that it can be a folder: 'ALI-G, momentum 0.9' becomes 'ali-g-momentum-0.9'.
 
-    Letters of any script stay; a name without letters, or one that is too long, is told apart by
-    its hash.
+    Letters of any script stay; a name without letters, one that is too long, or that is reserved, is told
+    apart by its hash.
     """
     letters = unicodedata.normalize("NFKC", name).lower()
     spelled = re.sub(r"[^\w.]+|_+", "-", letters).strip("-.")
-    if spelled and len(spelled.encode()) <= LONGEST_SLUG:
+    if spelled and len(spelled.encode()) <= LONGEST_SLUG and not RESERVED.fullmatch(spelled):
         return spelled
     start = spelled.encode()[: LONGEST_SLUG - 9].decode(errors="ignore").rstrip("-.") or "row"
     return f"{start}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -175,6 +175,8 @@ NAMES = {
     "γ = 0.1": "γ-0.1",
     "ＡＬＩ－Ｇ": "ali-g",
     "a_b": "a-b",
+    "Controls": "controls",
+    "config.json.old": "config.json.old",
     "../../etc": "etc",
     "a/b\\c\x00d\ne": "a-b-c-d-e",
     "..": "row-",
@@ -188,6 +190,20 @@ def test_a_name_in_any_script_gets_a_folder(name):
     found = recipes.slug(name)
     assert found.startswith(NAMES[name]) if NAMES[name] == "row-" else found == NAMES[name]
     assert found not in ("", ".", "..")
+
+
+@pytest.mark.parametrize("name", ["config.json", "Runs.jsonl", "report.html", "NUL", "aux", "com1.txt"])
+def test_a_row_with_the_name_of_a_file_hides_none(name, tmp_path, capsys):
+    path = write(tmp_path, "row", "")
+    path.write_text(path.read_text().replace("The row", name))
+    assert call("run", path, "--out", tmp_path / "runs", "--report") == 0
+    assert call("table", tmp_path / "runs") == 0
+    assert call("run", path, "--out", tmp_path / "runs", "--row", name) == 0
+    said, errors = capsys.readouterr()
+    assert "1 of 1 runs were finished before." in said
+    assert errors == ""
+    (folder,) = (entry.name for entry in (tmp_path / "runs").iterdir() if entry.is_dir())
+    assert re.fullmatch(rf"{name.lower()}-[0-9a-f]{{8}}", folder)
 
 
 def test_long_names_get_short_folders_of_their_own():
