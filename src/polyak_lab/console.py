@@ -5,6 +5,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import sys
 import threading
 import unicodedata
@@ -24,7 +25,7 @@ SPELLED = "polyak.spelled"
 
 ASCII = {"±": "+/-", "•": "*", "–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "‖": "||", "≤": "<=", "≥": ">="}
 ASCII |= dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇┻┳╈", "+") | dict.fromkeys("─━╸╺", "-") | dict.fromkeys("│┃", "|")
-WIDEST = 10_000  # columns
+WIDEST, NARROWEST = 10_000, 10  # columns
 MOSTLY_CAPPED = 0.98
 REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -85,6 +86,15 @@ def guarded() -> Iterator[None]:
             for stream in (out, errors):
                 if stream.lost is not None:
                     _discard(stream)
+
+
+def mend_size() -> None:
+    """Replace sizes that no terminal has: in 0 columns rich prints nothing, in fewer than 8 tyro's help never ends."""
+    for name in ("COLUMNS", "LINES"):
+        if not os.environ.get(name, "1").strip("0"):
+            del os.environ[name]
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from polyak_lab.cli import signals
 from polyak_lab.cli.verbs import RunRecipe, Train, Verb
-from polyak_lab.console import OutputLostError, guarded, make_console, say_error
+from polyak_lab.console import OutputLostError, guarded, make_console, mend_size, say_error
 from polyak_lab.errors import LabError, is_out_of_memory, missing_package
 from polyak_lab.processes import torchrun
 
@@ -18,6 +18,7 @@ from polyak_lab.processes import torchrun
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     signals.install()
+    mend_size()
     # Waiting threads should sleep: spinning, the default, slows a small model down 6 times on a
     # busy machine.
 

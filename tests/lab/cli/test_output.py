@@ -67,6 +67,19 @@ def test_a_reader_of_a_training_run_that_leaves(tmp_path):
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("size", ["0", "00", "1", "5", ""])
+def test_a_width_that_no_terminal_has(size, runs, tmp_path):
+    sized = {"COLUMNS": size, "LINES": size}
+    code, out, errors = polyak("table runs", tmp_path, **sized)
+    assert (code, errors) == (0, "")
+    assert "90.00 ± 0.00" in out
+    assert polyak("table nowhere", tmp_path, **sized)[::2] == (
+        1,
+        "polyak: nowhere is not a folder: name one that holds runs, such as runs/demo.\n",
+    )
+    assert polyak("table --help", tmp_path, before="timeout 60", **sized)[::2] == (0, "")
+
+
 @pytest.mark.parametrize("command", ["table runs", "table runs --format markdown", "--help", "train --help"])
 def test_a_terminal_without_unicode(command, runs, tmp_path):
     for encoding in ("ascii", "latin-1"):
