@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from polyak_lab.config.run import BALLS, NONE, Run
@@ -40,6 +41,14 @@ def check_values(
                 resolve(with_values(base, {name: value}))
             except LabError as error:
                 raise LabError(f"{where}.{name} = {value!r}: {error}") from error
+
+
+def combinations(axes: Mapping[str, Axis], most: int) -> list[dict[str, Any]]:
+    """Return every combination of the axes' values; none if there are more than `most`, or an axis is an interval."""
+    lists = [axis for axis in axes.values() if isinstance(axis, list)]
+    if len(lists) < len(axes) or math.prod(map(len, lists)) > most:
+        return []
+    return [dict(zip(axes, values, strict=True)) for values in product(*lists)]
 
 
 def with_values(run: Run, values: Mapping[str, Any]) -> Run:

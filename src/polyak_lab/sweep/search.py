@@ -7,6 +7,8 @@ A recipe declares the search under [sweep]:
     trials = 20
     axes = { lr = { low = 0.01, high = 10.0, log = true }, momentum = [0.0, 0.9] }
 
+Where all axes are lists with no more combinations than there are trials, each combination is tried once.
+
 The Optuna study is stored as `study.db` in the sweep's folder, and every trial has a run folder
 named by its hash. So running the same command again resumes a sweep: finished trials count, and a
 trial that was interrupted by Ctrl-C, a signal or an error is repeated with the same values, from
@@ -32,8 +34,8 @@ from polyak_lab.recipes import recipe as recipes
 from polyak_lab.recipes.resolve import resolve, where_possible
 from polyak_lab.runs import documents, stored
 from polyak_lab.runs.lock import locked
-from polyak_lab.sweep.axes import Axis, Interval, check_values, read_axes, with_values
-from polyak_lab.sweep.study import SEEDS, TrialState, counted, open_study, optuna, reported
+from polyak_lab.sweep.axes import Axis, Interval, check_values, combinations, read_axes, with_values
+from polyak_lab.sweep.study import SEEDS, TrialState, counted, enqueue_each, open_study, optuna, reported
 from polyak_lab.sweep.trial import Outcome, Trial, run_trial, score
 from polyak_lab.training.fit import check_fit
 
@@ -156,9 +158,11 @@ def run_sweep(
         with locked(folder), reported(database):
             _store_or_check(folder / "sweep.json", declared, row.run)
             study = open_study(database, declared.seed)
-            left = max(0, declared.trials - len(counted(study)))
-            epochs = row.run.training.epochs
-            say(console, f"{path.stem}: {left} of {declared.trials} trials left, {epochs} epochs each at most.")
+            every = combinations(axes, declared.trials)
+            enqueue_each(study, every, declared.seed)
+            trials, epochs = len(every) or declared.trials, row.run.training.epochs
+            left = max(0, trials - len(counted(study)))
+            say(console, f"{path.stem}: {left} of {trials} trials left, {epochs} epochs each at most.")
             if left > 0:
                 active.run(Search(study, declared, axes, row.run, folder, console, active.resolve), left)
             return _write_result(study, folder, console)

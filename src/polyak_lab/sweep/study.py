@@ -1,9 +1,11 @@
 """The Optuna study of a sweep: a SQLite database from which a search resumes."""
 
+import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from polyak_lab.errors import LabError
 
@@ -15,7 +17,7 @@ except ImportError as error:
     raise LabError("polyak sweep needs Optuna: install it with pip install 'polyak[sweep]'.") from error
 
 # What needs Optuna comes from here.
-__all__ = ["SEEDS", "TrialState", "counted", "open_study", "optuna", "reported"]
+__all__ = ["SEEDS", "TrialState", "counted", "enqueue_each", "open_study", "optuna", "reported"]
 
 RESUMES = "resumes"  # the attribute of a trial that repeats an interrupted one
 LOCK_TIMEOUT = 10.0  # seconds
@@ -45,6 +47,12 @@ def reported(path: Path) -> Iterator[None]:
         yield
     except (optuna.exceptions.OptunaError, SQLAlchemyError, sqlite3.Error) as error:
         raise _unusable(path, error) from error
+
+
+def enqueue_each(study: optuna.Study, combinations: Sequence[dict[str, Any]], seed: int) -> None:
+    """Enqueue what was not tried yet, in random order: the sampler would repeat some and miss others."""
+    for values in random.Random(seed).sample(combinations, len(combinations)):
+        study.enqueue_trial(values, skip_if_exists=True)
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:

@@ -73,6 +73,36 @@ def test_an_axis_may_hold_words_and_no_ball(recipe, tmp_path, capsys):
     assert balls == {5.0, None}
 
 
+LISTS = re.sub("axes = .*", "axes = { lr = [0.01, 0.1, 1.0], momentum = [0.0, 0.9] }", RECIPE)
+
+
+@pytest.mark.parametrize("trials", [6, 9])
+def test_a_search_over_lists_tries_every_combination_once(trials, recipe, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    recipe.write_text(LISTS.replace("trials = 6", f"trials = {trials}"))
+    with monkeypatch.context() as patch:
+        stopped_at("started", patch, signal.SIGINT)
+        assert call("sweep", recipe, "--out", out) == 130
+    assert call("sweep", recipe, "--out", out) == 0
+    assert "5 of 6 trials left" in capsys.readouterr().out
+    options = [run.config["optimizer"]["options"] for run in stored.find_runs([out / "trials"])]
+    tried = [(option["lr"], option["momentum"]) for option in options]
+    assert sorted(tried) == [(lr, momentum) for lr in (0.01, 0.1, 1.0) for momentum in (0.0, 0.9)]
+    assert result(out)["trials"] == 6
+
+
+def test_a_search_that_is_smaller_than_its_lists_grows_into_all_of_them(recipe, tmp_path):
+    out = tmp_path / "out"
+    recipe.write_text(LISTS.replace("trials = 6", "trials = 2"))
+    assert call("sweep", recipe, "--out", out) == 0
+    assert result(out)["trials"] == 2
+    tried = len(stored.find_runs([out / "trials"]))
+    recipe.write_text(LISTS)
+    assert call("sweep", recipe, "--out", out) == 0
+    assert result(out)["trials"] == 6
+    assert len(stored.find_runs([out / "trials"])) == 4 + tried
+
+
 def study(out):
     from polyak_lab.sweep.study import open_study
 
