@@ -73,6 +73,18 @@ def exists(path: Path) -> bool:
         return path.exists()
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; a parent folder without permission, or a name that is too long, is an error."""
+    with explain_os_errors("read", path):
+        return path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; errors are those of `is_file`."""
+    with explain_os_errors("read", path):
+        return path.is_dir()
+
+
 def is_standard_stream(path: Path) -> bool:
     """Return whether a path, such as /dev/stdout, is standard output or error."""
     with suppress(OSError):
@@ -101,9 +113,13 @@ def check_suffix(flag: str, path: Path, suffixes: Sequence[str]) -> None:
 
 @contextmanager
 def explain_os_errors(verb: str, path: Path) -> Iterator[None]:
-    """Turn an OSError, such as a full disk, into a LabError that names the file."""
+    """Turn an OSError, such as a full disk, or a name that this locale lacks, into a LabError that names the file."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        letters = error.object[error.start : error.end]
+        where = f"file names of this locale ({error.encoding})"
+        raise LabError(f"Cannot {verb} {path}: {where} cannot hold {letters!r}; set PYTHONUTF8=1.") from error
     except OSError as error:
         raise LabError(f"Cannot {verb} {path}: {error.strerror or error}.") from error
 
@@ -144,7 +160,7 @@ def _write_in_place(handle: int, data: bytes) -> None:
 
 def _replace(path: Path, data: bytes, old: os.stat_result | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    short = path.name.encode(errors="surrogateescape")[:100].decode(errors="ignore")
+    short = os.fsencode(path.name)[:100].decode(sys.getfilesystemencoding(), errors="ignore")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=PREFIX, suffix=f".{short}{SUFFIX}")
     try:
         with os.fdopen(handle, "wb") as file:

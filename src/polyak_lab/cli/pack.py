@@ -71,6 +71,10 @@ def _lines(named: Mapping[str, StoredRun], file: Path) -> list[str]:
 def _line(name: str, run: StoredRun) -> str:
     if not run.finished:
         raise LabError(f"it is {state(run)}.")
+    if not packed.is_path(name):
+        raise LabError(
+            f"its path is longer than {packed.LONGEST_PATH} characters, or some cannot be printed: rename it."
+        )
     documents.read_starts(run.files.get("environment.json"))
     documents.read_timings(run.files.get("timings.jsonl"))
     return packed.dump(name, run.files.get)

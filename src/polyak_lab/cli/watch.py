@@ -11,6 +11,7 @@ from polyak_lab.cli import watch_view as view
 from polyak_lab.cli.signals import Terminated
 from polyak_lab.console import say
 from polyak_lab.errors import LabError
+from polyak_lab.files import exists, is_folder
 from polyak_lab.progress import sentence
 from polyak_lab.runs.watcher import Snapshot, Watcher
 
@@ -39,7 +40,7 @@ def watch(root: Path, wait: bool, interval: float, console: Console) -> None:
 def _looks(watcher: Watcher, wait: bool, interval: float, console: Console) -> Iterator[list[Snapshot]]:
     """Yield the runs every `interval` seconds, and end when all are over."""
     _wait_for_a_run(watcher, wait, interval, console)
-    is_one, over_since = (watcher.root / "config.json").exists(), -GRACE
+    is_one, over_since = exists(watcher.root / "config.json"), -GRACE
     seen: list[Snapshot] | None = None
     while True:
         before, seen = seen, watcher.look()
@@ -56,9 +57,9 @@ def _looks(watcher: Watcher, wait: bool, interval: float, console: Console) -> I
 
 def _wait_for_a_run(watcher: Watcher, wait: bool, interval: float, console: Console) -> None:
     said = False
-    while not (watcher.root.is_dir() and watcher.look()):
+    while not (is_folder(watcher.root) and watcher.look()):
         if not wait:
-            state = "has no run" if watcher.root.is_dir() else "is not a folder"
+            state = "has no run" if is_folder(watcher.root) else "is not a folder"
             raise LabError(f"{watcher.root} {state}: name the folder of a run, or wait for one to begin with --wait.")
         if not said:
             say(console, f"Waiting for a run in {watcher.root}; Ctrl-C ends this.")

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from polyak_lab.errors import LabError
+from polyak_lab.files import is_file
 from polyak_lab.runs import documents
 from polyak_lab.runs.documents import Part, Source
 from polyak_lab.runs.strict_json import Check, DamageError, Object, check_keys, decode, parse_object
@@ -76,7 +77,7 @@ class PackedRun:
 
 def is_file_of_runs(path: Path) -> bool:
     """Whether a path names a packed file, rather than a folder or a document of a run."""
-    return path.suffix == ".jsonl" and path.name not in DOCUMENTS and path.is_file()
+    return path.suffix == ".jsonl" and path.name not in DOCUMENTS and is_file(path)
 
 
 def read(file: Path) -> list[PackedRun]:
@@ -101,7 +102,7 @@ def dump(path: str, get: Callable[[str], Source]) -> str:
     return json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n"
 
 
-def _is_path(value: Any) -> bool:
+def is_path(value: Any) -> bool:
     """A path below the folder of the file."""
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= LONGEST_PATH:
         return False
@@ -113,6 +114,6 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 LINE: Mapping[str, Check] = {
-    "path": _is_path,
+    "path": is_path,
     **{name: _is_list_of_objects if name.endswith(".jsonl") else documents.is_object for name in DOCUMENTS},
 }

@@ -1,6 +1,7 @@
 """Packed runs: the same tables, pages and comparisons as of their folders, and damage of a line in one sentence."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from lab.damage import CONTENTS, assert_named
 from lab.runs import ALIG, call, execute, run
 from polyak_lab.config import run as config
+from polyak_lab.console import printable
 from polyak_lab.errors import LabError
 from polyak_lab.report import curves, run_list, table
 from polyak_lab.runs import packed, stored
@@ -186,6 +188,16 @@ def test_a_run_that_is_not_whole_is_left_out(case, runs, tmp_path, capsys):
     assert output.out.endswith("; 1 left out\n")
     assert re.fullmatch(r"polyak: [^\n]*sgd/seed[^\n]+\.\n", output.err)
     assert len(stored.find_runs([tmp_path / "runs.jsonl"])) == 3
+
+
+@pytest.mark.parametrize("name", ["seed\n0", os.fsdecode(b"seed-\xff")])
+def test_a_path_that_no_line_can_have_is_named(name, runs, tmp_path, capsys):
+    (runs / "sgd" / "seed-0").rename(runs / "sgd" / name)
+    assert call("pack", runs, "-o", tmp_path) == 0
+    assert capsys.readouterr().err == (
+        f"polyak: {printable(str(runs / 'sgd' / name))} is left out: its path is longer than 1000 characters, "
+        "or some cannot be printed: rename it.\n"
+    )
 
 
 def test_nothing_is_written_where_no_run_is_whole(runs, tmp_path, capsys):

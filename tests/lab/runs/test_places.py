@@ -82,6 +82,40 @@ def test_runs_that_may_not_be_read(tmp_path):
     assert not any(traceback for *_, traceback in said)
 
 
+def test_what_lies_in_a_folder_that_may_not_be_entered(tmp_path):
+    folder = tmp_path / "closed"
+    store(folder / "runs" / "seed-0", "ALI-G", "alig", None, 0, 0.9, 0.5)
+    runs, packs = str(folder / "runs"), str(folder / "runs.jsonl")
+    commands = [["watch", runs], ["watch", runs, "--wait"], ["table", packs], ["pack", packs, "--out", str(tmp_path)]]
+    said = several([{"modes": {str(folder): 0o000}, "command": command} for command in commands])
+    for code, _, errors, traceback in said:
+        assert (code, traceback) == (1, "")
+        assert re.fullmatch(r"polyak: Cannot read [^\n]+: Permission denied\.\n", errors)
+
+
+def test_a_locale_whose_file_names_lack_letters(tmp_path):
+    runs, recipe = tmp_path / "runs", campaign.run_command(tmp_path / "recipe")[1]
+    store(runs / "seed-0", "ALI-G", "alig", None, 0, 0.9, 0.5)
+    recipe.write_text(recipe.read_text().replace("ALI-G", "Größe"), encoding="utf-8")
+    page, picture = (tmp_path / os.fsdecode("größe".encode() + ending) for ending in (b".html", b".svg"))
+    lines = [
+        ["report", str(runs), "-o", spelled_in_ascii(page)],
+        ["table", str(runs), "--plot-loss", spelled_in_ascii(picture)],
+        ["run", str(recipe), "--out", str(tmp_path / "out")],
+    ]
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = several([{"command": line} for line in lines], **ascii_alone)
+    assert [(code, traceback) for code, _, _, traceback in said] == [(0, ""), (0, ""), (1, "")]
+    assert "file names of this locale (ascii) cannot hold 'öß'; set PYTHONUTF8=1." in said[-1][2]
+    assert page.stat().st_size
+    assert picture.stat().st_size
+
+
+def spelled_in_ascii(path):
+    """Return what a process whose locale is ASCII makes of a path of its command line."""
+    return os.fsencode(path).decode("ascii", "surrogateescape")
+
+
 def test_a_working_directory_that_is_deleted(tmp_path):
     runs, gone = tmp_path / "runs", tmp_path / "gone"
     store(runs / "seed-0", "ALI-G", "alig", None, 0, 0.9, 0.5)
@@ -103,10 +137,14 @@ def test_names_that_are_too_long(length, tmp_path):
         Said("table", tmp_path / name),
         Said("table", tmp_path / "runs", "--report", tmp_path / f"{name[:-5]}.html"),
         Said("table", tmp_path / "runs", "--plot-loss", tmp_path / f"{name[:-4]}.png"),
+        Said("table", tmp_path / f"{name[:-6]}.jsonl"),
+        Said("compare", tmp_path / f"{name[:-6]}.jsonl", tmp_path / "runs"),
+        Said("pack", tmp_path / f"{name[:-6]}.jsonl", "--out", tmp_path),
+        Said("watch", tmp_path / name),
         Said("run", tmp_path / name),
         Said("run", recipe, "--smoke", "--out", tmp_path / name / name),
     ]
-    assert [one.code for one in said] == ([1, 0, 0, 1, 0] if length <= 255 else [1] * 5)
+    assert [one.code for one in said] == ([1, 0, 0, 1, 1, 1, 1, 1, 0] if length <= 255 else [1] * 9)
     assert not any(one.traceback for one in said)
 
 
