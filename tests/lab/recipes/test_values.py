@@ -200,7 +200,7 @@ def test_a_row_with_the_name_of_a_file_hides_none(name, tmp_path, capsys):
     assert call("table", tmp_path / "runs") == 0
     assert call("run", path, "--out", tmp_path / "runs", "--row", name) == 0
     said, errors = capsys.readouterr()
-    assert "1 of 1 runs were finished before." in said
+    assert "1 of 1 run was finished before." in said
     assert errors == ""
     (folder,) = (entry.name for entry in (tmp_path / "runs").iterdir() if entry.is_dir())
     assert re.fullmatch(rf"{name.lower()}-[0-9a-f]{{8}}", folder)
