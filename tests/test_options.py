@@ -295,7 +295,7 @@ def test_a_group_taken_from_an_optimizer_fits_into_another(method):
     source = method.build(fresh(), "nesterov", lr=0.3)
     give(source.param_groups[0]["params"], torch.ones(2))
     source.step(loss=0.3)
-    target = method.build(fresh(3))
+    target = method.build(fresh(3), *["nesterov" for name in method.cls.shared if name == "momentum"])
     target.add_param_group(dict(source.param_groups[0]))
     group, first = target.param_groups[1], method.build(fresh(), "nesterov").param_groups[0]
     assert (group["lr"], group.get("momentum")) == (0.3, source.defaults.get("momentum"))

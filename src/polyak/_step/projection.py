@@ -75,7 +75,8 @@ def _project_ahead(groups: Sequence[Group], shared: Constraint | None, parts: Se
 
     What has no gradient in this step has a z, too.
     """
-    if shared is None and all([group.get("constraint") is None for group in groups]):
+    is_free = shared is None and all([group.get("constraint") is None for group in groups])
+    if is_free or not any([part.params for part in parts]):  # without a gradient nothing has moved
         return
     before = []
     for part in parts:
